@@ -1,0 +1,92 @@
+"""A bundle: the folder that containerd made for one container, and what may be changed in it.
+
+`config.json` stays containerd's but for one annotation: `org.criu.config`. runc remembers it
+when the container is *created* and CRIU obeys it when the container is dumped or restored; its
+`action-script` runs as root on the host. So every container gets ours, and one that comes from
+the pod is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from shim.errors import InvalidArgument
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CRIU_CONFIG = "org.criu.config"
+
+
+class Bundle:
+    """Paths of a bundle and its parsed OCI spec."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.config = f"{path}/config.json"
+        self.rootfs = f"{path}/rootfs"
+        self.log = f"{path}/log.json"
+        self.pid_file = f"{path}/init.pid"
+        self.options = f"{path}/options.json"
+        self.runtime = f"{path}/runtime"
+
+    def exec_pid_file(self, exec_id: str) -> str:
+        """Where runc writes the pid of an exec'd process."""
+        return f"{self.path}/{exec_id}.pid"
+
+    def spec(self) -> dict[str, Any]:
+        """The OCI spec. Raises InvalidArgument if it cannot be read."""
+        try:
+            with open(self.config, "rb") as file:
+                spec = json.load(file)
+        except (OSError, ValueError) as error:
+            raise InvalidArgument(f"cannot read {self.config}: {error}") from error
+        if not isinstance(spec, dict):
+            raise InvalidArgument(f"{self.config} is not a JSON object")
+        return spec
+
+    def steer_criu(self, spec: dict[str, Any], criu_config: str) -> None:
+        """Make runc use our CRIU configuration for this container, and no other."""
+        annotations = spec.setdefault("annotations", {})
+        if annotations.get(CRIU_CONFIG) != criu_config:
+            annotations[CRIU_CONFIG] = criu_config
+            write_atomically(self.config, json.dumps(spec).encode())
+
+
+def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Replace `path` by one rename, so that a reader sees the old content or the new."""
+    temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def read_pid(path: str) -> int:
+    """The pid in a pid file, or 0 if there is none."""
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
+
+
+def annotations_of(spec: dict[str, Any]) -> dict[str, str]:
+    """The spec's annotations; empty if it has none."""
+    annotations: dict[str, str] = spec.get("annotations") or {}
+    return annotations
+
+
+def namespace_path(spec: dict[str, Any], kind: str) -> str | None:
+    """The path of a namespace to join, "" for a new one, None if the host's is shared."""
+    for namespace in (spec.get("linux") or {}).get("namespaces") or []:
+        if namespace.get("type") == kind:
+            path: str = namespace.get("path", "")
+            return path
+    return None

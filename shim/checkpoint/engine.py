@@ -1,0 +1,122 @@
+"""Making a snapshot of a running container. Runs in the engine process.
+
+Everything that must be of one moment is taken while CRIU holds the tasks frozen: its own images,
+and at its `post-dump` stage the overlay's upper directory and the volumes. That stage also comes
+before CRIU removes its link-remap files again, so the copies hold those.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from shim.checkpoint.contents import save_difference, save_volumes, survey
+from shim.criu import GHOST_LIMIT, NETWORK_LOCK, Steering, log_tail
+from shim.errors import CheckpointFailed, FailedPrecondition, ThawError
+from shim.snapshot.config import FORMAT, SnapshotConfig
+from shim.snapshot.host import this_host
+from shim.snapshot.image import image_of
+from shim.snapshot.mounts import mounts_of
+from shim.snapshot.origin import origin_of
+from shim.snapshot.store import CONFIG, Store, size_of
+from shim.timeline import Timeline
+from shim.work import Work
+
+EXTRAS = "thaw"  # our part of a checkpoint that containerd asked for, beside CRIU's images
+
+
+def checkpoint(work: Work) -> dict[str, Any]:
+    """Dump `work`'s container into the store, or into the folder that containerd named.
+
+    Answers path, bytes on disk, seconds, and seconds that the container stood still. Raises
+    CheckpointFailed with the tail of CRIU's log; the container runs on then.
+    """
+    timeline = Timeline()
+    name = work.details["name"]
+    if not name:
+        target = Path(work.details["path"])
+        extras = target / EXTRAS
+        extras.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _make(work, target, extras, timeline)
+    if work.upper is None and work.rootfs:
+        raise FailedPrecondition(
+            f"the root file system of {work.id} is no writable overlay",
+            hint="its changes could not be kept; use the overlayfs snapshotter",
+        )
+    store = Store(work.config.text("snapshots"))
+    with store.draft(name) as draft:
+        (draft / "criu").mkdir(mode=0o700)
+        reply = _make(work, draft / "criu", draft, timeline)
+    return {**reply, "path": str(store.folder / name), "seconds": time.monotonic() - timeline.began}
+
+
+def _make(work: Work, images: Path, extras: Path, timeline: Timeline) -> dict[str, Any]:
+    spec = work.bundle.spec()
+    with timeline.span("survey"):
+        contents = survey(spec, work)
+        mounts = mounts_of(work.details["pid"])
+        image, digest = image_of(work.containerd, work.namespace, work.id)
+    difference = extras / "rootfs" if work.details["name"] else None
+
+    def at_post_dump(_pid: int) -> None:
+        with timeline.span("difference"):
+            save_difference(work.upper, difference)
+        with timeline.span("volumes"):
+            save_volumes(contents, extras)
+
+    _dump(work, images, extras / "log", at_post_dump, timeline)
+    config = SnapshotConfig(
+        format=FORMAT,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        origin=origin_of(spec, image, digest),
+        host=this_host(work.config),
+        mounts=mounts,
+        volumes=[volume.destination for volume in contents.volumes],
+        difference=difference is not None,
+        connections=contents.connections,
+        sizes={"criu": size_of(images), "rootfs": size_of(difference) if difference else 0},
+        timeline=timeline.as_dict(),
+    )
+    (extras / CONFIG).write_text(config.to_json())
+    return {
+        "path": str(images),
+        "bytes": size_of(extras if work.details["name"] else images),
+        "seconds": time.monotonic() - timeline.began,
+        "frozen": timeline.seconds("dump"),
+    }
+
+
+def _dump(work: Work, images: Path, log: Path, at_post_dump: Any, timeline: Timeline) -> None:
+    work_path = work.details.get("work_path")
+    log = Path(work_path) if work_path else log
+    log.mkdir(mode=0o700, parents=True, exist_ok=True)
+    options = ["--image-path", str(images), "--work-path", str(log)]
+    options += ["--tcp-established", "--ext-unix-sk", "--file-locks"]
+    if not work.details["exit"]:
+        options.append("--leave-running")
+    if work.details.get("cgroups_mode"):
+        options += ["--manage-cgroups-mode", work.details["cgroups_mode"]]
+    criu = [NETWORK_LOCK, "link-remap", f"ghost-limit {GHOST_LIMIT}"]
+    steering = Steering(work.folder, criu, {"post-dump": at_post_dump})
+    try:
+        with steering, timeline.span("dump"):
+            work.runc.checkpoint(options)
+    except ThawError as error:
+        kept = _keep_log(log / "dump.log", Path(work.bundle.path) / "criu-dump.log")
+        cause = steering.failure or error
+        tail = log_tail(kept)
+        raise CheckpointFailed(
+            f"cannot dump {work.id}: {cause}; see {kept}\n{tail}".rstrip(),
+            hint="the container runs on" if not work.details["exit"] else "",
+        ) from error
+
+
+def _keep_log(log: Path, kept: Path) -> Path:
+    try:
+        shutil.copyfile(log, kept)
+    except OSError:
+        pass
+    return kept

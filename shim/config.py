@@ -1,0 +1,140 @@
+"""The operator's configuration: one table, from which the parser and the README's section come.
+
+It is found in this order: TOML in the runtime option `config_body`, the file named by the runtime
+option `ConfigPath`, `/etc/thaw/config.toml`, the defaults. containerd's own runc options, if it
+sends those instead, override the runc keys. Pods have no say in any of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+
+from shim.errors import BadConfiguration
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    Value = str | int | float | bool
+
+DEFAULT_PATH = "/etc/thaw/config.toml"
+
+Key = namedtuple("Key", "name type default sentence")
+
+TABLE = (
+    Key("state", str, "/run/thaw", "Folder for what lives as long as a container (on a tmpfs)."),
+    Key("snapshots", str, "/var/lib/thaw/snapshots", "Folder of the snapshots; root's alone."),
+    Key("criu", str, "", "The criu program; empty: `criu` in PATH. Needs 4.2 or newer."),
+    Key("restore.deadline", float, 60.0, "Seconds a restore may take before the cold boot."),
+    Key("log.level", str, "info", "debug, info, warning or error."),
+    Key("BinaryName", str, "runc", "The OCI runtime: runc, or one that is called like it."),
+    Key("Root", str, "/run/containerd/runc", "The runtime's state; the namespace is added."),
+    Key("SystemdCgroup", bool, False, "Cgroups are made by systemd."),
+    Key("NoPivotRoot", bool, False, "Do not pivot_root (a root file system on a ramdisk)."),
+    Key("NoNewKeyring", bool, False, "Do not make a session keyring for the container."),
+    Key("ShimCgroup", str, "", "Cgroup for the shim itself."),
+    Key("IoUid", int, 0, "Owner of the container's stdio pipes."),
+    Key("IoGid", int, 0, "Group of the container's stdio pipes."),
+)
+
+
+class Config:
+    """The configuration in force, one attribute-like value per key of the table."""
+
+    __slots__ = ("_values", "source")
+
+    def __init__(self, values: Mapping[str, Value] | None = None, source: str = "defaults") -> None:
+        self._values: dict[str, Value] = {key.name: key.default for key in TABLE}
+        self._values.update(values or {})
+        self.source = source
+
+    def __getitem__(self, name: str) -> Value:
+        return self._values[name]
+
+    def text(self, name: str) -> str:
+        """A value that is text."""
+        return str(self._values[name])
+
+    def number(self, name: str) -> float:
+        """A value that is a number."""
+        return float(self._values[name])
+
+    def flag(self, name: str) -> bool:
+        """A value that is true or false."""
+        return bool(self._values[name])
+
+    def as_dict(self) -> dict[str, Value]:
+        """Every key with its value, for handing the configuration to another process."""
+        return dict(self._values)
+
+    def overridden(self, values: Mapping[str, Value]) -> Config:
+        """The same configuration with some keys replaced."""
+        return Config({**self._values, **values}, self.source)
+
+
+def load(path: str = "", body: bytes = b"") -> Config:
+    """Read the configuration. Raises BadConfiguration naming the file and the key."""
+    if body:
+        return _parse(body, "the runtime option config_body")
+    named = path or DEFAULT_PATH
+    try:
+        with open(named, "rb") as file:
+            return _parse(file.read(), named)
+    except FileNotFoundError:
+        if path:
+            raise BadConfiguration(
+                f"no configuration file {path}", hint="see ConfigPath in containerd's config"
+            ) from None
+        return Config()
+    except OSError as error:
+        raise BadConfiguration(f"cannot read {named}: {error.strerror}") from error
+
+
+def _parse(body: bytes, source: str) -> Config:
+    import tomllib  # 2 MiB and 8 ms that a node without a configuration need not pay
+
+    try:
+        document = tomllib.loads(body.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfiguration(f"{source}: {error}", hint="it must be TOML") from error
+    return Config(_checked(_flatten(document), source), source)
+
+
+def _flatten(document: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in document.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _checked(values: Mapping[str, object], source: str) -> dict[str, Value]:
+    known = {key.name: key for key in TABLE}
+    checked: dict[str, Value] = {}
+    for name, value in values.items():
+        key = known.get(name)
+        if key is None:
+            hint = "the keys are " + ", ".join(known)
+            raise BadConfiguration(f"{source}: unknown key {name!r}", hint=hint)
+        checked[name] = _typed(key, value, source)
+    return checked
+
+
+def _typed(key: Key, value: object, source: str) -> Value:
+    if key.type is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not key.type:
+        raise BadConfiguration(
+            f"{source}: {key.name} = {value!r}", hint=f"it must be of type {key.type.__name__}"
+        )
+    folder = key.name in ("state", "snapshots")
+    if folder and not os.path.isabs(str(value)):
+        raise BadConfiguration(f"{source}: {key.name} = {value!r}", hint="an absolute path")
+    if key.name == "log.level" and value not in ("debug", "info", "warning", "error"):
+        raise BadConfiguration(f"{source}: log.level = {value!r}", hint=key.sentence)
+    if key.name == "restore.deadline" and not 0 < float(str(value)) < 86400:
+        raise BadConfiguration(f"{source}: restore.deadline = {value!r}", hint="seconds, above 0")
+    return value  # type: ignore[return-value]

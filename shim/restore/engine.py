@@ -1,0 +1,89 @@
+"""Running a plan. In the engine process; see steps.py for what is done and plan.py for why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shim.bundle import read_pid
+from shim.checkpoint.engine import EXTRAS
+from shim.errors import ThawError
+from shim.restore import plan as planning
+from shim.restore.plan import Plan
+from shim.restore.steps import STEPS
+from shim.snapshot.fit import check
+from shim.snapshot.host import this_host
+from shim.snapshot.image import image_of
+from shim.snapshot.origin import origin_of
+from shim.snapshot.store import Snapshot, Store, open_at
+from shim.timeline import Timeline
+from shim.work import Work
+
+
+def restore(work: Work) -> dict[str, Any]:
+    """Restore `work`'s container; answers its init's pid and the timeline.
+
+    Raises Unfit before anything is touched, RestoreFailed and others after everything that was
+    done has been undone again.
+    """
+    timeline = Timeline()
+    with timeline.span("plan"):
+        plan = make_plan(work)
+    work.remember()
+    done = []
+    try:
+        for step in STEPS:
+            done.append(step)
+            with timeline.span(step.name):
+                step.do(work, plan)
+    except (ThawError, OSError):
+        for step in reversed(done):
+            step.undo(work, plan)
+        work.marker.unlink()
+        raise
+    work.marker.unlink()
+    return {"pid": read_pid(work.bundle.pid_file), "timeline": timeline.as_dict()}
+
+
+def undo(work: Work) -> dict[str, Any]:
+    """Remove whatever an engine that died has left of its restore; no error if there is nothing."""
+    if not work.marker.exists():
+        return {}
+    snapshot = Path(json.loads(work.marker.read_text())["snapshot"])
+    plan = _plan(work, *_open(snapshot))
+    for step in reversed(STEPS):
+        step.undo(work, plan)
+    work.marker.unlink(missing_ok=True)
+    return {}
+
+
+def make_plan(work: Work) -> Plan:
+    """What a restore of this container would do. Raises Unfit if it cannot be done here."""
+    spec = work.bundle.spec()
+    name = work.details["name"]
+    path = Path(work.details["snapshot"])
+    if name:
+        Store(work.config.text("snapshots")).open(name)
+    snapshot, images = _open(path)
+    if snapshot is None:
+        return planning.bare(work, images)
+    live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
+    host = this_host(work.config)
+    check(snapshot.config, live, host, outright=work.details["outright"])
+    return _plan(work, snapshot, images)
+
+
+def _plan(work: Work, snapshot: Snapshot | None, images: Path) -> Plan:
+    if snapshot is None:
+        return planning.bare(work, images)
+    return planning.make(work, work.bundle.spec(), snapshot.config, snapshot.path, images)
+
+
+def _open(path: Path) -> tuple[Snapshot | None, Path]:
+    """A snapshot of the store, or a checkpoint that containerd handed over, ours or runc's."""
+    if (path / "criu").is_dir():
+        return open_at(path), path / "criu"
+    if (path / EXTRAS).is_dir():
+        return open_at(path / EXTRAS), path
+    return None, path

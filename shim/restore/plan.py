@@ -1,0 +1,134 @@
+"""What one restore will do, computed before anything is touched: pure data, from pure functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shim.criu import NETWORK_LOCK
+from shim.errors import Unfit
+from shim.snapshot.config import Connections, MountPoint, SnapshotConfig
+from shim.work import Work
+
+
+@dataclass(frozen=True)
+class SavedVolume:
+    """Saved contents, and the host folder that they go back into."""
+
+    saved: Path
+    source: str
+    destination: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every step of one restore with its parameters; None or empty means the step is not needed."""
+
+    snapshot: str
+    images: Path
+    difference: Path | None
+    upper: Path | None
+    scratch: Path | None
+    volumes: tuple[SavedVolume, ...]
+    runc_options: tuple[str, ...]
+    criu_options: tuple[str, ...]
+    mounts: tuple[MountPoint, ...]  # as they must be afterwards
+    masked_files: tuple[str, ...]  # must read as /dev/null afterwards
+
+    def describe(self) -> list[str]:
+        """The plan in words, one step a line."""
+        lines = [f"restore {self.images}"]
+        if self.difference:
+            lines.append(f"lay {self.difference} into {self.upper}")
+        lines += [f"lay {v.saved} into {v.destination} ({v.source})" for v in self.volumes]
+        lines.append(f"runc restore {' '.join(self.runc_options)}")
+        lines += [f"criu: {option}" for option in self.criu_options]
+        lines.append(f"check {len(self.mounts)} mounts")
+        return lines
+
+
+def make(
+    work: Work, spec: Mapping[str, Any], config: SnapshotConfig, folder: Path, images: Path
+) -> Plan:
+    """The plan for restoring the snapshot in `folder` into `work`'s container.
+
+    Raises Unfit if the root file system or the volumes have no place for the saved contents.
+    """
+    if config.difference and work.rootfs and work.upper is None:
+        raise Unfit(
+            "the root file system is no writable overlay",
+            hint="the snapshot's changes have no place; use the overlayfs snapshotter",
+        )
+    return Plan(
+        snapshot=str(folder),
+        images=images,
+        difference=folder / "rootfs" if config.difference and work.upper else None,
+        upper=work.upper,
+        scratch=work.scratch,
+        volumes=tuple(_volumes(spec, config, folder)),
+        runc_options=_runc_options(work, images),
+        criu_options=_criu_options(config.connections),
+        mounts=tuple(config.mounts),
+        masked_files=_masked_files(spec, config),
+    )
+
+
+def bare(work: Work, images: Path) -> Plan:
+    """The plan for images of which nothing is known but that containerd handed them over."""
+    return Plan(
+        snapshot=str(images),
+        images=images,
+        difference=None,
+        upper=None,
+        scratch=None,
+        volumes=(),
+        runc_options=_runc_options(work, images),
+        criu_options=(NETWORK_LOCK, "link-remap"),
+        mounts=(),
+        masked_files=(),
+    )
+
+
+def _volumes(spec: Mapping[str, Any], config: SnapshotConfig, folder: Path) -> list[SavedVolume]:
+    sources = {
+        os.path.normpath(mount["destination"]): mount.get("source", "")
+        for mount in spec.get("mounts") or []
+    }
+    volumes = []
+    for number, destination in enumerate(config.volumes):
+        if not sources.get(destination):
+            raise Unfit(
+                f"the pod has no volume at {destination}",
+                hint="the worker maps files there that the snapshot brings along",
+            )
+        volumes.append(
+            SavedVolume(folder / "volumes" / str(number), sources[destination], destination)
+        )
+    return volumes
+
+
+def _masked_files(spec: Mapping[str, Any], config: SnapshotConfig) -> tuple[str, ...]:
+    """The spec's masked paths that were files: folders are masked with a tmpfs of their own."""
+    masked = set((spec.get("linux") or {}).get("maskedPaths") or [])
+    folders = {m.path for m in config.mounts if m.type == "tmpfs" and "ro" in m.options}
+    return tuple(sorted(masked & {m.path for m in config.mounts} - folders))
+
+
+def _runc_options(work: Work, images: Path) -> tuple[str, ...]:
+    options = ["--image-path", str(images), "--work-path", str(work.folder / "criu-work")]
+    return (*options, "--tcp-established", "--ext-unix-sk", "--file-locks")
+
+
+def _criu_options(connections: Connections) -> tuple[str, ...]:
+    """Connections to outside peers cannot live on under another address: they come back closed.
+
+    CRIU can do that for all or for none, so those inside the container are kept only if there are
+    no others.
+    """
+    options = [NETWORK_LOCK, "link-remap"]
+    if connections.outside:
+        options.append("tcp-close")
+    return tuple(options)

@@ -1,0 +1,174 @@
+"""The steps of a restore. Each can be done once and undone at any time, done or not.
+
+Undoing works from the plan alone: an engine that was killed half-way through a step has left no
+other memory of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shim.bundle import read_pid
+from shim.cgroup import of_spec
+from shim.checkpoint.contents import copy_upper
+from shim.criu import Steering, log_tail
+from shim.errors import NotFound, RestoreFailed, ThawError, Unfit
+from shim.mount import mount_all, unmount_all
+from shim.restore.plan import Plan
+from shim.snapshot.mounts import differences, mounts_of, without
+from shim.snapshot.tree import copy_tree, open_directory, remove_copied
+from shim.work import Work
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its span's name, what it does, and what takes it back."""
+
+    name: str
+    do: Callable[[Work, Plan], None]
+    undo: Callable[[Work, Plan], None]
+
+
+def lay_difference(work: Work, plan: Plan) -> None:
+    """Fill the empty upper directory before it is mounted, so a later snapshot holds it again."""
+    if plan.difference is None or plan.upper is None:
+        return
+    if os.listdir(plan.upper):
+        raise Unfit(
+            f"{plan.upper} is not empty",
+            hint="the root file system has been written to; never into a live root",
+        )
+    copy_upper(plan.difference, plan.upper)
+
+
+def clear_upper(work: Work, plan: Plan) -> None:
+    """Empty the upper and the work directory, and make them anew."""
+    for folder in (plan.upper, plan.scratch):
+        if folder is None or not folder.exists():
+            continue
+        info = os.stat(folder)
+        shutil.rmtree(folder)
+        folder.mkdir()
+        os.chown(folder, info.st_uid, info.st_gid)
+        os.chmod(folder, info.st_mode & 0o7777)
+
+
+def lay_volumes(work: Work, plan: Plan) -> None:
+    """Put the saved contents of the tmpfs volumes into the new pod's."""
+    for volume in plan.volumes:
+        source, target = open_directory(volume.saved), open_directory(volume.source)
+        try:
+            copy_tree(source, target)
+        finally:
+            os.close(source)
+            os.close(target)
+
+
+def clear_volumes(work: Work, plan: Plan) -> None:
+    """Remove what `lay_volumes` put there; files of others stay."""
+    for volume in plan.volumes:
+        source, target = open_directory(volume.saved), open_directory(volume.source)
+        try:
+            remove_copied(source, target)
+        finally:
+            os.close(source)
+            os.close(target)
+
+
+def mount_rootfs(work: Work, plan: Plan) -> None:
+    """Mount what containerd sent with Create."""
+    mount_all(work.rootfs, work.bundle.rootfs)
+
+
+def unmount_rootfs(work: Work, plan: Plan) -> None:
+    """Undo `mount_rootfs`."""
+    if work.rootfs:
+        unmount_all(work.bundle.rootfs)
+
+
+def run_criu(work: Work, plan: Plan) -> None:
+    """`runc restore`: CRIU makes the processes in the new pod's namespaces, cgroup and mounts."""
+    log = work.folder / "criu-work"
+    log.mkdir(mode=0o700, exist_ok=True)
+    try:
+        with Steering(work.folder, list(plan.criu_options), {}):
+            _runc_restore(work, plan)
+    except ThawError as error:
+        tail = log_tail(log / "restore.log")
+        raise RestoreFailed(
+            f"{error.message}\n{tail}".rstrip(), hint="the lines are CRIU's own log"
+        ) from error
+
+
+def _runc_restore(work: Work, plan: Plan) -> None:
+    bundle, runc = work.bundle, work.runc
+    if not work.terminal:
+        runc.restore(bundle.path, bundle.pid_file, work.fds, plan.runc_options)
+        return
+    raise Unfit(
+        "the container has a terminal", hint="CRIU cannot give a restored process a new one"
+    )
+
+
+def end_processes(work: Work, plan: Plan) -> None:
+    """Kill and forget whatever runc and CRIU have made."""
+    try:
+        group = of_spec(_cgroups_path(work), work.id, work.config.flag("SystemdCgroup"))
+        group.kill()
+    except NotFound:
+        pass
+    work.runc.delete(force=True)
+    try:
+        of_spec(_cgroups_path(work), work.id, work.config.flag("SystemdCgroup")).remove()
+    except NotFound:
+        pass
+    Path(work.bundle.pid_file).unlink(missing_ok=True)
+    shutil.rmtree(work.folder / "criu-work", ignore_errors=True)
+
+
+def check_mounts(work: Work, plan: Plan) -> None:
+    """CRIU took the mounts' flags from the image: they must be what they were."""
+    if not plan.mounts:
+        return  # images of which we know nothing
+    pid = read_pid(work.bundle.pid_file)
+    # runc masks a file with /dev/null, once the container's and once the host's: the mount differs
+    # from restore to restore, so for these it is looked at what is there.
+    masked = plan.masked_files
+    complaints = differences(without(list(plan.mounts), masked), without(mounts_of(pid), masked))
+    complaints += [f"{path} is not masked" for path in masked if not _is_null(pid, path)]
+    if complaints:
+        raise RestoreFailed(
+            f"mounts differ after the restore: {'; '.join(complaints[:4])}",
+            hint="a volume with other rights than the pod's spec says would be a hole",
+        )
+
+
+def _is_null(pid: int, path: str) -> bool:
+    try:
+        info = os.stat(f"/proc/{pid}/root{path}")
+    except FileNotFoundError:
+        return True  # this kernel has no such file
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == os.makedev(1, 3)
+
+
+def nothing(work: Work, plan: Plan) -> None:
+    """For a step that leaves nothing behind."""
+
+
+def _cgroups_path(work: Work) -> str:
+    path: str = (work.bundle.spec().get("linux") or {}).get("cgroupsPath", "")
+    return path
+
+
+STEPS = (
+    Step("volumes", lay_volumes, clear_volumes),
+    Step("difference", lay_difference, clear_upper),
+    Step("rootfs", mount_rootfs, unmount_rootfs),
+    Step("criu", run_criu, end_processes),
+    Step("mounts", check_mounts, nothing),
+)

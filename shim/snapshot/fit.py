@@ -1,0 +1,108 @@
+"""Whether a snapshot can run here: a pure function over what was, what is asked, and the machine.
+
+Nothing that a snapshot brings may exceed what the pod's own spec allows, and nothing that CRIU
+takes from the image (arguments, user, mount flags) may differ from it: a restored worker that is
+subtly another one is worse than a cold boot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from shim.errors import Unfit
+from shim.snapshot.config import Host, Origin, SnapshotConfig, SpecMount
+
+
+def check(config: SnapshotConfig, live: Origin, host: Host, *, outright: bool) -> None:
+    """Raise Unfit with the first reason found, if any.
+
+    `outright`: the container was named by the annotation's key (or there are no names), so the
+    snapshot's own container name does not count.
+    """
+    rules: tuple[Callable[[SnapshotConfig, Origin, Host], Iterator[str]], ...] = (
+        _machine,
+        _isolation,
+        _image,
+        _process,
+        _privileges,
+        _mounts,
+    )
+    if not outright and config.origin.container != live.container:
+        raise Unfit(
+            f"the snapshot is of container {config.origin.container!r}, not {live.container!r}",
+            hint=f"thaw.dev/snapshot.{live.container} names one outright",
+        )
+    for rule in rules:
+        for reason in rule(config, live, host):
+            raise Unfit(reason, hint="make a snapshot of this pod, or change the pod")
+
+
+def _machine(config: SnapshotConfig, _live: Origin, host: Host) -> Iterator[str]:
+    if config.host.architecture != host.architecture:
+        yield f"made on {config.host.architecture}, this is {host.architecture}"
+    missing = sorted(set(config.host.cpu_features) - set(host.cpu_features))
+    if missing:
+        yield f"this CPU lacks {' '.join(missing[:8])}"
+
+
+def _isolation(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
+    if live.namespaces["pid"] != "new":
+        yield "the container has no pid namespace of its own (shared pid namespace or hostPID)"
+    if live.namespaces["network"] == "host":
+        yield "the pod is on the host's network (hostNetwork)"
+    for kind, now in live.namespaces.items():
+        then = config.origin.namespaces.get(kind)
+        if then != now:
+            yield f"its {kind} namespace was {then!r}, here it is {now!r}"
+
+
+def _image(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
+    if config.origin.image_digest and live.image_digest:
+        same = config.origin.image_digest == live.image_digest
+    else:
+        same = config.origin.image == live.image
+    if not same:
+        yield f"made from image {_named(config.origin)}, the pod has {_named(live)}"
+
+
+def _process(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
+    then = config.origin
+    for what in ("args", "cwd", "terminal", "user"):
+        was, is_ = getattr(then, what), getattr(live, what)
+        if was != is_:
+            yield f"{what} was {str(was)[:200]}, the pod has {str(is_)[:200]}"
+
+
+def _privileges(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
+    for kind, names in config.origin.capabilities.items():
+        more = sorted(set(names) - set(live.capabilities.get(kind, [])))
+        if more:
+            yield f"it has {kind} capabilities that the pod has not: {' '.join(more)}"
+    if live.no_new_privileges and not config.origin.no_new_privileges:
+        yield "it could gain privileges (allowPrivilegeEscalation), the pod must not"
+    for what in ("seccomp", "apparmor", "selinux"):
+        if getattr(config.origin, what) != getattr(live, what):
+            yield f"its {what} profile is not the pod's"
+    if config.origin.read_only != live.read_only:
+        yield "one root file system is read-only, the other is not"
+
+
+def _mounts(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
+    then = {mount.destination: mount for mount in config.origin.mounts}
+    now = {mount.destination: mount for mount in live.mounts}
+    for destination in sorted(then.keys() | now.keys()):
+        if destination not in now:
+            yield f"the pod lacks a mount at {destination}"
+        elif destination not in then:
+            yield f"the pod has a mount at {destination} that the snapshot lacks"
+        elif then[destination] != now[destination]:
+            was, is_ = _flags(then[destination]), _flags(now[destination])
+            yield f"mount {destination} was {was}, here it is {is_}"
+
+
+def _flags(mount: SpecMount) -> str:
+    return f"{mount.type} ({','.join(mount.options)})"
+
+
+def _named(origin: Origin) -> str:
+    return " ".join(word for word in (origin.image, origin.image_digest) if word) or "unknown"

@@ -1,0 +1,83 @@
+"""What this machine is, as far as a dumped process depends on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+from shim import spawn
+from shim.config import Config
+from shim.errors import ThawError, Unavailable
+from shim.runc import runtime_env
+from shim.snapshot.config import Host
+
+OLDEST_CRIU = (4, 2)
+
+
+def this_host(config: Config) -> Host:
+    """The facts of this machine. Raises Unavailable without a CRIU that can do the work."""
+    return Host(
+        architecture=platform.machine(),
+        kernel=platform.release(),
+        criu=criu_version(config),
+        cpu_features=cpu_features(),
+    )
+
+
+def criu_version(config: Config) -> str:
+    """The version that `criu` says it has, 4.2 or newer.
+
+    Versions are compared here because nothing less shows it: 4.1 starts, checks well, and fails
+    to dump a TCP socket on kernels from 6.16 on (getsockopt SO_PASSCRED is refused there).
+    """
+    program = config.text("criu") or "criu"
+    try:
+        done = spawn.run([program, "--version"], runtime_env(config))
+    except OSError as error:
+        raise _no_criu(f"cannot run {program}: {error.strerror}") from error
+    words = done.text.split()
+    version = words[words.index("Version:") + 1] if "Version:" in words else ""
+    if done.status or _numbers(version) < OLDEST_CRIU:
+        raise _no_criu(f"{program} is {version or 'no CRIU'}")
+    return version
+
+
+def cpu_features() -> list[str]:
+    """The features of the first processor, sorted."""
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                return sorted(value.split())
+    return []
+
+
+def read_mount_table(pid: int) -> str:
+    """The mountinfo of a process, as the kernel writes it."""
+    with open(f"/proc/{pid}/mountinfo") as file:
+        return file.read()
+
+
+def on_tmpfs(path: str) -> bool:
+    """Whether `path` lies on a tmpfs, going by the mount that holds it."""
+    try:
+        device = os.stat(path).st_dev
+    except OSError:
+        return False
+    for line in read_mount_table(os.getpid()).splitlines():
+        before, _, after = line.partition(" - ")
+        major, _, minor = before.split()[2].partition(":")
+        if os.makedev(int(major), int(minor)) == device:
+            return after.split()[0] == "tmpfs"
+    return False
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def _no_criu(what: str) -> ThawError:
+    wanted = ".".join(map(str, OLDEST_CRIU))
+    return Unavailable(
+        what, hint=f"Thaw needs CRIU {wanted} or newer; runtimeclass/install.sh has one"
+    )

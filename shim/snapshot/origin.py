@@ -1,0 +1,84 @@
+"""Reading an Origin out of an OCI spec: the same function for the dump and for the restore."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from shim.annotations import CONTAINER_NAME, IMAGE_NAME
+from shim.snapshot.config import Origin, SpecMount
+
+NAMESPACES = ("pid", "network", "ipc", "uts", "mount", "user", "cgroup", "time")
+_LINKS = {"network": "net", "mount": "mnt"}
+
+
+def origin_of(spec: Mapping[str, Any], image: str, image_digest: str) -> Origin:
+    """What `spec` says, with the image that containerd says it was made from."""
+    process = spec.get("process") or {}
+    user = process.get("user") or {}
+    notes = spec.get("annotations") or {}
+    groups = sorted(user.get("additionalGids") or [])
+    seccomp = (spec.get("linux") or {}).get("seccomp")
+    return Origin(
+        container=notes.get(CONTAINER_NAME, ""),
+        image=image or notes.get(IMAGE_NAME, ""),
+        image_digest=image_digest,
+        args=list(process.get("args") or []),
+        cwd=process.get("cwd", "/"),
+        terminal=bool(process.get("terminal")),
+        user=[user.get("uid", 0), user.get("gid", 0), *groups],
+        capabilities={
+            name: sorted(names or []) for name, names in (process.get("capabilities") or {}).items()
+        },
+        no_new_privileges=bool(process.get("noNewPrivileges")),
+        seccomp=_digest(seccomp) if seccomp else "",
+        apparmor=process.get("apparmorProfile", ""),
+        selinux=process.get("selinuxLabel", ""),
+        namespaces=_namespaces(spec),
+        mounts=_mounts(spec),
+        read_only=bool((spec.get("root") or {}).get("readonly")),
+    )
+
+
+def _digest(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _mounts(spec: Mapping[str, Any]) -> list[SpecMount]:
+    mounts = [
+        SpecMount(
+            os.path.normpath(mount["destination"]),
+            mount.get("type", "bind"),
+            sorted(mount.get("options") or []),
+        )
+        for mount in spec.get("mounts") or []
+    ]
+    return sorted(mounts, key=lambda mount: mount.destination)
+
+
+def _namespaces(spec: Mapping[str, Any]) -> dict[str, str]:
+    given = {
+        entry.get("type"): entry.get("path", "")
+        for entry in (spec.get("linux") or {}).get("namespaces") or []
+    }
+    return {kind: _namespace(kind, given.get(kind)) for kind in NAMESPACES}
+
+
+def _namespace(kind: str, path: str | None) -> str:
+    if path is None:
+        return "host"
+    if not path:
+        return "new"
+    # A pod on the host's network still names a path: its sandbox's, which is the host's.
+    return "host" if _same(path, f"/proc/1/ns/{_LINKS.get(kind, kind)}") else "joined"
+
+
+def _same(path: str, other: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.stat(other))
+    except OSError:
+        return False

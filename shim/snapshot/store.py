@@ -1,0 +1,186 @@
+"""The folder of snapshots: names in, snapshots out, and how one comes to be.
+
+A draft is a folder whose name no snapshot can have, held by a lock as long as its maker lives. It
+is written to disk whole and then renamed: readers see a complete snapshot or none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shim.annotations import check_name
+from shim.errors import AlreadyExists, BadName, NoSuchSnapshot, Unfit
+from shim.snapshot.config import SnapshotConfig
+
+CONFIG = "config.json"
+_DRAFT = ".draft-"
+_LARGEST_CONFIG = 8 << 20  # bytes
+
+
+class Snapshot:
+    """A folder that holds a snapshot, opened and believed as far as its owner goes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.criu = path / "criu"
+        self.difference = path / "rootfs"
+        self.config = _read_config(path / CONFIG)
+
+    def volume(self, number: int) -> Path:
+        """The saved contents of one volume, as numbered in the config."""
+        return self.path / "volumes" / str(number)
+
+
+class Store:
+    """One folder of snapshots."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def open(self, name: str) -> Snapshot:
+        """The snapshot of that name. Raises BadName, NoSuchSnapshot or Unfit."""
+        path = self.folder / check_name(name)
+        if not os.path.lexists(path):
+            raise NoSuchSnapshot(f"no snapshot named {name} in {self.folder}", hint="see `thaw ls`")
+        check_owner(self.folder)
+        return open_at(path)
+
+    def names(self) -> list[str]:
+        """The names of all snapshots, sorted."""
+        try:
+            entries = os.listdir(self.folder)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in entries if _is_name(name))
+
+    def remove(self, name: str) -> None:
+        """Delete a snapshot: first its name goes, then its contents."""
+        path = self.folder / check_name(name)
+        grave = self.folder / f"{_DRAFT}{os.urandom(6).hex()}"
+        try:
+            path.rename(grave)
+        except FileNotFoundError:
+            raise NoSuchSnapshot(f"no snapshot named {name} in {self.folder}") from None
+        shutil.rmtree(grave)
+
+    @contextmanager
+    def draft(self, name: str) -> Iterator[Path]:
+        """A folder to write a snapshot into; it gets its name when the block ends well.
+
+        Raises AlreadyExists if the name is taken. On any error the folder is removed.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_owner(self.folder)
+        final = self.folder / check_name(name)
+        self._refuse_taken(final)
+        self._sweep()
+        path = self.folder / f"{_DRAFT}{os.urandom(6).hex()}"
+        path.mkdir(mode=0o700)
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield path
+            _sync(path)
+            self._refuse_taken(final)
+            path.rename(final)
+            _sync_folder(self.folder)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        finally:
+            os.close(lock)
+
+    def _refuse_taken(self, path: Path) -> None:
+        if os.path.lexists(path):
+            raise AlreadyExists(
+                f"a snapshot named {path.name} exists", hint=f"`thaw rm {path.name}` removes it"
+            )
+
+    def _sweep(self) -> None:
+        """Remove the drafts of makers that died: their locks are free."""
+        for path in self.folder.glob(f"{_DRAFT}*"):
+            try:
+                lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(lock)
+
+
+def open_at(path: Path) -> Snapshot:
+    """The snapshot in a folder, wherever that is. Raises Unfit unless it is root's alone."""
+    check_owner(path)
+    return Snapshot(path)
+
+
+def check_owner(path: Path) -> None:
+    """Raise Unfit unless `path` is a folder of root's (or ours) that nobody else can write to."""
+    info = os.lstat(path)
+    if not stat.S_ISDIR(info.st_mode):
+        raise Unfit(f"{path} is not a folder", hint="a snapshot is a folder, and no link to one")
+    if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
+        raise Unfit(
+            f"{path} can be written to by others than root",
+            hint="whoever can write a snapshot is root on this node: chown root, chmod go-w",
+        )
+
+
+def _read_config(path: Path) -> SnapshotConfig:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Unfit(f"cannot read {path}: {error.strerror}", hint="no snapshot of Thaw") from error
+    with open(fd, "rb") as file:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST_CONFIG:
+            raise Unfit(f"{path} is no config document", hint="the snapshot is damaged")
+        return SnapshotConfig.from_json(file.read(_LARGEST_CONFIG), str(path))
+
+
+def _is_name(entry: str) -> bool:
+    try:
+        check_name(entry)
+    except BadName:
+        return False
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Bring every file and folder below `folder` to the disk, so that the rename comes last."""
+    for parent, _folders, files in os.walk(folder):
+        for name in files:
+            path = os.path.join(parent, name)
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+        _sync_folder(Path(parent))
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes on disk below `folder`."""
+    total = 0
+    for parent, _folders, files in os.walk(folder):
+        total += sum(os.lstat(os.path.join(parent, name)).st_blocks for name in files) * 512
+    return total

@@ -1,0 +1,188 @@
+"""Copying a tree of files that somebody else can write to while we read or write it.
+
+A volume is shared with the pod's other containers. A path that was checked can be swapped for a
+link before it is used, so nothing here follows a link or walks a path twice: every step is made
+relative to an open directory, with O_NOFOLLOW. (`cp -a` is used where nobody else has access.)
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+_CHUNK = 1 << 30
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def copy_tree(source: int, target: int) -> int:
+    """Copy what is in the directory `source` into the directory `target`, both descriptors.
+
+    Regular files (holes kept), directories, links, FIFOs and hard links among them are copied
+    with owner, mode, times and extended attributes; sockets and devices are left out. What is at
+    the target under the same name is replaced, never written into. Returns bytes copied.
+    """
+    return _Copy().directory(source, target)
+
+
+def remove_copied(source: int, target: int) -> None:
+    """Remove from `target` what `copy_tree(source, target)` put there, and only that.
+
+    A directory that others have put something into meanwhile stays.
+    """
+    for name in os.listdir(source):
+        try:
+            if stat.S_ISDIR(_stat(name, source).st_mode):
+                _remove_directory(name, source, target)
+            else:
+                os.unlink(name, dir_fd=target)
+        except OSError:
+            continue  # gone, or not ours any longer
+
+
+def open_directory(path: str | os.PathLike[str], parent: int | None = None) -> int:
+    """Open a directory without following a link in its last step."""
+    return os.open(path, _DIRECTORY, dir_fd=parent)
+
+
+class _Copy:
+    """One copy: remembers the files with several names."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, int], tuple[int, str]] = {}
+        self._open: list[int] = []
+
+    def directory(self, source: int, target: int) -> int:
+        try:
+            return self._directory(source, target)
+        finally:
+            for fd in self._open:
+                os.close(fd)
+
+    def _directory(self, source: int, target: int) -> int:
+        return sum(self._entry(name, source, target) for name in sorted(os.listdir(source)))
+
+    def _entry(self, name: str, source: int, target: int) -> int:
+        info = _stat(name, source)
+        if stat.S_ISDIR(info.st_mode):
+            return self._subdirectory(name, source, target)
+        if stat.S_ISREG(info.st_mode):
+            return self._file(name, source, target)
+        if stat.S_ISLNK(info.st_mode):
+            link = os.readlink(name, dir_fd=source)
+            _place(name, target, lambda new: os.symlink(link, new, dir_fd=target))
+            os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
+        elif stat.S_ISFIFO(info.st_mode):
+            _place(name, target, lambda new: os.mkfifo(new, info.st_mode, dir_fd=target))
+            os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
+        return 0
+
+    def _subdirectory(self, name: str, source: int, target: int) -> int:
+        inner = open_directory(name, source)
+        try:
+            try:
+                os.mkdir(name, 0o700, dir_fd=target)
+            except FileExistsError:
+                pass
+            outer = open_directory(name, target)
+            try:
+                copied = self._directory(inner, outer)
+                _copy_attributes(inner, outer)
+                return copied
+            finally:
+                os.close(outer)
+        finally:
+            os.close(inner)
+
+    def _file(self, name: str, source: int, target: int) -> int:
+        reader = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=source)
+        try:
+            info = os.fstat(reader)
+            if not stat.S_ISREG(info.st_mode):
+                return 0  # swapped since we looked
+            key = (info.st_dev, info.st_ino)
+            if info.st_nlink > 1 and key in self._seen:
+                folder, first = self._seen[key]
+                _place(
+                    name,
+                    target,
+                    lambda new: os.link(
+                        first, new, src_dir_fd=folder, dst_dir_fd=target, follow_symlinks=False
+                    ),
+                )
+                return 0
+            _place(name, target, lambda new: _copy_file(reader, new, target, info.st_size))
+            if info.st_nlink > 1:
+                folder = os.dup(target)
+                self._open.append(folder)
+                self._seen[key] = (folder, name)
+            return info.st_size
+        finally:
+            os.close(reader)
+
+
+def _stat(name: str, folder: int) -> os.stat_result:
+    return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+
+def _place(name: str, folder: int, make: Callable[[str], None]) -> None:
+    """Make an entry under a name nobody knows, then rename it over `name`."""
+    hidden = f".thaw-{os.urandom(6).hex()}"
+    try:
+        make(hidden)
+        os.rename(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        try:
+            os.unlink(hidden, dir_fd=folder)
+        except FileNotFoundError:
+            pass
+        raise
+
+
+def _copy_file(reader: int, name: str, folder: int, size: int) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    writer = os.open(name, flags, 0o600, dir_fd=folder)
+    try:
+        os.ftruncate(writer, size)
+        position = 0
+        while position < size:
+            try:
+                data = os.lseek(reader, position, os.SEEK_DATA)
+            except OSError:
+                break  # nothing but a hole from here to the end
+            hole = os.lseek(reader, data, os.SEEK_HOLE)
+            _copy_range(reader, writer, data, hole)
+            position = hole
+        _copy_attributes(reader, writer)
+    finally:
+        os.close(writer)
+
+
+def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
+    os.lseek(writer, start, os.SEEK_SET)
+    while start < end:
+        copied = os.sendfile(writer, reader, start, min(_CHUNK, end - start))
+        if not copied:
+            return  # the file has become shorter
+        start += copied
+
+
+def _copy_attributes(source: int, target: int) -> None:
+    info = os.fstat(source)
+    os.fchown(target, info.st_uid, info.st_gid)
+    os.fchmod(target, stat.S_IMODE(info.st_mode))
+    for name in os.listxattr(source):
+        os.setxattr(target, name, os.getxattr(source, name))
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+
+
+def _remove_directory(name: str, source: int, target: int) -> None:
+    inner, outer = open_directory(name, source), -1
+    try:
+        outer = open_directory(name, target)
+        remove_copied(inner, outer)
+    finally:
+        os.close(inner)
+        if outer >= 0:
+            os.close(outer)
+    os.rmdir(name, dir_fd=target)

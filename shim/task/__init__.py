@@ -1,0 +1,1 @@
+"""The Task service of one pod: requests, containers, processes, streams, events."""

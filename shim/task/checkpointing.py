@@ -1,0 +1,78 @@
+"""Dumping a container, for `thaw checkpoint` (into the store) and Task.Checkpoint (into a folder).
+
+The work is the engine's; here stand who may, and what remains of a failure: CRIU's own log is
+kept in the bundle as `criu-dump.log`.
+"""
+
+from __future__ import annotations
+
+import time
+
+from shim.annotations import check_name
+from shim.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from shim.proto.control_pb import CheckpointResponse
+from shim.task.engine import Engine
+from shim.task.restoration import describe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.proto.control_pb import CheckpointRequest
+    from shim.proto.task_pb import CheckpointTaskRequest
+    from shim.task.container import Container
+
+
+def checkpoint_to_name(
+    container: Container, request: CheckpointRequest, deadline: float | None
+) -> CheckpointResponse:
+    """Make the snapshot `request.name` of a container; it runs on unless `request.exit`."""
+    work = {"name": check_name(request.name), "path": "", "exit": request.exit}
+    if container.shares_pids:
+        raise FailedPrecondition(
+            f"container {container.id} shares a pid namespace",
+            hint="a restored process cannot get its pids back there",
+        )
+    reply = _dump(container, work, deadline)
+    return CheckpointResponse(
+        path=reply["path"],
+        bytes=reply["bytes"],
+        seconds=reply["seconds"],
+        frozen=reply["frozen"],
+    )
+
+
+def checkpoint_to_path(
+    container: Container, request: CheckpointTaskRequest, deadline: float | None
+) -> None:
+    """Dump into the folder that containerd named; it makes an image of what is there then."""
+    from shim.proto.known import type_name, unpack
+    from shim.proto.runc_pb import CheckpointOptions
+
+    options = CheckpointOptions()
+    if request.options is not None and type_name(request.options) == CheckpointOptions.TYPE:
+        options = unpack(request.options, CheckpointOptions)
+    if options.empty_namespaces:
+        raise Unimplemented("checkpoint with empty namespaces", hint="leave the option out")
+    path = options.image_path or request.path
+    if not path.startswith("/"):
+        raise InvalidArgument(f"checkpoint of {container.id} into {path!r}: not a path")
+    work = {"name": "", "path": path, "exit": options.exit, "work_path": options.work_path}
+    if options.cgroups_mode:
+        work["cgroups_mode"] = options.cgroups_mode
+    _dump(container, work, deadline)
+
+
+def _dump(container: Container, work: dict[str, Any], deadline: float | None) -> dict[str, Any]:
+    with container.verbs:
+        container.state.check_checkpoint()
+        request = {**describe(container, container.host), **work}
+        request["verb"] = "checkpoint"
+        request["pid"] = container.init.pid
+        request["cgroup_pids"] = container.pids()
+        engine = Engine(container.host.reaper, container.runc.env)
+        try:
+            seconds = None if deadline is None else deadline - time.monotonic()
+            return engine.ask(request, [], seconds)
+        finally:
+            engine.close()

@@ -1,0 +1,390 @@
+"""A container: its init, its exec'd processes and its state.
+
+The verbs of the Task service arrive here one at a time per container (`verbs`), but for Kill,
+which must reach a container whose Start or Pause is under way. Exits arrive on the loop thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from shim import log
+from shim.bundle import read_pid, write_atomically
+from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ThawError
+from shim.proto import events_pb as pb
+from shim.proto.known import timestamp
+from shim.task.execs import Exec, run_with_stdio
+from shim.task.process import Process
+from shim.task.reaper import Exit
+from shim.task.state import (
+    STOPPED,
+    Created,
+    CreatedFromSnapshot,
+    Deleted,
+    Running,
+    State,
+    Stopped,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from shim.bundle import Bundle
+    from shim.cgroup import Cgroup
+    from shim.config import Config
+    from shim.runc import Runc
+    from shim.task.host import Host
+    from shim.task.restoration import Restoration
+    from shim.task.rootfs import Rootfs
+    from shim.task.stdio import Streams
+
+DRAIN = 10.0  # seconds that Delete waits for output, as containerd's own shim does
+
+
+class Container:
+    """One container of the pod. `folder` is its place under the state folder."""
+
+    def __init__(
+        self,
+        host: Host,
+        bundle: Bundle,
+        runc: Runc,
+        rootfs: Rootfs,
+        streams: Streams,
+        *,
+        config: Config,
+        folder: str,
+        shares_pids: bool,
+        restoration: Restoration | None = None,
+    ) -> None:
+        self.host = host
+        self.bundle = bundle
+        self.runc = runc
+        self.id = runc.id
+        self.rootfs = rootfs
+        self.config = config
+        self.folder = folder
+        self.shares_pids = shares_pids
+        self.restoration = restoration
+        self.init = Process(streams)
+        self.execs: dict[str, Exec] = {}
+        self.state: State = CreatedFromSnapshot(self) if restoration else Created(self)
+        self._pipe_owner = (int(config.number("IoUid")), int(config.number("IoGid")))
+        self._cgroup: Cgroup | None = None
+        self.verbs = threading.RLock()
+        self._gate = threading.Lock()
+        self._busy: set[Process] = set()  # processes whose start is under way
+        self._init_end: Exit | None = None
+
+    # -- verbs of the Task service -------------------------------------------------------------
+
+    def create(self) -> None:
+        """Make the container with runc; for a restore only the streams are opened yet."""
+        self._open(self.init)
+        if self.restoration is not None:
+            self.restoration.prepare(self.runc.env)
+            return
+        self.create_cold()
+
+    def create_cold(self) -> None:
+        """Mount the root file system and `runc create`."""
+        self.rootfs.mount()
+        run_with_stdio(
+            self.init,
+            self.config.text("state"),
+            lambda fds, console: self.runc.create(
+                self.bundle.path, self.bundle.pid_file, fds, console
+            ),
+        )
+        self.init.pid = read_pid(self.bundle.pid_file)
+
+    def watch_init(self) -> None:
+        """From now on init's end is reported, and OOM kills in its cgroup are.
+
+        The caller has held an early-exit scope since before init was made.
+        """
+        if not self.init.pid:
+            return
+        self.host.reaper.claim(self.init.pid, self._init_ended)
+        try:
+            self.host.oom.add(self.id, self.cgroup())
+        except (ThawError, OSError) as error:
+            log.warning("no OOM events for container", container=self.id, error=error)
+
+    def start(self, deadline: float | None) -> int:
+        """Run init; `deadline` is on the monotonic clock. Returns its pid."""
+        with self.verbs:
+            with self._starting(self.init):
+                self.state.start(deadline)
+                self.host.events.publish(pb.TaskStart(container_id=self.id, pid=self.init.pid))
+            return self.init.pid
+
+    def start_exec(self, exec_id: str) -> int:
+        """Run an added process; returns its pid."""
+        process = self.exec(exec_id)
+        with self._starting(process):
+            if self._init_end is not None:
+                raise FailedPrecondition(f"init of container {self.id} is not running")
+            with self.host.reaper.early():
+                process.open_stdio(self.host, self.runc.env, self._pipe_owner)
+                process.start(self.runc, self.bundle, self.config.text("state"))
+                self.host.events.publish(
+                    pb.TaskExecStarted(container_id=self.id, exec_id=exec_id, pid=process.pid)
+                )
+                self.host.reaper.claim(process.pid, lambda exit: self._exec_ended(process, exit))
+        return process.pid
+
+    def add_exec(self, exec_id: str, spec: bytes, streams: Streams) -> None:
+        """Note a process to be started later."""
+        self.state.check_exec()
+        with self._gate:
+            if exec_id in self.execs:
+                raise AlreadyExists(f"exec {exec_id} exists in container {self.id}")
+            self.execs[exec_id] = Exec(exec_id, spec, streams)
+        self.host.events.publish(pb.TaskExecAdded(container_id=self.id, exec_id=exec_id))
+
+    def exec(self, exec_id: str) -> Exec:
+        """The added process of that id. Raises NotFound."""
+        try:
+            return self.execs[exec_id]
+        except KeyError:
+            raise NotFound(f"exec {exec_id} not found in container {self.id}") from None
+
+    def process(self, exec_id: str) -> Process:
+        """The added process of that id, or init for an empty one."""
+        return self.exec(exec_id) if exec_id else self.init
+
+    def status(self, exec_id: str) -> int:
+        """The status of a process as containerd counts them; exec'd ones inherit a pause."""
+        if not exec_id:
+            return self.state.status
+        status = self.exec(exec_id).status
+        return status if status == STOPPED or self._running() else self.state.status
+
+    def kill(self, exec_id: str, signal: int, everyone: bool) -> None:
+        """Signal a process; `everyone` goes with init only."""
+        if exec_id:
+            self.exec(exec_id).kill(self.host, signal)
+        else:
+            self.state.kill(signal, everyone)
+
+    def pause(self) -> None:
+        """Freeze."""
+        with self.verbs:
+            self.state.pause()
+            self.host.events.publish(pb.TaskPaused(container_id=self.id))
+
+    def resume(self) -> None:
+        """Thaw."""
+        with self.verbs:
+            self.state.resume()
+            self.host.events.publish(pb.TaskResumed(container_id=self.id))
+
+    def update(self, resources: bytes) -> None:
+        """Change limits to a JSON LinuxResources."""
+        with self.verbs:
+            self.state.update(resources)
+
+    def delete(self) -> Exit:
+        """Remove everything of this container. Returns how init ended."""
+        self.cancel_restore()
+        with self.verbs:
+            self.state.delete()
+            self.state = Deleted(self)
+            exit = self.init.exit or Exit(0, 0)
+        self.host.events.publish(
+            pb.TaskDelete(
+                container_id=self.id,
+                pid=self.init.pid,
+                exit_status=exit.status,
+                exited_at=timestamp(exit.at),
+            )
+        )
+        return exit
+
+    def delete_exec(self, exec_id: str) -> Exec:
+        """Forget an added process that has ended or never ran."""
+        process = self.exec(exec_id)
+        process.delete(self.bundle)
+        with self._gate:
+            self.execs.pop(exec_id, None)
+        return process
+
+    def pids(self) -> list[int]:
+        """Every process in the container's cgroup; while it is being restored, the engine's."""
+        if self.restoration is not None and not self.init.pid:
+            return self.restoration.pids()
+        return self.cgroup().pids()
+
+    def cgroup(self) -> Cgroup:
+        """The container's cgroup. Raises NotFound once it is gone."""
+        if self._cgroup is None:
+            from shim.cgroup import of_pid
+
+            if not self.init.pid:
+                raise NotFound(f"container {self.id} has no processes yet")
+            self._cgroup = of_pid(self.init.pid)
+        return self._cgroup
+
+    # -- what the states call ------------------------------------------------------------------
+
+    def become(self, state: type[State]) -> None:
+        """Change the state, unless init has ended meanwhile."""
+        with self._gate:
+            if self.state.status != STOPPED:
+                self.state = state(self)
+
+    def run_update(self, resources: bytes) -> None:
+        """`runc update` from a file that only we can read."""
+        path = f"{self.folder}/resources.json"
+        write_atomically(path, resources)
+        try:
+            self.runc.update(path)
+        finally:
+            os.unlink(path)
+
+    def start_from_snapshot(self, deadline: float | None) -> None:
+        """Restore; or boot cold, or stop, as the annotations say."""
+        assert self.restoration is not None
+        with self.host.reaper.early():
+            if self.restoration.attempt(self, deadline):
+                self.watch_init()
+                self.become(Running)
+                return
+            try:
+                self._open(self.init)
+                self.create_cold()
+            except BaseException:
+                self.refuse_start()
+                raise
+            self.watch_init()
+        Created(self).start(deadline)
+
+    def cancel_restore(self) -> None:
+        """End a restore that is under way or about to begin."""
+        if self.restoration is not None and not self.init.pid:
+            self.restoration.cancel()
+
+    def stop_unstarted(self, status: int) -> None:
+        """Start was refused: nobody waits any longer, and no exit event is sent."""
+        with self._gate:
+            self.state = Stopped(self)
+        self.init.set_exit(Exit(status, time.time_ns()))
+
+    def refuse_start(self) -> None:
+        """End what may be there of a container whose program could not be started."""
+        try:
+            self.runc.kill(9)
+        except ThawError as error:
+            log.debug("nothing to kill after a refused start", container=self.id, error=error)
+        self.stop_unstarted(128 + 9)
+
+    def run_delete(self, *, force: bool) -> None:
+        """Remove what runc made, the mounts, the streams and our own files."""
+        if force:
+            self.runc.delete(force=True)
+            self._await_init(5.0)
+        if self.init.stdio is not None:
+            self.init.stdio.drain(DRAIN)
+        self.host.oom.remove(self.id)
+        if not force:
+            self.runc.delete()
+        if self.restoration is not None:
+            self.restoration.close()
+        self.rootfs.unmount()
+        self.init.close_stdio()
+        for process in list(self.execs.values()):
+            process.close_stdio()
+        remove_state(self.folder)
+
+    # -- exits ---------------------------------------------------------------------------------
+
+    def _open(self, process: Process) -> None:
+        process.open_stdio(self.host, self.runc.env, self._pipe_owner)
+
+    def _running(self) -> bool:
+        return isinstance(self.state, Running)
+
+    def _starting(self, process: Process) -> _Starting:
+        return _Starting(self, process)
+
+    def _await_init(self, seconds: float) -> None:
+        ended = threading.Event()
+        if self.init.pid:
+            self.init.when_ended(lambda _exit: ended.set())
+            ended.wait(seconds)
+
+    def _init_ended(self, exit: Exit) -> None:
+        self._init_end = exit
+        self.host.oom.check(self.id)
+        if self.shares_pids or self.state.word == "paused":
+            threading.Thread(target=self._end_the_rest, daemon=True).start()
+        self.settle()
+
+    def _end_the_rest(self) -> None:
+        # Without a pid namespace of its own the kernel does not end the others with init; and
+        # nobody can end while frozen.
+        try:
+            if self.state.word == "paused":
+                self.runc.resume()
+            if self.shares_pids:
+                self.runc.kill(9, everyone=True)
+        except ThawError as error:
+            log.warning("could not end the rest of the container", container=self.id, error=error)
+
+    def _exec_ended(self, process: Exec, exit: Exit) -> None:
+        process.ended(exit)
+        self.host.events.publish_exit(self.id, process.id, process.pid, exit)
+        self.settle()
+
+    def settle(self) -> None:
+        """Report init's end once it is the last: after its start and every other exit."""
+        with self._gate:
+            exit = self._init_end
+            execs_run = any(process.status == Running.status for process in self.execs.values())
+            if exit is None or self._busy or execs_run or self.init.exit is not None:
+                return
+            self.state = Stopped(self)
+        if self.init.set_exit(exit):
+            self.host.events.publish_exit(self.id, self.id, self.init.pid, exit)
+
+
+class _Starting:
+    """While a process is being started, no exit of init is reported."""
+
+    def __init__(self, container: Container, process: Process) -> None:
+        self._container = container
+        self._process = process
+
+    def __enter__(self) -> None:
+        with self._container._gate:
+            self._container._busy.add(self._process)
+
+    def __exit__(self, *_: object) -> None:
+        with self._container._gate:
+            self._container._busy.discard(self._process)
+        self._container.host.loop.call_soon(self._container.settle)
+
+
+def remove_state(folder: str) -> None:
+    """Remove a container's place under the state folder, and its namespace's if it was the last."""
+    remove_folder(folder)
+    try:
+        os.rmdir(os.path.dirname(folder))
+    except OSError:
+        pass  # other containers have their places there
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder of ours with what is in it; one that is not there is no error."""
+    try:
+        entries = list(os.scandir(path))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_folder(entry.path)
+        else:
+            os.unlink(entry.path)
+    os.rmdir(path)

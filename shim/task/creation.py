@@ -1,0 +1,138 @@
+"""From a Create request to a Container: options, spec, annotations, and whether to restore."""
+
+from __future__ import annotations
+
+import os
+
+from shim import log
+from shim.annotations import check_name, fail_instead_of_cold_start, wish
+from shim.bundle import Bundle, annotations_of, namespace_path
+from shim.errors import NoSuchSnapshot, ThawError
+from shim.runc import Runc
+from shim.task import options
+from shim.task.container import Container, remove_state
+from shim.task.restoration import Restoration, Source
+from shim.task.rootfs import Rootfs
+from shim.task.stdio import Streams
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.config import Config
+    from shim.proto.task_pb import CreateTaskRequest
+    from shim.task.host import Host
+
+
+def create(host: Host, request: CreateTaskRequest) -> Container:
+    """Make the container that `request` describes, cold or prepared for a restore in Start.
+
+    On any error nothing is left: no mount, no runc state, no file of ours.
+    """
+    bundle = Bundle(request.bundle)
+    config = options.configuration(request.options)
+    log.set_level(config.text("log.level"))
+    options.keep(bundle, config)
+    spec = bundle.spec()
+    folder = container_folder(config, host.namespace, request.id)
+    source = _source(request, annotations_of(spec), config)
+    _make_folder(folder, host.socket)
+    container = None
+    try:
+        steer_criu(bundle, spec, folder)
+        container = _assemble(host, request, bundle, config, spec, folder, source)
+        container.create()
+        return container
+    except BaseException:
+        if container is not None:
+            _undo(container)
+        remove_state(folder)
+        raise
+
+
+def container_folder(config: Config, namespace: str, container_id: str) -> str:
+    """The container's place under the state folder."""
+    return f"{config.text('state')}/{namespace}/{container_id}"
+
+
+def steer_criu(bundle: Bundle, spec: dict[str, Any], folder: str) -> None:
+    """Give the container a CRIU configuration of ours, rewritten before each use."""
+    path = f"{folder}/criu.conf"
+    with open(path, "w"):
+        pass
+    bundle.steer_criu(spec, path)
+
+
+def _make_folder(folder: str, socket: str) -> None:
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    link = f"{folder}/shim.sock"  # how `thaw checkpoint` finds the shim of a container
+    if os.path.lexists(link):
+        os.unlink(link)
+    os.symlink(socket, link)
+
+
+def _source(request: CreateTaskRequest, notes: dict[str, str], config: Config) -> Source | None:
+    """Where to restore from, or None for a cold boot. Looks no further than the name."""
+    if request.checkpoint:
+        return Source(request.checkpoint, "", outright=True, must=True)
+    wanted = wish(notes)
+    if wanted is None:
+        return None
+    must = False
+    try:
+        must = fail_instead_of_cold_start(notes)
+        name = check_name(wanted.name)
+        path = f"{config.text('snapshots')}/{name}"
+        if not os.path.lexists(path):
+            raise NoSuchSnapshot(
+                f"no snapshot named {name} in {config.text('snapshots')}",
+                hint="`thaw ls` lists them, `thaw checkpoint` makes one",
+            )
+        return Source(path, name, outright=wanted.outright, must=must)
+    except ThawError as error:
+        if must:
+            raise
+        log.warning(
+            "booting cold",
+            container=request.id,
+            snapshot=wanted.name[:80],
+            reason=error.reason,
+            error=error.message,
+            hint=error.hint,
+        )
+        return None
+
+
+def _assemble(
+    host: Host,
+    request: CreateTaskRequest,
+    bundle: Bundle,
+    config: Config,
+    spec: dict[str, Any],
+    folder: str,
+    source: Source | None,
+) -> Container:
+    runc = Runc(config, host.namespace, request.id, bundle.log, host.reaper.run)
+    rootfs = Rootfs(bundle.rootfs, request.rootfs)
+    return Container(
+        host,
+        bundle,
+        runc,
+        rootfs,
+        Streams(request.stdin, request.stdout, request.stderr, request.terminal),
+        config=config,
+        folder=folder,
+        shares_pids=namespace_path(spec, "pid") != "",
+        restoration=Restoration(host, source) if source else None,
+    )
+
+
+def _undo(container: Container) -> None:
+    try:
+        if container.restoration is not None:
+            container.restoration.close()
+        container.runc.delete(force=True)
+        container.rootfs.unmount()
+    except (ThawError, OSError) as error:
+        log.warning("cleaning up a failed create", container=container.id, error=error)
+    container.init.close_stdio()

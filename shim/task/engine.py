@@ -1,0 +1,120 @@
+"""The daemon's side of an engine process: start it, ask it one thing, end it.
+
+Heavy work (planning, copying, CRIU's supervision, everything with large imports) happens there,
+so that the shim stays small. The engine is executed afresh, leads a process group of its own and
+inherits nothing but its socket; it ends when that socket closes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from shim import errors
+from shim.errors import Cancelled, DeadlineExceeded, RestoreFailed, ThawError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from shim.task.reaper import Exit, Reaper
+
+PROGRAM = f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}/engine.py"
+SOCKET_FD = 3
+
+
+class Engine:
+    """A running engine process. `ask` blocks; `kill` may be called from any thread."""
+
+    def __init__(self, reaper: Reaper, env: Mapping[str, str]) -> None:
+        import threading
+
+        self._reaper = reaper
+        self._killed = False
+        self._ended = threading.Event()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            argv = [sys.executable, "-IS", PROGRAM]
+            fds = {SOCKET_FD: theirs.fileno()}
+            self.pid = reaper.start(argv, env, fds, self._exited, group=True)
+        except BaseException:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
+
+    def ask(
+        self, request: Mapping[str, Any], fds: Sequence[int], seconds: float | None
+    ) -> dict[str, Any]:
+        """Send one request with descriptors and return the answer.
+
+        Raises what the engine raised, Cancelled after `kill`, DeadlineExceeded after `seconds`,
+        RestoreFailed if it died.
+        """
+        import json
+
+        line = json.dumps(request).encode() + b"\n"
+        try:
+            socket.send_fds(self._socket, [line[:1]], list(fds))
+            self._socket.sendall(line[1:])
+            answer = self._read_line(seconds)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"not done within {seconds:.1f} s", hint="see restore.deadline"
+            ) from None
+        except OSError as error:
+            answer = b""
+            if not self._killed:
+                raise RestoreFailed(f"the engine process broke off: {error}") from error
+        if self._killed:
+            raise Cancelled("cancelled by Kill or Delete")
+        if not answer:
+            raise RestoreFailed("the engine process died", hint="was it killed for memory?")
+        reply: dict[str, Any] = json.loads(answer)
+        if "error" in reply:
+            raise rebuilt(reply["error"])
+        return reply
+
+    def kill(self) -> None:
+        """End it and whatever it has started in its process group."""
+        self._killed = True
+        self._reaper.kill(self.pid, 9, group=True)
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes `ask`
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Let it end, and wait for that."""
+        self._socket.close()
+        if not self._ended.wait(2.0):
+            self._reaper.kill(self.pid, 9, group=True)
+            self._ended.wait(2.0)
+
+    def _read_line(self, seconds: float | None) -> bytes:
+        import time
+
+        end = None if seconds is None else time.monotonic() + seconds
+        line = b""
+        while not line.endswith(b"\n"):
+            self._socket.settimeout(None if end is None else max(0.001, end - time.monotonic()))
+            chunk = self._socket.recv(65536)
+            if not chunk:
+                return b""
+            line += chunk
+        return line
+
+    def _exited(self, _exit: Exit) -> None:
+        try:
+            os.killpg(self.pid, 9)  # runc or CRIU, if the engine died over them
+        except (ProcessLookupError, PermissionError):
+            pass
+        self._ended.set()
+
+
+def rebuilt(error: Mapping[str, str]) -> ThawError:
+    """The error that the engine reported, as the same leaf of the error tree."""
+    leaf = getattr(errors, error["class"], errors.Unknown)
+    return leaf(error["message"], hint=error["hint"])

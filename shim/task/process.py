@@ -1,0 +1,120 @@
+"""One process of a container, init or exec'd: its streams, its pid, its end and who waits for it."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from shim.errors import FailedPrecondition, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.task.host import Host
+    from shim.task.reaper import Exit
+    from shim.task.stdio import Stdio, Streams
+
+
+class Process:
+    """What init and exec'd processes have in common. `ended` is called on the loop thread."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+        self.stdio: Stdio | None = None
+        self.pid = 0
+        self.exit: Exit | None = None
+        self._waiters: list[Callable[[Exit], None]] = []
+        self._gate = threading.Lock()
+
+    def when_ended(self, callback: Callable[[Exit], None]) -> None:
+        """Call `callback(exit)` once the process has ended; at once if it has."""
+        with self._gate:
+            if self.exit is None:
+                self._waiters.append(callback)
+                return
+            exit = self.exit
+        callback(exit)
+
+    def set_exit(self, exit: Exit) -> bool:
+        """Record the end and tell everyone who waits; False if it was recorded before."""
+        with self._gate:
+            if self.exit is not None:
+                return False
+            self.exit = exit
+            waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter(exit)
+        return True
+
+    def open_stdio(self, host: Host, env: dict[str, str], owner: tuple[int, int]) -> Stdio:
+        """Open the streams, or after a failed restore open them anew.
+
+        The old ones are closed last: a FIFO that has no writer for a moment is at its end for
+        containerd, which would stop reading the log.
+        """
+        from shim.task.stdio import Stdio
+
+        before, self.stdio = self.stdio, Stdio(host.loop, host.reaper, self.streams, env, owner)
+        if before is not None:
+            before.close()
+        return self.stdio
+
+    def close_stdio(self) -> None:
+        """Let go of the streams."""
+        if self.stdio is not None:
+            self.stdio.close()
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the terminal's size in characters; no terminal, no effect."""
+        if self.stdio is not None:
+            self.stdio.resize(width, height)
+
+    def close_stdin(self) -> None:
+        """End the process's input."""
+        if self.stdio is not None:
+            self.stdio.close_stdin()
+
+
+class Console:
+    """A socket on which runc hands over the master end of a new terminal.
+
+    Its path must fit into 107 bytes for runc too, so it lies in the state folder, not the bundle.
+    """
+
+    def __init__(self, folder: str) -> None:
+        import socket
+
+        self.path = f"{folder}/pty-{os.urandom(4).hex()}"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.bind(self.path)
+            self._socket.listen(1)
+        except OSError as error:
+            self._socket.close()
+            raise FailedPrecondition(
+                f"cannot make console socket {self.path}: {error}", hint="a shorter `state` folder"
+            ) from error
+
+    def receive(self) -> int:
+        """The terminal that runc sent before it exited. Raises NotFound if it sent none."""
+        import socket
+
+        self._socket.settimeout(10.0)
+        try:
+            connection, _ = self._socket.accept()
+            with connection:
+                connection.settimeout(10.0)
+                _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+        except OSError as error:
+            raise NotFound(f"no terminal arrived on {self.path}: {error}") from error
+        if not fds:
+            raise NotFound(f"no terminal arrived on {self.path}")
+        return int(fds[0])
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        os.unlink(self.path)

@@ -1,0 +1,170 @@
+"""A container's way back from a snapshot, as the daemon sees it.
+
+The engine does the work; here stand its deadline, its cancellation, and what follows a failure:
+undo, one log line with the reason, and the cold boot or the refusal. Undoing is a verb of a fresh
+engine process and works from the request alone, so that it does not matter at which point the
+first one died.
+"""
+
+from __future__ import annotations
+
+import time
+
+from shim import log
+from shim.errors import Cancelled, RestoreFailed, ThawError
+from shim.task.engine import Engine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.task.container import Container
+    from shim.task.host import Host
+
+COLD_SHARE = 0.5  # of the caller's time is kept for the cold boot, …
+COLD_MOST = 30.0  # … but no more than this, in seconds
+UNDO_TIMEOUT = 20.0  # seconds
+
+
+class Source:
+    """The snapshot that was asked for.
+
+    `outright`: the container was named by the annotation's key. `must`: no cold boot instead.
+    `name` is empty for a checkpoint that containerd handed over as a folder.
+    """
+
+    __slots__ = ("must", "name", "outright", "path")
+
+    def __init__(self, path: str, name: str, *, outright: bool, must: bool) -> None:
+        self.path = path
+        self.name = name
+        self.outright = outright
+        self.must = must
+
+
+class Restoration:
+    """One restore: prepared by Create, attempted once by Start, cancelled by Kill or Delete."""
+
+    def __init__(self, host: Host, source: Source) -> None:
+        self._host = host
+        self._source = source
+        self._engine: Engine | None = None
+        self._cancelled = False
+        self._over = False
+
+    def prepare(self, env: dict[str, str]) -> None:
+        """Start the engine, so that its imports are done when Start comes."""
+        self._engine = Engine(self._host.reaper, env)
+
+    def pids(self) -> list[int]:
+        """The engine's process, while it is there."""
+        return [self._engine.pid] if self._engine is not None else []
+
+    def attempt(self, container: Container, deadline: float | None) -> bool:
+        """Restore `container`; True if it runs, False if it shall boot cold.
+
+        Raises Cancelled, or the reason if there must be no cold boot; the container is stopped
+        then. Whatever was made is undone before this returns without success.
+        """
+        began = time.monotonic()
+        try:
+            container.init.pid = self._ask(container, deadline)
+        except ThawError as error:
+            self._give_up(container, error)
+            return False
+        finally:
+            self.close()
+        assert container.init.stdio is not None
+        container.init.stdio.started()
+        log.info(
+            "restored",
+            container=container.id,
+            snapshot=self._source.name or self._source.path,
+            seconds=f"{time.monotonic() - began:.3f}",
+        )
+        return True
+
+    def cancel(self) -> None:
+        """End the attempt under way, or the one to come."""
+        self._cancelled = True
+        if self._engine is not None and not self._over:
+            self._engine.kill()
+
+    def close(self) -> None:
+        """The engine is not needed any longer."""
+        engine, self._engine = self._engine, None
+        self._over = True
+        if engine is not None:
+            engine.close()
+
+    def _ask(self, container: Container, deadline: float | None) -> int:
+        engine = self._engine
+        if self._cancelled or engine is None:
+            raise Cancelled("cancelled by Kill or Delete")
+        assert container.init.stdio is not None
+        fds = container.init.stdio.child_fds
+        request = describe(container, self._host)
+        request["verb"] = "restore"
+        request["snapshot"] = self._source.path
+        request["name"] = self._source.name
+        request["outright"] = self._source.outright
+        request["fds"] = list(fds)
+        reply = engine.ask(request, list(fds.values()), self._seconds(container, deadline))
+        return int(reply["pid"])
+
+    def _seconds(self, container: Container, deadline: float | None) -> float:
+        allowed = container.config.number("restore.deadline")
+        if deadline is None:
+            return allowed
+        left = deadline - time.monotonic()
+        return max(0.0, min(allowed, left - min(COLD_MOST, left * COLD_SHARE)))
+
+    def _give_up(self, container: Container, error: ThawError) -> None:
+        self.close()
+        undone = self._undo(container)
+        refuse = self._source.must or self._cancelled or undone is not None
+        fields = {
+            "container": container.id,
+            "snapshot": self._source.name or self._source.path,
+            "reason": error.reason,
+            "error": error.message,
+            "hint": error.hint,
+        }
+        if undone is not None:
+            log.error("restore failed and could not be undone", undo=undone, **fields)
+        elif self._cancelled:
+            log.info("restore cancelled", **fields)
+        else:
+            log.warning("not restored" if refuse else "booting cold", **fields)
+        if refuse:
+            container.stop_unstarted(128 + 9)
+            raise undone or error
+
+    def _undo(self, container: Container) -> ThawError | None:
+        """Remove all that the attempt has made. Returns the error if that fails too."""
+        engine = None
+        try:
+            engine = Engine(self._host.reaper, container.runc.env)
+            request = describe(container, self._host)
+            request["verb"] = "undo"
+            engine.ask(request, [], UNDO_TIMEOUT)
+        except ThawError as error:
+            return RestoreFailed(f"cannot clean up: {error.message}", hint=error.hint)
+        finally:
+            if engine is not None:
+                engine.close()
+        return None
+
+
+def describe(container: Container, host: Host) -> dict[str, Any]:
+    """What an engine needs to know of a container, as plain data."""
+    return {
+        "id": container.id,
+        "namespace": host.namespace,
+        "bundle": container.bundle.path,
+        "folder": container.folder,
+        "rootfs": container.rootfs.as_list(),
+        "terminal": container.init.streams.terminal,
+        "config": container.config.as_dict(),
+        "containerd": host.grpc_address,
+    }

@@ -1,0 +1,42 @@
+"""Spans: how long each step of a checkpoint or a restore took. Logs and benchmarks read them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Span:
+    """One step: seconds since the timeline began, and how long it took."""
+
+    name: str
+    start: float
+    seconds: float
+
+
+@dataclass
+class Timeline:
+    """The spans of one run, in the order in which they ended."""
+
+    began: float = field(default_factory=time.monotonic)
+    spans: list[Span] = field(default_factory=list)
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Measure what happens inside, whether it succeeds or not."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.spans.append(Span(name, start - self.began, time.monotonic() - start))
+
+    def seconds(self, name: str) -> float:
+        """How long the step of that name took; 0 if there was none."""
+        return sum(span.seconds for span in self.spans if span.name == name)
+
+    def as_dict(self) -> dict[str, float]:
+        """Seconds per step, for a log line or a config document."""
+        return {span.name: round(span.seconds, 4) for span in self.spans}

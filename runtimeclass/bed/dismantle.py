@@ -1,0 +1,87 @@
+"""Removes a lane by force: whatever is left of it, also when the program that owned it was killed.
+
+A lane is one folder, a cgroup of the folder's name, and a bridge named in the folder, so that this needs
+nothing but the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bed.leaks import cgroups, mount_points, processes
+from bed.network import remove_bridges
+
+PREFIX = "thaw-bed-"
+OWNER = "owner"
+BRIDGE = "bridge"
+_CGROUPS = Path("/sys/fs/cgroup")
+_CNI_RESULTS = Path("/var/lib/cni/results")
+
+
+def dismantle(folder: Path) -> None:
+    """Kill, unmount and delete everything that belongs to the lane in `folder`."""
+    sockets = list(_shim_sockets(folder))
+    _kill(folder)
+    for point in reversed(mount_points(folder)):
+        subprocess.run(["umount", "--lazy", point], check=False)
+    remove_bridges(_read_words(folder / BRIDGE))
+    for group in [*cgroups(folder.name), *_parents(folder.name)]:
+        group.rmdir()
+    for path in [*sockets, *_CNI_RESULTS.glob(f"{folder.name}-*")]:
+        path.unlink(missing_ok=True)
+    if left := mount_points(folder):
+        raise RuntimeError(f"still mounted, so not deleted: {' '.join(left)}")
+    shutil.rmtree(folder)
+
+
+def sweep(parent: Path) -> None:
+    """Dismantle the lanes in `parent` whose owner no longer runs."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        owner = _read_words(folder / OWNER)
+        if owner and owner != process_identity(int(owner[0])):
+            dismantle(folder)
+
+
+def process_identity(pid: int) -> list[str]:
+    """A pid and its start time, which together name one process; empty if there is none."""
+    try:
+        stat = Path("/proc", str(pid), "stat").read_text()
+    except OSError:
+        return []
+    return [str(pid), stat.rpartition(")")[2].split()[19]]
+
+
+def _kill(folder: Path) -> None:
+    ends = time.monotonic() + 20
+    while pids := processes(folder):
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        if time.monotonic() > ends:
+            raise TimeoutError(f"processes of {folder} do not end: {pids}")
+        time.sleep(0.05)
+
+
+def _parents(name: str) -> list[Path]:
+    return [path for path in [_CGROUPS / name, *_CGROUPS.glob(f"*/{name}")] if path.is_dir()]
+
+
+def _shim_sockets(folder: Path) -> Iterator[Path]:
+    bundles = folder / "state/io.containerd.runtime.v2.task"
+    for path in bundles.glob("*/*/address"):
+        yield Path(path.read_text().strip().removeprefix("unix://"))
+    for path in bundles.glob("*/*/bootstrap.json"):
+        yield Path(str(json.loads(path.read_text())["address"]).removeprefix("unix://"))
+
+
+def _read_words(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []

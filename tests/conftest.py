@@ -1,0 +1,10 @@
+"""Makes the bed importable: the private containerd that the demo and the tests share lies in runtimeclass/."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+sys.path.insert(0, str(CHECKOUT / "runtimeclass"))

@@ -1,0 +1,106 @@
+"""Fixtures for tests against a real containerd: every test that takes `lane` runs on each version.
+
+After each test everything that it made must be gone: `leaves_nothing` compares what the lane owned before
+with what it owns afterwards (processes, mounts, cgroups, interfaces, sockets, descriptors, files).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from bed.dismantle import sweep
+from bed.install import installed
+from bed.lane import Installation, Lane, chosen_versions, opened
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+LANES = chosen_versions()
+SNAPSHOT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker("e2e")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the end of its containerd's log, where the shim's lines are too."""
+    report = yield
+    for value in getattr(item, "funcargs", {}).values():
+        if report.failed and isinstance(value, Lane):
+            report.sections.append((f"containerd {value.version}", value.log(120)))
+    return report
+
+
+@pytest.fixture(scope="session")
+def installation() -> Installation | None:
+    """The product, installed from this checkout into the cache as a node would have it.
+
+    THAW_TEST_INSTALLATION names the folder of other commands to test; `none`: no handler `thaw`.
+    """
+    chosen = os.environ.get("THAW_TEST_INSTALLATION", "")
+    if chosen == "none":
+        return None
+    return Installation(Path(chosen)) if chosen else installed(CHECKOUT)
+
+
+@pytest.fixture(scope="session", params=LANES)
+def lane(request: pytest.FixtureRequest, installation: Installation | None) -> Iterator[Lane]:
+    """One running containerd per version, shared by all tests; it must not be restarted."""
+    sweep(Path(tempfile.gettempdir()))
+    with opened(request.param, installation) as lane:
+        before = lane.holdings()
+        yield lane
+        lane.clear()
+        assert not lane.leaks(before)
+
+
+@pytest.fixture(params=LANES)
+def private_lane(
+    request: pytest.FixtureRequest, installation: Installation | None
+) -> Iterator[Lane]:
+    """A containerd for one test, which may restart it; opening one takes about five seconds."""
+    with opened(request.param, installation) as lane:
+        before = lane.holdings()
+        yield lane
+        lane.clear()
+        forget_snapshots(lane, set())
+        assert not lane.leaks(before)
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves something in the shared lane (and remove it, for the next one)."""
+    if "lane" not in request.fixturenames:
+        yield
+        return
+    lane: Lane = request.getfixturevalue("lane")
+    kept = set(os.listdir(lane.places.snapshots))
+    before = lane.holdings()
+    yield
+    forget_snapshots(lane, kept)
+    leaks = lane.leaks(before)
+    if leaks:
+        lane.clear()
+    assert not leaks, f"left behind: {leaks}"
+
+
+def forget_snapshots(lane: Lane, kept: set[str]) -> None:
+    """Delete the whole snapshots that a test made; anything else in that folder counts as a leak."""
+    for name in set(os.listdir(lane.places.snapshots)) - kept:
+        if SNAPSHOT_NAME.fullmatch(name):
+            shutil.rmtree(lane.places.snapshots / name)

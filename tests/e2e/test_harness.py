@@ -1,0 +1,84 @@
+"""The bed itself, against containerd's own runc shim: what these show, the tests of Thaw lean on."""
+
+from __future__ import annotations
+
+import signal
+from http.client import HTTPConnection
+
+import pytest
+from bed.images import BUSYBOX_IMAGE, LAYERS, LAYERS_IMAGE
+from bed.lane import Lane
+from bed.pod import Pod
+
+SLEEP = ["sleep", "1000"]
+ENDS_WITH_SEVEN = ["sh", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"]
+
+
+def test_a_pod_has_an_address_that_answers(lane: Lane) -> None:
+    with lane.pod("web", handler="runc") as pod:
+        serve = "mkdir /www; echo hello > /www/index.html; exec httpd -f -v -p 8000 -h /www"
+        server = pod.container("app", BUSYBOX_IMAGE, ["sh", "-c", serve]).start()
+        wait = "until wget -q -O - http://127.0.0.1:8000/; do sleep 0.05; done"
+        assert server.exec(["sh", "-c", wait]).stdout == "hello\n"
+        connection = HTTPConnection(pod.ip, 8000, timeout=10)
+        connection.request("GET", "/index.html")
+        assert connection.getresponse().read() == b"hello\n"
+        connection.close()
+
+
+def test_exec_gives_output_and_exit_code(lane: Lane) -> None:
+    with lane.pod("exec", handler="runc") as pod:
+        container = pod.container("app", BUSYBOX_IMAGE, SLEEP, env={"COLOUR": "red"}).start()
+        done = container.exec(["sh", "-c", "echo $COLOUR; echo no >&2; exit 3"])
+        assert done == (3, "red\n", "no\n")
+        assert container.exec(["hostname"]).stdout == "exec\n"
+
+
+def test_a_stopped_container_has_its_exit_code_and_log(lane: Lane) -> None:
+    with lane.pod("stop", handler="runc") as pod:
+        container = pod.container("app", BUSYBOX_IMAGE, ENDS_WITH_SEVEN).start()
+        container.wait_for_log("ready")
+        container.stop()
+        assert container.wait() == 7
+        assert container.log() == "ready\n"
+
+
+def test_stats_and_update(lane: Lane) -> None:
+    with lane.pod("stats", handler="runc") as pod:
+        container = pod.container("app", BUSYBOX_IMAGE, SLEEP).start()
+        assert container.stats().memory.working_set_bytes.value > 0
+        container.update(memory_limit_in_bytes=64 << 20)
+
+
+def test_a_hundred_layers(lane: Lane) -> None:
+    with lane.pod("layers", handler="runc") as pod:
+        command = ["sh", "-c", "ls -d /layer-* | wc -l"]
+        container = pod.container("app", LAYERS_IMAGE, command).start()
+        assert container.wait() == 0
+        assert container.log().strip() == str(LAYERS - 1)
+
+
+def test_ctr_runs_a_container(lane: Lane) -> None:
+    arguments = ["run", "--rm", *lane.runtime_arguments("runc"), BUSYBOX_IMAGE, "once"]
+    assert lane.ctr(*arguments, "echo", "hello").stdout == "hello\n"
+
+
+def test_a_leak_is_seen(lane: Lane) -> None:
+    before = lane.holdings()
+    pod = lane.run_pod("forgotten", handler="runc")
+    pod.container("app", BUSYBOX_IMAGE, SLEEP).start()
+    found = lane.leaks(before, seconds=0)
+    assert {"processes", "mounts", "cgroups", "interfaces", "files"} <= set(found)
+    assert any("sleep 1000" in line for line in found["processes"])
+    pod.remove()
+    assert not lane.leaks(before)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_containers_outlive_a_restart(private_lane: Lane, how: signal.Signals) -> None:
+    pod: Pod = private_lane.run_pod("stays", handler="runc")
+    container = pod.container("app", BUSYBOX_IMAGE, ENDS_WITH_SEVEN).start()
+    private_lane.restart(how)
+    assert container.running
+    container.stop()
+    assert container.wait() == 7

@@ -1,0 +1,151 @@
+"""install.sh and uninstall.sh in a folder of their own, with a real containerd that then has the handler."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from bed import fetch
+from bed.images import BUSYBOX_IMAGE
+from bed.lane import Installation, Lane, chosen_versions, opened
+
+RUNTIMECLASS = Path(__file__).resolve().parents[2] / "runtimeclass"
+pytestmark = pytest.mark.timeout(400)
+
+
+class Node(NamedTuple):
+    """A node's folders, below one folder."""
+
+    root: Path
+    containerd: Path
+    package: Path
+
+    @property
+    def prefix(self) -> Path:
+        return self.root / "opt"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "etc" / "thaw" / "config.toml"
+
+    @property
+    def main(self) -> Path:
+        return self.root / "etc" / "containerd" / "config.toml"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    def install(self, *arguments: str) -> str:
+        options = {
+            "--prefix": self.prefix,
+            "--bin": self.root / "bin",
+            "--config": self.config,
+            "--snapshots": self.snapshots,
+            "--containerd": self.containerd,
+            "--containerd-config": self.main,
+            "--package": self.package,
+        }
+        words = [str(word) for pair in options.items() for word in pair]
+        return _run("install.sh", [*words, *arguments])
+
+    def uninstall(self, *arguments: str) -> str:
+        return _run("uninstall.sh", ["--prefix", str(self.prefix), *arguments])
+
+    def files(self) -> set[str]:
+        return {str(path) for path in self.root.rglob("*") if not path.is_dir() or path.is_symlink()}
+
+
+def _run(script: str, arguments: Sequence[str]) -> str:
+    command = ["bash", str(RUNTIMECLASS / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{script}: {done.stderr}")
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed_node(
+    tmp_path_factory: pytest.TempPathFactory, installation: Installation | None
+) -> Iterator[Node]:
+    if installation is None or not (installation.bin / "python").exists():
+        pytest.skip("this checkout is not to be installed")
+    python = installation.bin / "python"
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [python, "-m", "pip", "wheel", "-qq", "--no-deps", "-w", folder, RUNTIMECLASS.parent]
+    subprocess.run(build, check=True)
+    containerd = fetch.containerd(chosen_versions()[-1]) / "containerd"
+    node = Node(tmp_path_factory.mktemp("node"), containerd, next(folder.iterdir()))
+    node.install("--write-containerd")
+    yield node
+    node.uninstall("--purge", "--force")
+
+
+def test_everything_is_in_its_place(installed_node: Node) -> None:
+    commands = sorted(path.name for path in (installed_node.root / "bin").iterdir())
+    assert commands == ["containerd-shim-thaw-v1", "thaw"]
+    assert installed_node.snapshots.stat().st_mode & 0o777 == 0o700
+    shown = subprocess.run(
+        [installed_node.root / "bin/containerd-shim-thaw-v1", "-v"], capture_output=True, text=True
+    )
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_a_second_run_changes_nothing(installed_node: Node) -> None:
+    before = installed_node.files()
+    said = installed_node.install("--write-containerd")
+    assert installed_node.files() == before
+    assert "up to date" in said
+    assert "nothing to change" in said
+
+
+def test_a_dry_run_changes_nothing(installed_node: Node) -> None:
+    before = installed_node.files()
+    assert "would rm" in installed_node.uninstall("--dry-run")
+    installed_node.install("--dry-run")
+    assert installed_node.files() == before
+
+
+def test_print_is_what_write_writes(installed_node: Node) -> None:
+    assert installed_node.main.parent.joinpath("conf.d/thaw.toml").read_text() in (
+        installed_node.install("--print-containerd")
+    )
+
+
+def test_shims_that_run_keep_it_installed(installed_node: Node) -> None:
+    commands = Installation(installed_node.root / "bin")
+    with opened(chosen_versions()[-1], commands) as lane:
+        _runs_a_pod(lane)
+        pod = lane.run_pod("runs")
+        with pytest.raises(RuntimeError, match="shims are running"):
+            installed_node.uninstall()
+        pod.remove()
+
+
+def _runs_a_pod(lane: Lane) -> None:
+    with lane.pod("installed") as pod:
+        container = pod.container("app", BUSYBOX_IMAGE, ["echo", "hello"]).start()
+        assert container.wait() == 0
+        assert container.log() == "hello\n"
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_uninstall_reverts_and_keeps_what_is_yours(
+    installed_node: Node, tmp_path: Path, edited: bool
+) -> None:
+    node = installed_node._replace(root=tmp_path)
+    node.install("--write-containerd")
+    (node.snapshots / "mine").mkdir()
+    if edited:
+        node.config.write_text(node.config.read_text() + "# mine\n")
+    said = node.uninstall()
+    assert "snapshots" in said
+    assert node.config.exists() == edited
+    assert sorted(os.listdir(node.snapshots)) == ["mine"]
+    assert not node.prefix.exists()
+    assert not node.main.exists()
+    assert "nothing is installed" in node.uninstall()

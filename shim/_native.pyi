@@ -33,6 +33,5 @@ class _Lib:
     def thaw_sched_core_create(self, pid: int, /) -> int: ...
     def thaw_sched_core_join(self, pid: int, /) -> int: ...
 
-__file__: str
 ffi: _FFI
 lib: _Lib

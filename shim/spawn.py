@@ -13,6 +13,7 @@ import signal
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Self
 
 
 class Completed:
@@ -66,10 +67,11 @@ def spawn(
     # Our numbers are lifted above every target first, so that no dup2 clobbers a later source.
     floor = max((*fds.keys(), 2)) + 1
     lifted = {child: _lift(ours, floor) for child, ours in fds.items()}
-    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = []
-    for number in (0, 1, 2):
-        if number not in fds:
-            actions.append((os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0))
+    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0)
+        for number in (0, 1, 2)
+        if number not in fds
+    ]
     actions += [(os.POSIX_SPAWN_DUP2, ours, child) for child, ours in lifted.items()]
     try:
         return os.posix_spawn(
@@ -108,7 +110,7 @@ class Capture:
         size = os.fstat(self._fd).st_size
         return os.pread(self._fd, limit, max(0, size - limit))
 
-    def __enter__(self) -> Capture:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,6 +4,9 @@ Undoing works from the plan alone: an engine that was killed half-way through a 
 other memory of it.
 """
 
+# All steps take the same two values, whether they need both or not.
+# ruff: noqa: ARG001
+
 from __future__ import annotations
 
 import os

@@ -33,11 +33,8 @@ def image_of(address: str, namespace: str, container_id: str) -> tuple[str, str]
             return call(request, timeout=TIMEOUT, metadata=[("containerd-namespace", namespace)])
 
         try:
-            found = ask(
-                "containers.v1.Containers",
-                GetContainerRequest(id=container_id),
-                GetContainerResponse,
-            )
+            wanted = GetContainerRequest(id=container_id)
+            found = ask("containers.v1.Containers", wanted, GetContainerResponse)
             assert isinstance(found, GetContainerResponse)
             name = found.container.image if found.container else ""
             if not name:

@@ -1,4 +1,4 @@
-"""One process of a container, init or exec'd: its streams, its pid, its end and who waits for it."""
+"""One process of a container, init or exec'd: its streams, its pid, its end, who waits for it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from shim.errors import FailedPrecondition, NotFound
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
     from shim.task.host import Host
     from shim.task.reaper import Exit
@@ -112,7 +113,7 @@ class Console:
             raise NotFound(f"no terminal arrived on {self.path}")
         return int(fds[0])
 
-    def __enter__(self) -> Console:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,12 +6,12 @@
  * the second cannot know the prefix. The start-up path `-IS` skips `site`, so __main__.py puts the
  * folder it lies under on sys.path itself.
  *
- * A shorter way for `start` of a pod whose shim runs already, or for `delete`, would go into
- * main() before become_python(), if measurement says that it pays.
+ * Only what needs no Python is answered here: `delete` of a container that is gone (finished.h).
  */
 #define _GNU_SOURCE
 
 #include "fail.h"
+#include "finished.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -73,6 +73,8 @@ static void become_python(const char *prefix, int argc, char **argv) {
 int main(int argc, char **argv) {
     char prefix[PATH_MAX];
 
+    if (answer_finished_delete(argc, argv))
+        return 0;
     find_prefix(prefix, sizeof(prefix));
     become_python(prefix, argc, argv);
     return 1;

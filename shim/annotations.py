@@ -7,8 +7,6 @@ has `pod_annotations = ["thaw.dev/*"]`, or directly with `ctr run --annotation`.
 
 from __future__ import annotations
 
-from collections import namedtuple
-
 from shim.errors import BadAnnotation, BadName
 
 TYPE_CHECKING = False
@@ -24,7 +22,18 @@ CONTAINER_TYPE = "io.kubernetes.cri.container-type"
 IMAGE_NAME = "io.kubernetes.cri.image-name"
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
 
-Row = namedtuple("Row", "key type default sentence")
+
+class Row:
+    """One annotation."""
+
+    __slots__ = ("default", "key", "sentence", "type")
+
+    def __init__(self, key: str, type: str, default: str, sentence: str) -> None:
+        self.key = key
+        self.type = type
+        self.default = default
+        self.sentence = sentence
+
 
 TABLE = (
     Row(

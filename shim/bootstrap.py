@@ -7,10 +7,10 @@ both are closed: so nothing is printed but the answer, and the daemon keeps neit
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
 from shim.errors import InvalidArgument, ThawError
+from shim.lean.sockets import Socket, stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,11 +143,11 @@ class Parameters:
 
 def group(flags: Flags) -> str:
     """Who shares a shim: the pod's containers, by annotation; otherwise the container alone."""
-    import json
+    from shim.lean import jsons
 
     try:
         with open("config.json", "rb") as file:
-            annotations = json.load(file).get("annotations") or {}
+            annotations = jsons.loads(file.read()).get("annotations") or {}
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"cannot read {os.getcwd()}/config.json: {error}") from error
     for key in GROUP_ANNOTATIONS:
@@ -162,11 +162,11 @@ def socket_path(folder: str, address: str, namespace: str, group: str) -> str:
     return f"{folder}/{_sha256(joined.encode())}"
 
 
-def listen(path: str) -> socket.socket | None:
+def listen(path: str) -> Socket | None:
     """Bind the pod's socket; None if a living shim has it already."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     for _ in range(3):
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listener = stream()
         before = os.umask(0o177)
         try:
             listener.bind(path)
@@ -189,7 +189,7 @@ def listen(path: str) -> socket.socket | None:
 
 def answers(path: str) -> bool:
     """Whether somebody accepts connections at `path`."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+    with stream() as client:
         client.settimeout(0.1)
         try:
             client.connect(path)
@@ -198,12 +198,14 @@ def answers(path: str) -> bool:
             return False
 
 
-def become_daemon(flags: Flags, params: Parameters, listener: socket.socket, path: str) -> None:
+def become_daemon(flags: Flags, params: Parameters, listener: Socket, path: str) -> None:
     """Fork the daemon, which never returns from here; the parent does, at once."""
     containerd = os.getppid()
     if os.fork():
         listener.close()
         return
+    from shim import log
+
     try:
         os.setsid()
         null = os.open("/dev/null", os.O_RDWR)
@@ -212,11 +214,14 @@ def become_daemon(flags: Flags, params: Parameters, listener: socket.socket, pat
         os.dup2(listener.fileno(), 3)
         listener.detach()
         os.closerange(4, 256)
-        listener = socket.socket(fileno=3)
-        listener.set_inheritable(False)
+        log.open_fifo("log")
+        os.set_inheritable(3, False)
+        listener = Socket(fileno=3)
         from shim.daemon import Daemon
 
         Daemon(flags, params.options, listener, path, containerd).run()
+    except BaseException as error:  # noqa: BLE001 - nobody else will ever hear of it
+        log.exception(error, "the shim ends")
     finally:
         os._exit(0)
 

@@ -8,10 +8,10 @@ the pod is dropped.
 
 from __future__ import annotations
 
-import json
 import os
 
 from shim.errors import InvalidArgument
+from shim.lean import jsons
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ class Bundle:
         self.pid_file = f"{path}/init.pid"
         self.options = f"{path}/options.json"
         self.runtime = f"{path}/runtime"
+        self.marker = f"{path}/thaw.live"  # exists while `delete` would have something to remove
+
+    def forget(self) -> None:
+        """Nothing is left to remove: `delete` need not look."""
+        try:
+            os.unlink(self.marker)
+        except FileNotFoundError:
+            pass
 
     def exec_pid_file(self, exec_id: str) -> str:
         """Where runc writes the pid of an exec'd process."""
@@ -40,7 +48,7 @@ class Bundle:
         """The OCI spec. Raises InvalidArgument if it cannot be read."""
         try:
             with open(self.config, "rb") as file:
-                spec = json.load(file)
+                spec = jsons.loads(file.read())
         except (OSError, ValueError) as error:
             raise InvalidArgument(f"cannot read {self.config}: {error}") from error
         if not isinstance(spec, dict):
@@ -52,7 +60,7 @@ class Bundle:
         annotations = spec.setdefault("annotations", {})
         if annotations.get(CRIU_CONFIG) != criu_config:
             annotations[CRIU_CONFIG] = criu_config
-            write_atomically(self.config, json.dumps(spec).encode())
+            write_atomically(self.config, jsons.dumps(spec))
 
 
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:

@@ -8,9 +8,9 @@ sends those instead, override the runc keys. Pods have no say in any of it.
 from __future__ import annotations
 
 import os
-from collections import namedtuple
 
 from shim.errors import BadConfiguration
+from shim.lean import tomls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 
 DEFAULT_PATH = "/etc/thaw/config.toml"
 
-Key = namedtuple("Key", "name type default sentence")
+
+class Key:
+    """One configuration key."""
+
+    __slots__ = ("default", "name", "sentence", "type")
+
+    def __init__(self, name: str, type: type, default: Value, sentence: str) -> None:
+        self.name = name
+        self.type = type
+        self.default = default
+        self.sentence = sentence
+
 
 TABLE = (
     Key("state", str, "/run/thaw", "Folder for what lives as long as a container (on a tmpfs)."),
@@ -92,11 +103,9 @@ def load(path: str = "", body: bytes = b"") -> Config:
 
 
 def _parse(body: bytes, source: str) -> Config:
-    import tomllib  # 2 MiB and 8 ms that a node without a configuration need not pay
-
     try:
-        document = tomllib.loads(body.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomls.loads(body.decode())
+    except ValueError as error:  # tomllib's and a bad encoding's are ones
         raise BadConfiguration(f"{source}: {error}", hint="it must be TOML") from error
     return Config(_checked(_flatten(document), source), source)
 

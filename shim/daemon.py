@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 
 from shim import log
+from shim.lean import signals
+from shim.lean.sockets import Socket
 from shim.loop import Loop
 from shim.native import set_subreaper
 from shim.oom import OomWatch
@@ -33,18 +33,17 @@ class Daemon:
         self,
         flags: Flags,
         options: Any | None,
-        listener: socket.socket,
+        listener: Socket,
         path: str,
         containerd: int,
     ) -> None:
-        log.open_fifo("log")
         if "debug" in flags.switches:
             log.set_level("debug")
         self._path = path
         set_subreaper()
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._terminated)
+        signals.signal(signals.SIGPIPE, signals.SIG_IGN)
+        for signum in (signals.SIGTERM, signals.SIGINT):
+            signals.signal(signum, self._terminated)
         _settle_in(containerd, options)
         self._loop = Loop()
         self._loop.on_error = log.exception

@@ -12,7 +12,8 @@ import os
 import select
 import sys
 import time
-from collections import deque
+
+from shim.lean.queues import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from shim.errors import NotFound, RuntimeFailed
+from shim.lean import jsons
 from shim.spawn import Completed
 
 TYPE_CHECKING = False
@@ -184,8 +185,6 @@ def _size(path: str) -> int:
 
 def _last_error(log: str, since: int) -> str:
     """The last error that runc logged after byte `since`."""
-    import json
-
     try:
         with open(log, "rb") as file:
             file.seek(since)
@@ -194,7 +193,7 @@ def _last_error(log: str, since: int) -> str:
         return ""
     for line in reversed(lines):
         try:
-            entry = json.loads(line)
+            entry = jsons.loads(line)
         except ValueError:
             continue
         if entry.get("level") in ("error", "fatal"):

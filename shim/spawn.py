@@ -8,7 +8,8 @@ child is the caller's business: the daemon has a reaper, the others wait at once
 from __future__ import annotations
 
 import os
-import signal
+
+from shim.lean import signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def spawn(
             list(argv),
             dict(env),
             file_actions=actions,
-            setsigdef=[signal.SIGPIPE, signal.SIGTERM, signal.SIGINT],
+            setsigdef=[signals.SIGPIPE, signals.SIGTERM, signals.SIGINT],
             setsigmask=[],
             setpgroup=0 if group else os.getpgrp(),
         )

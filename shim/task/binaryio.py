@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import select
-import signal
-import threading
 
 from shim.errors import InvalidArgument, Unavailable
+from shim.lean import signals
+from shim.lean.threads import Event
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class LoggingProgram:
 
     def __init__(self, reaper: Reaper, uri: str, env: Mapping[str, str], *, terminal: bool) -> None:
         self._reaper = reaper
-        self._ended = threading.Event()
+        self._ended = Event()
         self._writers: dict[int, int] = {}
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
         readers: dict[int, int] = {5: ready_write}
@@ -77,7 +77,7 @@ class LoggingProgram:
     def close(self) -> None:
         """Wait for the program to write out what it has, then ask it to end, then make it."""
         self.close_pipes()
-        for signum in (0, signal.SIGTERM, signal.SIGKILL):
+        for signum in (0, signals.SIGTERM, signals.SIGKILL):
             if signum:
                 self._reaper.kill(self._pid, signum)
             if self._ended.wait(END_TIMEOUT):

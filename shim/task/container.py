@@ -7,12 +7,14 @@ which must reach a container whose Start or Pause is under way. Exits arrive on 
 from __future__ import annotations
 
 import os
-import threading
 import time
 
 from shim import log
 from shim.bundle import read_pid, write_atomically
+from shim.cgroup import of_pid
 from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ThawError
+from shim.lean.threads import Event, Lock, RLock
+from shim.lean.threads import start as start_thread
 from shim.proto import events_pb as pb
 from shim.proto.known import timestamp
 from shim.task.execs import Exec, run_with_stdio
@@ -72,8 +74,8 @@ class Container:
         self.state: State = CreatedFromSnapshot(self) if restoration else Created(self)
         self._pipe_owner = (int(config.number("IoUid")), int(config.number("IoGid")))
         self._cgroup: Cgroup | None = None
-        self.verbs = threading.RLock()
-        self._gate = threading.Lock()
+        self.verbs = RLock()
+        self._gate = Lock()
         self._busy: set[Process] = set()  # processes whose start is under way
         self._init_end: Exit | None = None
 
@@ -220,8 +222,6 @@ class Container:
     def cgroup(self) -> Cgroup:
         """The container's cgroup. Raises NotFound once it is gone."""
         if self._cgroup is None:
-            from shim.cgroup import of_pid
-
             if not self.init.pid:
                 raise NotFound(f"container {self.id} has no processes yet")
             self._cgroup = of_pid(self.init.pid)
@@ -297,6 +297,7 @@ class Container:
         for process in list(self.execs.values()):
             process.close_stdio()
         remove_state(self.folder)
+        self.bundle.forget()
 
     # -- exits ---------------------------------------------------------------------------------
 
@@ -310,7 +311,7 @@ class Container:
         return _Starting(self, process)
 
     def _await_init(self, seconds: float) -> None:
-        ended = threading.Event()
+        ended = Event()
         if self.init.pid:
             self.init.when_ended(lambda _exit: ended.set())
             ended.wait(seconds)
@@ -319,7 +320,7 @@ class Container:
         self._init_end = exit
         self.host.oom.check(self.id)
         if self.shares_pids or self.state.word == "paused":
-            threading.Thread(target=self._end_the_rest, daemon=True).start()
+            start_thread(self._end_the_rest)
         self.settle()
 
     def _end_the_rest(self) -> None:

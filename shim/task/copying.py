@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 
+from shim.lean.threads import Event
 from shim.loop import EPOLLIN, EPOLLOUT
 
 TYPE_CHECKING = False
@@ -22,7 +22,7 @@ class Copies:
         self._loop = loop
         self._copies: list[_Copy] = []
         self._outputs = 0
-        self._drained = threading.Event()
+        self._drained = Event()
         self._drained.set()
 
     def add(self, source: int, sink: int, *, output: bool = False) -> None:

@@ -30,6 +30,8 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
     On any error nothing is left: no mount, no runc state, no file of ours.
     """
     bundle = Bundle(request.bundle)
+    with open(bundle.marker, "w"):
+        pass
     config = options.configuration(request.options)
     log.set_level(config.text("log.level"))
     options.keep(bundle, config)

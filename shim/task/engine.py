@@ -8,11 +8,13 @@ inherits nothing but its socket; it ends when that socket closes.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
 from shim import errors
 from shim.errors import Cancelled, DeadlineExceeded, RestoreFailed, ThawError
+from shim.lean import jsons
+from shim.lean.sockets import SHUT_RDWR, pair, send_fds
+from shim.lean.threads import Event
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,12 +31,10 @@ class Engine:
     """A running engine process. `ask` blocks; `kill` may be called from any thread."""
 
     def __init__(self, reaper: Reaper, env: Mapping[str, str]) -> None:
-        import threading
-
         self._reaper = reaper
         self._killed = False
-        self._ended = threading.Event()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._ended = Event()
+        self._socket, theirs = pair()
         try:
             argv = [sys.executable, "-IS", PROGRAM]
             fds = {SOCKET_FD: theirs.fileno()}
@@ -53,11 +53,9 @@ class Engine:
         Raises what the engine raised, Cancelled after `kill`, DeadlineExceeded after `seconds`,
         RestoreFailed if it died.
         """
-        import json
-
-        line = json.dumps(request).encode() + b"\n"
+        line = jsons.dumps(request) + b"\n"
         try:
-            socket.send_fds(self._socket, [line[:1]], list(fds))
+            send_fds(self._socket, line[:1], list(fds))
             self._socket.sendall(line[1:])
             answer = self._read_line(seconds)
         except TimeoutError:
@@ -72,7 +70,7 @@ class Engine:
             raise Cancelled("cancelled by Kill or Delete")
         if not answer:
             raise RestoreFailed("the engine process died", hint="was it killed for memory?")
-        reply: dict[str, Any] = json.loads(answer)
+        reply: dict[str, Any] = jsons.loads(answer)
         if "error" in reply:
             raise rebuilt(reply["error"])
         return reply
@@ -82,7 +80,7 @@ class Engine:
         self._killed = True
         self._reaper.kill(self.pid, 9, group=True)
         try:
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes `ask`
+            self._socket.shutdown(SHUT_RDWR)  # wakes `ask`
         except OSError:
             pass
 

@@ -9,11 +9,12 @@ connection after a broken one, 5 more tries 1 to 5 s apart, then the event is dr
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
+import time
 
 from shim import log
 from shim.errors import ThawError
+from shim.lean.queues import deque
+from shim.lean.threads import Condition, start
 from shim.proto import events_pb as pb
 from shim.proto.known import now, pack, timestamp
 
@@ -51,8 +52,8 @@ class Events:
         self._address = ttrpc_address
         self._publisher = publisher
         self._queue: deque[pb.Envelope] = deque()
-        self._changed = threading.Condition()
-        self._sender: threading.Thread | None = None
+        self._changed = Condition()
+        self._sending = False
         self._client: Client | None = None
 
     def publish(self, event: Message) -> None:
@@ -65,9 +66,9 @@ class Events:
         )
         with self._changed:
             self._queue.append(envelope)
-            if self._sender is None:
-                self._sender = threading.Thread(target=self._send_all, daemon=True)
-                self._sender.start()
+            if not self._sending:
+                self._sending = True
+                start(self._send_all)
             self._changed.notify_all()
 
     def publish_exit(self, container_id: str, process_id: str, pid: int, exit: Exit) -> None:
@@ -91,7 +92,7 @@ class Events:
         while True:
             with self._changed:
                 if not self._changed.wait_for(lambda: bool(self._queue), IDLE):
-                    self._sender = None
+                    self._sending = False
                     self._disconnect()
                     return
                 envelope = self._queue[0]
@@ -104,7 +105,7 @@ class Events:
         problem: Exception | None = None
         for attempt in range(TRIES):
             if attempt:
-                threading.Event().wait(attempt)
+                time.sleep(attempt)
             try:
                 self._forward(envelope)
                 return

@@ -7,11 +7,10 @@ because `delete` gets no options.
 
 from __future__ import annotations
 
-import json
-
 from shim.bundle import Bundle, write_atomically
 from shim.config import Config, load
 from shim.errors import InvalidArgument
+from shim.lean import jsons
 from shim.proto.known import type_name, unpack
 
 TYPE_CHECKING = False
@@ -64,7 +63,7 @@ def _set(options: object) -> dict[str, str | int | bool]:
 
 def keep(bundle: Bundle, config: Config) -> None:
     """Write the configuration into the bundle, for `delete` and for people."""
-    write_atomically(bundle.options, json.dumps(config.as_dict()).encode())
+    write_atomically(bundle.options, jsons.dumps(config.as_dict()))
     write_atomically(bundle.runtime, config.text("BinaryName").encode())
 
 
@@ -72,6 +71,6 @@ def kept(bundle: Bundle) -> Config:
     """The configuration that a container was created with, or the one in force now."""
     try:
         with open(bundle.options, "rb") as file:
-            return Config(json.load(file), bundle.options)
+            return Config(jsons.loads(file.read()), bundle.options)
     except (OSError, ValueError):
         return load()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 
 from shim.errors import FailedPrecondition, NotFound
+from shim.lean.sockets import receive_fds, stream
+from shim.lean.threads import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Process:
         self.pid = 0
         self.exit: Exit | None = None
         self._waiters: list[Callable[[Exit], None]] = []
-        self._gate = threading.Lock()
+        self._gate = Lock()
 
     def when_ended(self, callback: Callable[[Exit], None]) -> None:
         """Call `callback(exit)` once the process has ended; at once if it has."""
@@ -84,10 +85,8 @@ class Console:
     """
 
     def __init__(self, folder: str) -> None:
-        import socket
-
         self.path = f"{folder}/pty-{os.urandom(4).hex()}"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = stream()
         try:
             self._socket.bind(self.path)
             self._socket.listen(1)
@@ -99,19 +98,17 @@ class Console:
 
     def receive(self) -> int:
         """The terminal that runc sent before it exited. Raises NotFound if it sent none."""
-        import socket
-
         self._socket.settimeout(10.0)
         try:
             connection, _ = self._socket.accept()
             with connection:
                 connection.settimeout(10.0)
-                _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+                _, fds = receive_fds(connection, 4096, 1)
         except OSError as error:
             raise NotFound(f"no terminal arrived on {self.path}: {error}") from error
         if not fds:
             raise NotFound(f"no terminal arrived on {self.path}")
-        return int(fds[0])
+        return fds[0]
 
     def __enter__(self) -> Self:
         return self

@@ -8,10 +8,10 @@ may die before we have read its pid. So exits of pids that nobody knows yet are 
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import time
 
+from shim.lean import signals
+from shim.lean.threads import Event, Lock
 from shim.loop import EPOLLIN, Loop
 from shim.spawn import Capture, Completed, exit_status, spawn
 
@@ -35,7 +35,7 @@ class Reaper:
     """Child exits, delivered once each, on the loop thread."""
 
     def __init__(self, loop: Loop) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._claims: dict[int, Callable[[Exit], None]] = {}
         self._early: dict[int, Exit] = {}
         self._scopes = 0
@@ -43,8 +43,8 @@ class Reaper:
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._read = read
         # The C-level handler writes to this pipe at once, whichever thread is running Python code.
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signals.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signals.signal(signals.SIGCHLD, lambda *_: None)
         loop.watch(read, EPOLLIN, self._woken)
         loop.call_soon(self.reap)  # children that ended before the handler was there
 
@@ -94,7 +94,7 @@ class Reaper:
         self, argv: Sequence[str], env: Mapping[str, str], fds: Mapping[int, int] | None = None
     ) -> Completed:
         """Start a program and wait for it, from any thread but the loop's."""
-        done = threading.Event()
+        done = Event()
         exits: list[Exit] = []
 
         def ended(exit: Exit) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shim.mount import mount_all, unmount_all
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,15 +21,11 @@ class Rootfs:
     def mount(self) -> None:
         """Mount all of it, or nothing and raise OSError."""
         if self.mounts:
-            from shim.mount import mount_all
-
             mount_all(self.mounts, self.path)
 
     def unmount(self) -> None:
         """Undo `mount`; harmless if nothing is mounted."""
         if self.mounts:
-            from shim.mount import unmount_all
-
             unmount_all(self.path)
 
     def as_list(self) -> list[dict[str, object]]:

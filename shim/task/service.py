@@ -7,13 +7,14 @@ touches the kernel for long gets a thread of its own. Wait holds no thread at al
 from __future__ import annotations
 
 import os
-import threading
 import time
 
 from shim.errors import AlreadyExists, InvalidArgument, NotFound
+from shim.lean.threads import Lock
 from shim.proto import events_pb
 from shim.proto import task_pb as pb
 from shim.proto.known import Empty, pack, timestamp, type_name
+from shim.task.creation import create
 from shim.task.stdio import Streams
 from shim.ttrpc.server import Deferred, Method
 
@@ -38,7 +39,7 @@ class TaskService:
         self.host = host
         self.containers: dict[str, Container] = {}
         self._reserved: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._on_shutdown = on_shutdown
 
     def methods(self) -> Mapping[str, Method]:
@@ -72,8 +73,6 @@ class TaskService:
 
     def create(self, request: pb.CreateTaskRequest, _call: Call) -> pb.CreateTaskResponse:
         """Create a container."""
-        from shim.task.creation import create
-
         with self._lock:
             if request.id in self.containers or request.id in self._reserved:
                 raise AlreadyExists(f"container {request.id} exists")

@@ -8,10 +8,10 @@ be given it later, or raises. ThawErrors become their status code, anything else
 
 from __future__ import annotations
 
-import threading
 import time
 
 from shim.errors import Cancelled
+from shim.lean.threads import Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Deferred:
 
     def __init__(self, on_abandon: Callable[[], None] | None = None) -> None:
         self.on_abandon = on_abandon
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._outcome: Outcome | None = None
         self._deliver: Callable[[Outcome], None] | None = None
 

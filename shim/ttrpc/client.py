@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
-import threading
 import time
 
 from shim.errors import (
@@ -24,6 +22,8 @@ from shim.errors import (
     Unimplemented,
     Unknown,
 )
+from shim.lean.sockets import MSG_NOSIGNAL, SHUT_RDWR, Socket, stream
+from shim.lean.threads import Condition, Lock
 from shim.proto.ttrpc_pb import Request, Response
 from shim.proto.wire import WireError
 from shim.ttrpc.frames import REQUEST, RESPONSE, Frame, FrameTooBig, Reader, pack, too_big
@@ -68,8 +68,8 @@ class Client:
         self._sock = connect(address, timeout)
         self._sock.setblocking(False)
         self._reader = Reader()
-        self._sending = threading.Lock()
-        self._changed = threading.Condition()
+        self._sending = Lock()
+        self._changed = Condition()
         self._answers: dict[int, Frame | None] = {}
         self._next_stream = 1
         self._reading = False
@@ -143,7 +143,7 @@ class Client:
         rest = memoryview(frame)
         while rest:
             try:
-                rest = rest[self._sock.send(rest, socket.MSG_NOSIGNAL) :]
+                rest = rest[self._sock.send(rest, MSG_NOSIGNAL) :]
             except BlockingIOError:
                 if self._ready(select.POLLOUT, deadline):
                     continue
@@ -209,7 +209,7 @@ class Client:
             self._broken = self._broken or why
             self._changed.notify_all()
         try:
-            self._sock.shutdown(socket.SHUT_RDWR)  # wakes whoever polls it
+            self._sock.shutdown(SHUT_RDWR)  # wakes whoever polls it
         except OSError:
             pass  # it was down already
 
@@ -233,10 +233,10 @@ def _unwrap(frame: Frame, response: type[M]) -> M:
     raise leaf(answer.status.message)
 
 
-def connect(address: str, timeout: float) -> socket.socket:
+def connect(address: str, timeout: float) -> Socket:
     """Return a socket connected to `address`, see Client."""
     name = address.removeprefix("unix://")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    sock = stream()
     try:
         sock.settimeout(timeout)
         if name.startswith(("@", "\0")):
@@ -254,7 +254,7 @@ def connect(address: str, timeout: float) -> socket.socket:
     return sock
 
 
-def _connect_long(sock: socket.socket, path: str) -> None:
+def _connect_long(sock: Socket, path: str) -> None:
     """Connect to a path too long for a socket address, by way of its folder's descriptor."""
     folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -7,14 +7,15 @@ in a buffer. A peer that sends requests but does not read the answers is not rea
 from __future__ import annotations
 
 import select
-import socket
 
+from shim.lean.sockets import MSG_NOSIGNAL
 from shim.ttrpc.frames import Reader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shim.lean.sockets import Socket
     from shim.loop import Loop
     from shim.ttrpc.frames import Frame
 
@@ -29,7 +30,7 @@ class Connection:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        sock: Socket,
         on_frame: Callable[[Frame], None],
         on_flushed: Callable[[], None],
         on_close: Callable[[], None],
@@ -97,7 +98,7 @@ class Connection:
         try:
             while self._out:
                 # MSG_NOSIGNAL: a peer that is gone is an error here, not a signal to the process.
-                del self._out[: self._sock.send(self._out, socket.MSG_NOSIGNAL)]
+                del self._out[: self._sock.send(self._out, MSG_NOSIGNAL)]
         except (BlockingIOError, InterruptedError):
             pass
         except OSError:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import select
-import socket
 import struct
 import sys
 
+from shim.lean.sockets import SO_PEERCRED, SOL_SOCKET
 from shim.ttrpc.call import Call, Deferred, Method
 from shim.ttrpc.session import Session
 
@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shim.lean.sockets import Socket
     from shim.loop import Loop, Timer
     from shim.ttrpc.call import Services
 
@@ -41,7 +42,7 @@ class Server:
     def __init__(
         self,
         loop: Loop,
-        listener: socket.socket,
+        listener: Socket,
         services: Services,
         on_error: Callable[[BaseException], None] | None = None,
     ) -> None:
@@ -122,9 +123,9 @@ class Server:
         self._check_drained()
 
 
-def _may_connect(sock: socket.socket) -> bool:
+def _may_connect(sock: Socket) -> bool:
     """Whether root or our own user is at the other end; the file's mode says the same."""
-    data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    data = sock.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size)
     return _CREDENTIALS.unpack(data)[1] in (0, os.geteuid())
 
 

@@ -6,9 +6,8 @@ themselves runs on the loop thread, so nothing needs a lock.
 
 from __future__ import annotations
 
-import threading
-
 from shim.errors import InvalidArgument, ThawError, Unavailable, Unimplemented
+from shim.lean import threads
 from shim.proto.ttrpc_pb import Request, Response, Status
 from shim.ttrpc.call import Call, Deferred
 from shim.ttrpc.connection import Connection
@@ -16,9 +15,9 @@ from shim.ttrpc.frames import DATA, REQUEST, RESPONSE, FrameTooBig, pack, too_bi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
+    from shim.lean.sockets import Socket
     from shim.loop import Loop
     from shim.proto.wire import Message
     from shim.ttrpc.call import Method, Outcome, Services
@@ -33,7 +32,7 @@ class Session:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        sock: Socket,
         services: Services,
         on_error: Callable[[BaseException], None],
         on_change: Callable[[Session], None],
@@ -116,7 +115,7 @@ class Session:
             self._loop.call_soon(lambda: self._finish(stream, result))
 
         try:
-            threading.Thread(target=run, name=call.method, daemon=True).start()
+            threads.start(run)
         except RuntimeError as error:  # the cgroup's or the user's limit of tasks
             self._finish(stream, Unavailable(f"cannot run {call.method}: {error}"))
 

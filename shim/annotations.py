@@ -106,6 +106,13 @@ def wish(annotations: Mapping[str, str]) -> Wish | None:
     return None if name is None else Wish(name, container is None)
 
 
+def will_restore(annotations: Mapping[str, str]) -> bool:
+    """Whether this is the sandbox of a pod whose annotations name a snapshot."""
+    if annotations.get(CONTAINER_TYPE) != "sandbox":
+        return False
+    return any(key == SNAPSHOT or key.startswith(SNAPSHOT + ".") for key in annotations)
+
+
 def fail_instead_of_cold_start(annotations: Mapping[str, str]) -> bool:
     """Whether a failed restore shall fail the container. Raises BadAnnotation for other words."""
     value = annotations.get(ON_FAILURE, "cold-start")

@@ -11,6 +11,7 @@
     ├── AlreadyExists               6    AlreadyExists
     ├── FailedPrecondition          9    FailedPrecondition
     │   └── Unfit                   9    Unfit
+    │       └── OtherContainer      9    OtherContainer
     ├── Cancelled                   1    Cancelled
     ├── Unimplemented              12    Unimplemented
     ├── Unavailable                14    Unavailable
@@ -105,6 +106,12 @@ class Unfit(FailedPrecondition):
     """The snapshot cannot run here: another image, CPU, kernel, mount."""
 
     reason = "Unfit"
+
+
+class OtherContainer(Unfit):
+    """The snapshot is of another container of the pod: this one is not meant."""
+
+    reason = "OtherContainer"
 
 
 class Cancelled(ThawError):

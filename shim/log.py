@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
 
+_ATOMIC = 4096  # bytes; PIPE_BUF: what is longer could be torn apart
+
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
 _sink = 2
@@ -77,8 +79,11 @@ def _write(level: str, message: str, fields: dict[str, object]) -> None:
     words = [f'time="{stamp}"', f"level={level}", f"msg={_quote(message)}"]
     words += [f"{key}={_quote(str(value))}" for key, value in fields.items() if value != ""]
     line = " ".join(words) + "\n"
+    data = line.encode("utf-8", "replace")
+    if len(data) > _ATOMIC:
+        data = data[: _ATOMIC - 5] + b'..."\n'
     try:
-        os.write(_sink, line.encode("utf-8", "replace")[:4096])  # one atomic write, or none
+        os.write(_sink, data)  # whole, or not at all
     except OSError:
         pass  # a log that nobody reads must not hurt the container
 

@@ -17,7 +17,7 @@ from shim.checkpoint.contents import save_difference, save_volumes, survey
 from shim.criu import GHOST_LIMIT, NETWORK_LOCK, Steering, log_tail
 from shim.errors import CheckpointFailed, FailedPrecondition, ThawError
 from shim.snapshot.config import FORMAT, SnapshotConfig
-from shim.snapshot.host import this_host
+from shim.snapshot.host import criu_version, this_host
 from shim.snapshot.image import image_of
 from shim.snapshot.mounts import mounts_of
 from shim.snapshot.origin import origin_of
@@ -56,6 +56,7 @@ def checkpoint(work: Work) -> dict[str, Any]:
 def _make(work: Work, images: Path, extras: Path, timeline: Timeline) -> dict[str, Any]:
     spec = work.bundle.spec()
     with timeline.span("survey"):
+        host = this_host(criu_version(work.config))
         contents = survey(spec, work)
         mounts = mounts_of(work.details["pid"])
         image, digest = image_of(work.containerd, work.namespace, work.id)
@@ -72,7 +73,7 @@ def _make(work: Work, images: Path, extras: Path, timeline: Timeline) -> dict[st
         format=FORMAT,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         origin=origin_of(spec, image, digest),
-        host=this_host(work.config),
+        host=host,
         mounts=mounts,
         volumes=[volume.destination for volume in contents.volumes],
         difference=difference is not None,

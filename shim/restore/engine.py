@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shim.bundle import read_pid
 from shim.checkpoint.engine import EXTRAS
-from shim.errors import ThawError
+from shim.errors import RestoreFailed, ThawError
 from shim.restore import plan as planning
 from shim.restore.plan import Plan
-from shim.restore.steps import STEPS
+from shim.restore.steps import STEPS, Step
 from shim.snapshot.fit import check
 from shim.snapshot.host import this_host
 from shim.snapshot.image import image_of
@@ -38,8 +39,7 @@ def restore(work: Work) -> dict[str, Any]:
             with timeline.span(step.name):
                 step.do(work, plan)
     except (ThawError, OSError):
-        for step in reversed(done):
-            step.undo(work, plan)
+        take_back(done, work, plan)
         work.marker.unlink()
         raise
     work.marker.unlink()
@@ -52,10 +52,21 @@ def undo(work: Work) -> dict[str, Any]:
         return {}
     snapshot = Path(json.loads(work.marker.read_text())["snapshot"])
     plan = _plan(work, *_open(snapshot))
-    for step in reversed(STEPS):
-        step.undo(work, plan)
+    take_back(STEPS, work, plan)
     work.marker.unlink(missing_ok=True)
     return {}
+
+
+def take_back(steps: Sequence[Step], work: Work, plan: Plan) -> None:
+    """Undo every step, the last first; one that fails keeps none of the others from it."""
+    failures = []
+    for step in reversed(steps):
+        try:
+            step.undo(work, plan)
+        except (ThawError, OSError) as error:
+            failures.append(f"{step.name}: {error}")
+    if failures:
+        raise RestoreFailed(f"cannot undo {'; '.join(failures)}")
 
 
 def make_plan(work: Work) -> Plan:
@@ -69,8 +80,7 @@ def make_plan(work: Work) -> Plan:
     if snapshot is None:
         return planning.bare(work, images)
     live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
-    host = this_host(work.config)
-    check(snapshot.config, live, host, outright=work.details["outright"])
+    check(snapshot.config, live, this_host(), outright=work.details["outright"])
     return _plan(work, snapshot, images)
 
 

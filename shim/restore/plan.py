@@ -10,6 +10,7 @@ from typing import Any
 
 from shim.criu import NETWORK_LOCK
 from shim.errors import Unfit
+from shim.restore.hostname import hostname_of
 from shim.snapshot.config import Connections, MountPoint, SnapshotConfig
 from shim.work import Work
 
@@ -33,6 +34,7 @@ class Plan:
     upper: Path | None
     scratch: Path | None
     volumes: tuple[SavedVolume, ...]
+    hostname: str  # the pod's; CRIU writes the snapshot's over it
     runc_options: tuple[str, ...]
     criu_options: tuple[str, ...]
     mounts: tuple[MountPoint, ...]  # as they must be afterwards
@@ -51,7 +53,7 @@ class Plan:
 
 
 def make(
-    work: Work, spec: Mapping[str, Any], config: SnapshotConfig, folder: Path, images: Path
+    work: Work, spec: dict[str, Any], config: SnapshotConfig, folder: Path, images: Path
 ) -> Plan:
     """The plan for restoring the snapshot in `folder` into `work`'s container.
 
@@ -69,6 +71,7 @@ def make(
         upper=work.upper,
         scratch=work.scratch,
         volumes=tuple(_volumes(spec, config, folder)),
+        hostname=hostname_of(spec, work.bundle),
         runc_options=_runc_options(work, images),
         criu_options=_criu_options(config.connections),
         mounts=tuple(config.mounts),
@@ -85,6 +88,7 @@ def bare(work: Work, images: Path) -> Plan:
         upper=None,
         scratch=None,
         volumes=(),
+        hostname=hostname_of(work.bundle.spec(), work.bundle),
         runc_options=_runc_options(work, images),
         criu_options=(NETWORK_LOCK, "link-remap"),
         mounts=(),
@@ -92,7 +96,7 @@ def bare(work: Work, images: Path) -> Plan:
     )
 
 
-def _volumes(spec: Mapping[str, Any], config: SnapshotConfig, folder: Path) -> list[SavedVolume]:
+def _volumes(spec: dict[str, Any], config: SnapshotConfig, folder: Path) -> list[SavedVolume]:
     sources = {
         os.path.normpath(mount["destination"]): mount.get("source", "")
         for mount in spec.get("mounts") or []

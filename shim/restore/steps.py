@@ -16,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shim.bundle import read_pid
+from shim.bundle import namespace_path, read_pid
 from shim.cgroup import of_spec
 from shim.checkpoint.contents import copy_upper
 from shim.criu import Steering, log_tail
 from shim.errors import NotFound, RestoreFailed, ThawError, Unfit
 from shim.mount import mount_all, unmount_all
+from shim.restore.hostname import set_hostname
 from shim.restore.plan import Plan
 from shim.snapshot.mounts import differences, mounts_of, without
 from shim.snapshot.tree import copy_tree, open_directory, remove_copied
@@ -109,13 +110,8 @@ def run_criu(work: Work, plan: Plan) -> None:
 
 
 def _runc_restore(work: Work, plan: Plan) -> None:
-    bundle, runc = work.bundle, work.runc
-    if not work.terminal:
-        runc.restore(bundle.path, bundle.pid_file, work.fds, plan.runc_options)
-        return
-    raise Unfit(
-        "the container has a terminal", hint="CRIU cannot give a restored process a new one"
-    )
+    bundle, console = work.bundle, work.details.get("console", "")
+    work.runc.restore(bundle.path, bundle.pid_file, work.fds, plan.runc_options, console)
 
 
 def end_processes(work: Work, plan: Plan) -> None:
@@ -132,6 +128,19 @@ def end_processes(work: Work, plan: Plan) -> None:
         pass
     Path(work.bundle.pid_file).unlink(missing_ok=True)
     shutil.rmtree(work.folder / "criu-work", ignore_errors=True)
+
+
+def name_host(work: Work, plan: Plan) -> None:
+    """The pod's other containers share its host name, and CRIU has written the old pod's there."""
+    if plan.hostname:
+        set_hostname(f"/proc/{read_pid(work.bundle.pid_file)}/ns/uts", plan.hostname)
+
+
+def name_host_again(work: Work, plan: Plan) -> None:
+    """Undo what CRIU did; a namespace of the container's own goes with it."""
+    path = namespace_path(work.bundle.spec(), "uts")
+    if plan.hostname and path and os.path.exists(path):
+        set_hostname(path, plan.hostname)
 
 
 def check_mounts(work: Work, plan: Plan) -> None:
@@ -173,5 +182,6 @@ STEPS = (
     Step("difference", lay_difference, clear_upper),
     Step("rootfs", mount_rootfs, unmount_rootfs),
     Step("criu", run_criu, end_processes),
+    Step("hostname", name_host, name_host_again),
     Step("mounts", check_mounts, nothing),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from shim.errors import Unfit
+from shim.errors import OtherContainer, Unfit
 from shim.snapshot.config import Host, Origin, SnapshotConfig, SpecMount
 
 
@@ -28,7 +28,7 @@ def check(config: SnapshotConfig, live: Origin, host: Host, *, outright: bool) -
         _mounts,
     )
     if not outright and config.origin.container != live.container:
-        raise Unfit(
+        raise OtherContainer(
             f"the snapshot is of container {config.origin.container!r}, not {live.container!r}",
             hint=f"thaw.dev/snapshot.{live.container} names one outright",
         )

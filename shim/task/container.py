@@ -286,6 +286,7 @@ class Container:
             self.runc.delete(force=True)
             self._await_init(5.0)
         if self.init.stdio is not None:
+            self.init.stdio.started()  # the child's ends are still ours if it never ran
             self.init.stdio.drain(DRAIN)
         self.host.oom.remove(self.id)
         if not force:

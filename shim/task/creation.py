@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from shim import log
-from shim.annotations import check_name, fail_instead_of_cold_start, wish
+from shim.annotations import check_name, fail_instead_of_cold_start, will_restore, wish
 from shim.bundle import Bundle, annotations_of, namespace_path
 from shim.errors import NoSuchSnapshot, ThawError
 from shim.runc import Runc
@@ -44,6 +44,8 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
         steer_criu(bundle, spec, folder)
         container = _assemble(host, request, bundle, config, spec, folder, source)
         container.create()
+        if will_restore(annotations_of(spec)):
+            host.engines.warm(container.runc.env)
         return container
     except BaseException:
         if container is not None:
@@ -99,8 +101,8 @@ def _source(request: CreateTaskRequest, notes: dict[str, str], config: Config) -
             container=request.id,
             snapshot=wanted.name[:80],
             reason=error.reason,
-            error=error.message,
             hint=error.hint,
+            error=error.message,
         )
         return None
 

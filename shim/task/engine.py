@@ -14,17 +14,19 @@ from shim import errors
 from shim.errors import Cancelled, DeadlineExceeded, RestoreFailed, ThawError
 from shim.lean import jsons
 from shim.lean.sockets import SHUT_RDWR, pair, send_fds
-from shim.lean.threads import Event
+from shim.lean.threads import Event, Lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from shim.loop import Loop
     from shim.task.reaper import Exit, Reaper
 
 PROGRAM = f"{os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}/engine.py"
 SOCKET_FD = 3
+SPARE = 120.0  # seconds that an engine waits for its container; kubelet's own patience
 
 
 class Engine:
@@ -84,12 +86,25 @@ class Engine:
         except OSError:
             pass
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return not self._ended.is_set()
+
+    def release(self) -> None:
+        """Let it end, without waiting for that."""
+        self._socket.close()
+
     def close(self) -> None:
         """Let it end, and wait for that."""
-        self._socket.close()
+        self.release()
         if not self._ended.wait(2.0):
-            self._reaper.kill(self.pid, 9, group=True)
-            self._ended.wait(2.0)
+            self.end()
+
+    def end(self) -> None:
+        """Make it end, with whatever it has started, and wait for that."""
+        self.kill()
+        self._ended.wait(2.0)
 
     def _read_line(self, seconds: float | None) -> bytes:
         import time
@@ -110,6 +125,44 @@ class Engine:
         except (ProcessLookupError, PermissionError):
             pass
         self._ended.set()
+
+
+class Engines:
+    """At most one engine started ahead of need: when the sandbox is made, the annotation is known.
+
+    Its imports (100 ms) and later its page-in run while kubelet still prepares the container.
+    """
+
+    def __init__(self, loop: Loop, reaper: Reaper) -> None:
+        self._loop = loop
+        self._reaper = reaper
+        self._lock = Lock()
+        self._spare: Engine | None = None
+
+    def warm(self, env: Mapping[str, str]) -> None:
+        """Start one, for a container that is going to be restored; it goes if none comes."""
+        engine = Engine(self._reaper, env)
+        with self._lock:
+            before, self._spare = self._spare, engine
+        if before is not None:
+            before.close()
+        self._loop.call_later(SPARE, lambda: self._drop(engine))
+
+    def take(self, env: Mapping[str, str]) -> Engine:
+        """The spare one, or a new one."""
+        with self._lock:
+            engine, self._spare = self._spare, None
+        if engine is not None and engine.alive:
+            return engine
+        return Engine(self._reaper, env)
+
+    def _drop(self, engine: Engine) -> None:
+        with self._lock:
+            if self._spare is not engine:
+                return
+            self._spare = None
+        engine.kill()
+        engine.release()
 
 
 def rebuilt(error: Mapping[str, str]) -> ThawError:

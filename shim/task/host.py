@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shim.task.engine import Engines
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from shim.loop import Loop
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
 class Host:
     """The daemon's services: loop, reaper, event queue, OOM watch, and who we are."""
 
-    __slots__ = ("events", "grpc_address", "loop", "namespace", "oom", "reaper", "socket")
+    __slots__ = (
+        *("engines", "events", "grpc_address", "loop", "namespace", "oom", "reaper", "socket"),
+    )
 
     def __init__(
         self,
@@ -28,6 +32,7 @@ class Host:
         self.loop = loop
         self.reaper = reaper
         self.events = events
+        self.engines = Engines(loop, reaper)
         self.oom = oom
         self.namespace = namespace
         self.socket = socket  # path of the shim's own socket

@@ -59,7 +59,7 @@ class Reaper:
             if exit is None:
                 self._claims[pid] = callback
                 return
-        self._loop.call_soon(lambda: callback(exit))
+        self._deliver(callback, exit)
 
     def kill(self, pid: int, signum: int, *, group: bool = False) -> bool:
         """Signal a child (or the group it leads) that has not been reaped.
@@ -122,7 +122,11 @@ class Reaper:
             except ChildProcessError:
                 return
             if callback is not None:
-                callback(exit)
+                self._deliver(callback, exit)
+
+    def _deliver(self, callback: Callable[[Exit], None], exit: Exit) -> None:
+        # Each on its own: a callback that fails must not keep the next child from being reaped.
+        self._loop.call_soon(lambda: callback(exit))
 
     def _woken(self, _mask: int) -> None:
         try:

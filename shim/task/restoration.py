@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 
 from shim import log
-from shim.errors import Cancelled, RestoreFailed, ThawError
+from shim.errors import Cancelled, OtherContainer, RestoreFailed, ThawError
 from shim.task.engine import Engine
+from shim.task.process import Console
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Restoration:
 
     def prepare(self, env: dict[str, str]) -> None:
         """Start the engine, so that its imports are done when Start comes."""
-        self._engine = Engine(self._host.reaper, env)
+        self._engine = self._host.engines.take(env)
 
     def pids(self) -> list[int]:
         """The engine's process, while it is there."""
@@ -68,19 +69,21 @@ class Restoration:
         """
         began = time.monotonic()
         try:
-            container.init.pid = self._ask(container, deadline)
+            reply = self._ask(container, deadline)
         except ThawError as error:
             self._give_up(container, error)
             return False
-        finally:
-            self.close()
+        self.close()
+        container.init.pid = int(reply["pid"])
         assert container.init.stdio is not None
         container.init.stdio.started()
+        spans = " ".join(f"{name}={seconds:.3f}" for name, seconds in reply["timeline"].items())
         log.info(
             "restored",
             container=container.id,
             snapshot=self._source.name or self._source.path,
             seconds=f"{time.monotonic() - began:.3f}",
+            timeline=spans,
         )
         return True
 
@@ -95,22 +98,28 @@ class Restoration:
         engine, self._engine = self._engine, None
         self._over = True
         if engine is not None:
-            engine.close()
+            engine.release()
 
-    def _ask(self, container: Container, deadline: float | None) -> int:
+    def _ask(self, container: Container, deadline: float | None) -> dict[str, Any]:
         engine = self._engine
         if self._cancelled or engine is None:
             raise Cancelled("cancelled by Kill or Delete")
-        assert container.init.stdio is not None
-        fds = container.init.stdio.child_fds
+        stdio = container.init.stdio
+        assert stdio is not None
+        fds = stdio.child_fds
         request = describe(container, self._host)
         request["verb"] = "restore"
         request["snapshot"] = self._source.path
         request["name"] = self._source.name
         request["outright"] = self._source.outright
         request["fds"] = list(fds)
-        reply = engine.ask(request, list(fds.values()), self._seconds(container, deadline))
-        return int(reply["pid"])
+        seconds = self._seconds(container, deadline)
+        if not container.init.streams.terminal:
+            return engine.ask(request, list(fds.values()), seconds)
+        with Console(container.config.text("state")) as console:
+            reply = engine.ask({**request, "console": console.path}, [], seconds)
+            stdio.attach_console(console.receive())
+            return reply
 
     def _seconds(self, container: Container, deadline: float | None) -> float:
         allowed = container.config.number("restore.deadline")
@@ -120,15 +129,20 @@ class Restoration:
         return max(0.0, min(allowed, left - min(COLD_MOST, left * COLD_SHARE)))
 
     def _give_up(self, container: Container, error: ThawError) -> None:
+        if self._engine is not None:
+            self._engine.end()  # it may still be at work: nothing is undone under its hands
         self.close()
+        if isinstance(error, OtherContainer) and not self._cancelled:
+            log.info("another container is meant", container=container.id, error=error.message)
+            return
         undone = self._undo(container)
         refuse = self._source.must or self._cancelled or undone is not None
         fields = {
             "container": container.id,
             "snapshot": self._source.name or self._source.path,
             "reason": error.reason,
-            "error": error.message,
             "hint": error.hint,
+            "error": error.message,
         }
         if undone is not None:
             log.error("restore failed and could not be undone", undo=undone, **fields)

@@ -129,14 +129,14 @@ class Stdio:
             self.child_fds = self._logger.child_fds()
             return
         if streams.stdin:
-            read, self._stdin = self._pipe()
-            self.child_fds[0] = read
-            self._copies.add(_open_input(streams.stdin), self._stdin)
+            source = _open_input(streams.stdin)  # first, so that a failure leaves no pipe behind
+            self.child_fds[0], self._stdin = self._pipe()
+            self._copies.add(source, self._stdin)
         for number, name in ((1, streams.stdout), (2, streams.stderr)):
             if name:
-                read, write = self._pipe()
-                self.child_fds[number] = write
-                self._copies.add(read, self._open_output(name), output=True)
+                sink = self._open_output(name)
+                read, self.child_fds[number] = self._pipe()
+                self._copies.add(read, sink, output=True)
 
     def _open_logger(self) -> bool:
         from shim.task.binaryio import LoggingProgram, is_binary

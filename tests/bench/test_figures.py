@@ -1,0 +1,149 @@
+"""The figures of the README: Thaw beside containerd's own runc shim, in one run, on one containerd.
+
+Nothing is asserted about time: machines differ and are noisy, so medians and their ratio are
+printed. THAW_BENCH_RUNS sets how often each thing is measured (default 10).
+
+    bash tests/run.sh tests/bench
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bed.images import BUSYBOX_IMAGE
+from bed.install import installed
+from bed.lane import CRI_NAMESPACE, Lane, opened
+from bed.leaks import command_line, processes
+from bed.model import ask, model_server, wait_until_healthy
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+RUNS = int(os.environ.get("THAW_BENCH_RUNS", "10"))
+SHIMS = ("runc", "thaw")
+PROMPT = "Once upon a time, a container"
+
+
+@pytest.fixture(scope="module")
+def lane() -> Iterator[Lane]:
+    if os.environ.get("THAW_TEST_INSTALLATION") == "none":
+        pytest.skip("measures the product, which THAW_TEST_INSTALLATION=none leaves out")
+    with opened("2.x", installed(CHECKOUT)) as lane:
+        yield lane
+        lane.clear()
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    def tell(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n    {line}", end="")
+
+    return tell
+
+
+def test_ctr_run(lane: Lane, tell: Callable[[str], None]) -> None:
+    def run(shim: str, number: int) -> float:
+        arguments = lane.runtime_arguments(shim)
+        began = time.monotonic()
+        lane.ctr("run", "--rm", *arguments, BUSYBOX_IMAGE, f"bench-{shim}-{number}", "true")
+        return time.monotonic() - began
+
+    tell(compared("ctr run --rm … true", "ms", in_turn(run)))
+
+
+def test_pod(lane: Lane, tell: Callable[[str], None]) -> None:
+    def run(shim: str, number: int) -> float:
+        began = time.monotonic()
+        pod = lane.run_pod(f"bench-{shim}-{number}", handler=shim)
+        pod.container("app", BUSYBOX_IMAGE, ["sleep", "1000"]).start()
+        seconds = time.monotonic() - began
+        pod.remove()
+        return seconds
+
+    tell(compared("pod created → container running (CRI)", "ms", in_turn(run)))
+
+
+def test_idle_memory(lane: Lane, tell: Callable[[str], None]) -> None:
+    """PSS of a shim with a pause and one container, after it has come to rest."""
+    sizes: dict[str, list[float]] = {}
+    for shim in SHIMS:
+        with lane.pod(f"idle-{shim}", handler=shim) as pod:
+            pod.container("app", BUSYBOX_IMAGE, ["sleep", "1000"]).start()
+            time.sleep(2)  # both shims let threads and caches go
+            mine = [pid for pid in processes(lane.places.folder) if pod.id in command_line(pid)]
+            sizes[shim] = [proportional_size(pid) for pid in mine[:1]]
+    tell(compared("PSS of an idle shim", "KiB", sizes))
+
+
+def test_small_restore(lane: Lane, tell: Callable[[str], None]) -> None:
+    """The floor: what a restore costs when there is next to nothing to restore."""
+    command = ["sleep", "100000"]
+    with lane.pod("small", handler="thaw") as pod:
+        container = pod.container("app", BUSYBOX_IMAGE, command).start()
+        lane.thaw("checkpoint", container.id, "small", "--namespace", CRI_NAMESPACE)
+    seconds = []
+    for number in range(RUNS):
+        notes = {"thaw.dev/snapshot": "small", "thaw.dev/on-failure": "fail"}
+        with lane.pod(f"small-{number}", annotations=notes, handler="thaw") as pod:
+            container = pod.container("app", BUSYBOX_IMAGE, command)
+            began = time.monotonic()
+            container.start()
+            seconds.append(time.monotonic() - began)
+    lane.thaw("rm", "small")
+    median = statistics.median(seconds) * 1000
+    tell(f"StartContainer of a small worker, restored: {median:.0f} ms (median of {RUNS})")
+
+
+def test_model_server(lane: Lane, tell: Callable[[str], None]) -> None:
+    def boot(name: str, notes: dict[str, str]) -> tuple[float, list[int], str]:
+        began = time.monotonic()
+        pod = lane.run_pod(name, annotations=notes, handler="thaw")
+        container = model_server(pod).start()
+        wait_until_healthy(pod.ip)
+        ask(pod.ip, PROMPT, count=1)
+        seconds = time.monotonic() - began
+        return seconds, ask(pod.ip, PROMPT).tokens, container.id
+
+    cold, tokens, container_id = boot("cold", {})
+    lane.thaw("checkpoint", container_id, "model", "--namespace", CRI_NAMESPACE)
+    lane.clear()
+    notes = {"thaw.dev/snapshot": "model", "thaw.dev/on-failure": "fail"}
+    restored, again, _ = boot("restored", notes)
+    lane.clear()
+    lane.thaw("rm", "model")
+    assert again == tokens
+    tell(
+        f"model server, pod created → first token: cold {cold:.2f} s, "
+        f"restored {restored:.2f} s, ratio {cold / restored:.1f}"
+    )
+
+
+def in_turn(run: Callable[[str, int], float]) -> dict[str, list[float]]:
+    """Milliseconds of each shim, measured in turn (a machine's speed drifts), the first dropped."""
+    figures: dict[str, list[float]] = {shim: [] for shim in SHIMS}
+    for number in range(RUNS + 1):
+        for shim in SHIMS:
+            seconds = run(shim, number)
+            if number:
+                figures[shim].append(seconds * 1000)
+    return figures
+
+
+def compared(what: str, unit: str, figures: dict[str, list[float]]) -> str:
+    """One line: both medians and their ratio."""
+    runc, thaw = (statistics.median(figures[shim]) for shim in SHIMS)
+    return f"{what}: runc {runc:.0f} {unit}, thaw {thaw:.0f} {unit}, ratio {thaw / runc:.2f}"
+
+
+def proportional_size(pid: int) -> float:
+    """The Pss of a process in KiB."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return float(line.split()[1])
+    raise LookupError(f"no Pss of {pid}")

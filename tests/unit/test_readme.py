@@ -1,0 +1,50 @@
+"""The README's tables are the code's. `THAW_WRITE_README=1` writes them anew."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from shim import annotations, config
+from shim.cli import VERBS
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+def annotation_table() -> str:
+    rows = [
+        f"| `{r.key}` | {r.type} | {r.default or '-'} | {r.sentence} |" for r in annotations.TABLE
+    ]
+    return "\n".join(["| annotation | value | default | meaning |", "|---|---|---|---|", *rows])
+
+
+def configuration_table() -> str:
+    rows = [f"| `{k.name}` | `{shown(k.default)}` | {k.sentence} |" for k in config.TABLE]
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
+
+
+def shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value!r}".replace("'", '"')
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [("annotations", annotation_table()), ("configuration", configuration_table())],
+)
+def test_table(name: str, table: str) -> None:
+    text = README.read_text()
+    section = re.compile(rf"(<!-- {name} -->\n)(.*?)(<!-- /{name} -->)", re.DOTALL)
+    if os.environ.get("THAW_WRITE_README"):
+        text = section.sub(lambda m: f"{m[1]}{table}\n{m[3]}", text)
+        README.write_text(text)
+    found = section.search(text)
+    assert found is not None
+    assert found[2].strip() == table
+
+
+def test_every_verb_is_named() -> None:
+    text = README.read_text()
+    assert [verb for verb in VERBS if f"thaw {verb}" not in text] == []

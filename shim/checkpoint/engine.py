@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from shim.checkpoint.contents import save_difference, save_volumes, survey
 from shim.criu import GHOST_LIMIT, NETWORK_LOCK, Steering, log_tail
 from shim.errors import CheckpointFailed, FailedPrecondition, ThawError
 from shim.snapshot.config import FORMAT, SnapshotConfig
+from shim.snapshot.fit import never_fits
 from shim.snapshot.host import criu_version, this_host
 from shim.snapshot.image import image_of
 from shim.snapshot.mounts import mounts_of
 from shim.snapshot.origin import origin_of
-from shim.snapshot.store import CONFIG, Store, size_of
+from shim.snapshot.store import CONFIG, Store, images_in, size_of
 from shim.timeline import Timeline
 from shim.work import Work
 
@@ -46,48 +48,85 @@ def checkpoint(work: Work) -> dict[str, Any]:
             f"the root file system of {work.id} is no writable overlay",
             hint="its changes could not be kept; use the overlayfs snapshotter",
         )
+    never = next(never_fits(origin_of(work.bundle.spec(), "", "")), "")
+    if never:
+        raise FailedPrecondition(
+            f"a snapshot of {work.id} could not be restored: {never}",
+            hint="nothing can be restored into such a pod",
+        )
     store = Store(work.config.text("snapshots"))
     with store.draft(name) as draft:
-        (draft / "criu").mkdir(mode=0o700)
-        reply = _make(work, draft / "criu", draft, timeline)
+        (draft.path / "criu").mkdir(mode=0o700)
+        reply = _make(work, draft.path / "criu", draft.path, timeline, draft.publish)
     return {**reply, "path": str(store.folder / name), "seconds": time.monotonic() - timeline.began}
 
 
-def _make(work: Work, images: Path, extras: Path, timeline: Timeline) -> dict[str, Any]:
-    spec = work.bundle.spec()
+def _make(
+    work: Work,
+    images: Path,
+    extras: Path,
+    timeline: Timeline,
+    publish: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Dump into two folders. A container that shall end does so only once all is published."""
     with timeline.span("survey"):
-        host = this_host(criu_version(work.config))
-        contents = survey(spec, work)
-        mounts = mounts_of(work.details["pid"])
-        image, digest = image_of(work.containerd, work.namespace, work.id)
-    difference = extras / "rootfs" if work.details["name"] else None
+        taken = _Moment(work, images, extras)
 
     def at_post_dump(_pid: int) -> None:
         with timeline.span("difference"):
-            save_difference(work.upper, difference)
+            save_difference(work.upper, taken.difference)
         with timeline.span("volumes"):
-            save_volumes(contents, extras)
+            save_volumes(taken.contents, extras)
+        if work.details["exit"]:
+            taken.write_config(timeline)
+            publish()
 
     _dump(work, images, extras / "log", at_post_dump, timeline)
-    config = SnapshotConfig(
-        format=FORMAT,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        origin=origin_of(spec, image, digest),
-        host=host,
-        mounts=mounts,
-        volumes=[volume.destination for volume in contents.volumes],
-        difference=difference is not None,
-        connections=contents.connections,
-        sizes={"criu": size_of(images), "rootfs": size_of(difference) if difference else 0},
-        timeline=timeline.as_dict(),
-    )
-    (extras / CONFIG).write_text(config.to_json())
+    if not work.details["exit"]:
+        taken.write_config(timeline)
     return {
         "path": str(images),
-        "bytes": size_of(extras if work.details["name"] else images),
+        "bytes": taken.bytes,
         "seconds": time.monotonic() - timeline.began,
         "frozen": timeline.seconds("dump"),
     }
+
+
+class _Moment:
+    """What is known of the container beside its memory, looked up before it is frozen."""
+
+    def __init__(self, work: Work, images: Path, extras: Path) -> None:
+        spec = work.bundle.spec()
+        self.host = this_host(criu_version(work.config))
+        self.contents = survey(spec, work)
+        self.mounts = mounts_of(work.details["pid"])
+        self.origin = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
+        self.difference = extras / "rootfs" if work.details["name"] else None
+        self.bytes = 0
+        self._images = images
+        self._extras = extras
+
+    def write_config(self, timeline: Timeline) -> None:
+        """Write the config document: the last file of a snapshot."""
+        sizes = {"criu": size_of(self._images)}
+        if self.difference is not None:
+            sizes["rootfs"] = size_of(self.difference)
+        sizes["volumes"] = size_of(self._extras / "volumes")
+        self.bytes = sum(sizes.values())
+        config = SnapshotConfig(
+            format=FORMAT,
+            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            origin=self.origin,
+            host=self.host,
+            mounts=self.mounts,
+            volumes=[volume.destination for volume in self.contents.volumes],
+            difference=self.difference is not None,
+            connections=self.contents.connections,
+            images=images_in(self._images),
+            sizes=sizes,
+            timeline=timeline.as_dict(),
+        )
+        (self._extras / CONFIG).write_text(config.to_json())
 
 
 def _dump(work: Work, images: Path, log: Path, at_post_dump: Any, timeline: Timeline) -> None:
@@ -111,7 +150,7 @@ def _dump(work: Work, images: Path, log: Path, at_post_dump: Any, timeline: Time
         tail = log_tail(kept)
         raise CheckpointFailed(
             f"cannot dump {work.id}: {cause}; see {kept}\n{tail}".rstrip(),
-            hint="the container runs on" if not work.details["exit"] else "",
+            hint="the container runs on",
         ) from error
 
 

@@ -17,7 +17,7 @@ from shim.snapshot.fit import check
 from shim.snapshot.host import this_host
 from shim.snapshot.image import image_of
 from shim.snapshot.origin import origin_of
-from shim.snapshot.store import Snapshot, Store, open_at
+from shim.snapshot.store import Snapshot, Store, check_images, open_at
 from shim.timeline import Timeline
 from shim.work import Work
 
@@ -81,6 +81,7 @@ def make_plan(work: Work) -> Plan:
         return planning.bare(work, images)
     live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
     check(snapshot.config, live, this_host(), outright=work.details["outright"])
+    check_images(images, snapshot.config.images)
     return _plan(work, snapshot, images)
 
 

@@ -88,6 +88,7 @@ class SnapshotConfig:
     volumes: list[str]  # destinations whose contents are in volumes/0, volumes/1, …
     difference: bool  # rootfs/ holds the upper directory
     connections: Connections
+    images: dict[str, int]  # CRIU's files and their lengths in bytes
     sizes: dict[str, int] = field(default_factory=dict)
     timeline: dict[str, float] = field(default_factory=dict)
 

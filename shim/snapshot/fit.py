@@ -45,11 +45,16 @@ def _machine(config: SnapshotConfig, _live: Origin, host: Host) -> Iterator[str]
         yield f"this CPU lacks {' '.join(missing[:8])}"
 
 
-def _isolation(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
+def never_fits(live: Origin) -> Iterator[str]:
+    """Why no process can be restored into such a container, whatever the snapshot."""
     if live.namespaces["pid"] != "new":
         yield "the container has no pid namespace of its own (shared pid namespace or hostPID)"
     if live.namespaces["network"] == "host":
         yield "the pod is on the host's network (hostNetwork)"
+
+
+def _isolation(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
+    yield from never_fits(live)
     for kind, now in live.namespaces.items():
         then = config.origin.namespaces.get(kind)
         if then != now:

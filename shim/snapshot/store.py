@@ -6,6 +6,7 @@ is written to disk whole and then renamed: readers see a complete snapshot or no
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -21,6 +22,7 @@ from shim.snapshot.config import SnapshotConfig
 CONFIG = "config.json"
 _DRAFT = ".draft-"
 _LARGEST_CONFIG = 8 << 20  # bytes
+_DAMAGED = "the snapshot is damaged: remove it with `thaw rm` and make it again"
 
 
 class Snapshot:
@@ -70,8 +72,8 @@ class Store:
         shutil.rmtree(grave)
 
     @contextmanager
-    def draft(self, name: str) -> Iterator[Path]:
-        """A folder to write a snapshot into; it gets its name when the block ends well.
+    def draft(self, name: str) -> Iterator[Draft]:
+        """A folder to write a snapshot into; it is published at the end, if not before.
 
         Raises AlreadyExists if the name is taken. On any error the folder is removed.
         """
@@ -83,24 +85,20 @@ class Store:
         path = self.folder / f"{_DRAFT}{os.urandom(6).hex()}"
         path.mkdir(mode=0o700)
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        draft = Draft(path, final)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield path
-            _sync(path)
-            self._refuse_taken(final)
-            path.rename(final)
-            _sync_folder(self.folder)
+            yield draft
+            draft.publish()
         except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(draft.path, ignore_errors=True)
             raise
         finally:
             os.close(lock)
 
     def _refuse_taken(self, path: Path) -> None:
         if os.path.lexists(path):
-            raise AlreadyExists(
-                f"a snapshot named {path.name} exists", hint=f"`thaw rm {path.name}` removes it"
-            )
+            raise _taken(path)
 
     def _sweep(self) -> None:
         """Remove the drafts of makers that died: their locks are free."""
@@ -116,6 +114,34 @@ class Store:
                 pass
             finally:
                 os.close(lock)
+
+
+class Draft:
+    """A snapshot that is being written, in the folder `path`."""
+
+    def __init__(self, path: Path, final: Path) -> None:
+        self.path = path
+        self._final = final
+
+    def publish(self) -> None:
+        """Bring it to the disk and give it its name, by one rename; once is enough."""
+        if self.path == self._final:
+            return
+        _sync(self.path)
+        try:
+            self.path.rename(self._final)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise _taken(self._final) from error
+            raise
+        self.path = self._final
+        _sync_folder(self._final.parent)
+
+
+def _taken(path: Path) -> AlreadyExists:
+    return AlreadyExists(
+        f"a snapshot named {path.name} exists", hint=f"`thaw rm {path.name}` removes it"
+    )
 
 
 def open_at(path: Path) -> Snapshot:
@@ -176,6 +202,30 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def images_in(folder: Path) -> dict[str, int]:
+    """The length of each of CRIU's images in a folder, by name."""
+    found = {}
+    for entry in os.scandir(folder):
+        if entry.name.endswith(".img") and entry.is_file(follow_symlinks=False):
+            found[entry.name] = entry.stat(follow_symlinks=False).st_size
+    return found
+
+
+def check_images(folder: Path, wanted: dict[str, int]) -> None:
+    """Raise Unfit unless the images are all there and as long as they were.
+
+    CRIU does not look: it waits for ever for pages that a shortened file does not hold.
+    """
+    try:
+        found = images_in(folder)
+    except OSError as error:
+        raise Unfit(f"cannot read {folder}: {error.strerror}", hint=_DAMAGED) from error
+    for name, size in sorted(wanted.items()):
+        if found.get(name) != size:
+            now = f"has {found[name]} bytes" if name in found else "is missing"
+            raise Unfit(f"{folder}/{name} {now}, it had {size}", hint=_DAMAGED)
 
 
 def size_of(folder: Path) -> int:

@@ -21,6 +21,8 @@ from shim.task.execs import Exec, run_with_stdio
 from shim.task.process import Process
 from shim.task.reaper import Exit
 from shim.task.state import (
+    PAUSED,
+    PAUSING,
     STOPPED,
     Created,
     CreatedFromSnapshot,
@@ -161,8 +163,8 @@ class Container:
         """The status of a process as containerd counts them; exec'd ones inherit a pause."""
         if not exec_id:
             return self.state.status
-        status = self.exec(exec_id).status
-        return status if status == STOPPED or self._running() else self.state.status
+        status, whole = self.exec(exec_id).status, self.state.status
+        return whole if whole in (PAUSED, PAUSING) and status != STOPPED else status
 
     def kill(self, exec_id: str, signal: int, everyone: bool) -> None:
         """Signal a process; `everyone` goes with init only."""
@@ -305,9 +307,6 @@ class Container:
     def _open(self, process: Process) -> None:
         process.open_stdio(self.host, self.runc.env, self._pipe_owner)
 
-    def _running(self) -> bool:
-        return isinstance(self.state, Running)
-
     def _starting(self, process: Process) -> _Starting:
         return _Starting(self, process)
 
@@ -320,15 +319,16 @@ class Container:
     def _init_ended(self, exit: Exit) -> None:
         self._init_end = exit
         self.host.oom.check(self.id)
-        if self.shares_pids or self.state.word == "paused":
-            start_thread(self._end_the_rest)
+        frozen = self.state.status == PAUSED  # looked at before it becomes Stopped
+        if self.shares_pids or frozen:
+            start_thread(lambda: self._end_the_rest(frozen))
         self.settle()
 
-    def _end_the_rest(self) -> None:
+    def _end_the_rest(self, frozen: bool) -> None:
         # Without a pid namespace of its own the kernel does not end the others with init; and
         # nobody can end while frozen.
         try:
-            if self.state.word == "paused":
+            if frozen:
                 self.runc.resume()
             if self.shares_pids:
                 self.runc.kill(9, everyone=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 
 from shim.bundle import read_pid, write_atomically
 from shim.errors import FailedPrecondition, NotFound
 from shim.task.process import Console, Process
+from shim.task.reaper import Exit
 from shim.task.state import CREATED, RUNNING, STOPPED
 
 TYPE_CHECKING = False
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
     from shim.bundle import Bundle
     from shim.runc import Runc
     from shim.task.host import Host
-    from shim.task.reaper import Exit
     from shim.task.stdio import Streams
+
+REFUSED = 255  # exit status of a process that never ran
 
 
 class Exec(Process):
@@ -27,14 +30,13 @@ class Exec(Process):
         super().__init__(streams)
         self.id = exec_id
         self.spec = spec
-        self._refused = False
 
     @property
     def status(self) -> int:
         """CREATED, RUNNING or STOPPED."""
-        if self.exit is not None:
-            return STOPPED
-        return RUNNING if self.pid else CREATED
+        if self.pid:
+            return RUNNING if self.exit is None else STOPPED
+        return CREATED
 
     def start(self, runc: Runc, bundle: Bundle, console_folder: str) -> None:
         """Run it. The caller holds an early-exit scope and claims the pid afterwards."""
@@ -49,6 +51,10 @@ class Exec(Process):
                 console_folder,
                 lambda fds, console: runc.exec(spec_file, pid_file, fds, console),
             )
+        except BaseException:
+            # It stays "created", but nobody must wait for its end (containerd's TestIssue10589).
+            self.set_exit(Exit(REFUSED, time.time_ns()))
+            raise
         finally:
             os.unlink(spec_file)
         self.pid = read_pid(pid_file)

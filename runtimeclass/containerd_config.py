@@ -1,12 +1,13 @@
 """Adds the handler `thaw` to a node's containerd configuration, and takes it out again.
 
-containerd 2.x whose main file is of version 3 gets a drop-in file and, if need be, an import of it. On
-1.x, and on 2.x with a main file of version 2, an imported file would silently take the place of the
-node's whole CRI section (tried with 1.6.20 and 2.1.9): there a marked block is added to the main file.
+containerd 2.x whose main file is of version 3 gets a drop-in file and, if need be, an import of it.
+On 1.x, and on 2.x with a main file of version 2, an imported file would silently take the place of
+the node's whole CRI section (tried with 1.6.20 and 2.1.9): there a marked block is added to the
+main file.
 
-Before anything is changed containerd itself is asked (`containerd config dump`) whether it would then
-run with the same configuration as before, plus our handler. The main file is backed up once per change.
-Needs tomlkit, which keeps the file's own layout; install.sh has it in Thaw's environment.
+Before anything is changed containerd itself is asked (`containerd config dump`) whether it would
+then run with the same configuration as before, plus our handler. The main file is backed up at each
+change. Needs tomlkit, which keeps the file's own layout; install.sh has it in Thaw's environment.
 """
 
 from __future__ import annotations
@@ -69,12 +70,15 @@ def add(node: Node) -> Change:
     text = without_block(node.text)
     version = _version(text, node.major())
     if version == 3:
-        return Change(_with_import(text, node.drop_in, node.main.parent), handler_text(3, node.thaw_config))
+        return Change(
+            _with_import(text, node.drop_in, node.main.parent), handler_text(3, node.thaw_config)
+        )
     named = _runtimes(tomllib.loads(text))
     if "thaw" in named:
         raise Refused(f"{node.main} already has a handler thaw that is not ours (remove it first)")
     head = text.rstrip("\n") + "\n\n" if text else "version = 2\n\n"
-    built_in = {k: v for k, v in _runtimes(_dump(node, Change(text, None))).items() if k not in named}
+    known = _runtimes(_dump(node, Change(text, None)))
+    built_in = {name: table for name, table in known.items() if name not in named}
     tables = handler_text(version, node.thaw_config, head="") + _spelled_out(built_in, version)
     return Change(f"{head}{BEGIN}\n{tables}{END}\n", None)
 
@@ -154,7 +158,7 @@ def _dump(node: Node, change: Change) -> dict[str, Any]:
     """What containerd would run with; the drop-in is read from a copy."""
     with tempfile.TemporaryDirectory(prefix="thaw-containerd-") as folder:
         drop_in = Path(folder, "drop-in.toml")
-        # A main file that is absent means containerd's own defaults, as does one with a version only.
+        # An absent main file means containerd's own defaults, as does one with a version only.
         text = change.main or f"version = {2 if node.major() < 2 else 3}\n"
         if change.drop_in is not None:
             drop_in.write_text(change.drop_in)
@@ -165,7 +169,8 @@ def _dump(node: Node, change: Change) -> dict[str, Any]:
         with tempfile.NamedTemporaryFile("w", dir=beside, prefix=".thaw-check-") as main:
             main.write(text)
             main.flush()
-            return tomllib.loads(_output([node.containerd, "--config", main.name, "config", "dump"]))
+            command = [node.containerd, "--config", main.name, "config", "dump"]
+            return tomllib.loads(_output(command))
 
 
 def _version(text: str, major: int) -> int:
@@ -244,7 +249,9 @@ def _output(command: Sequence[str]) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Add the handler thaw to containerd, or remove it.")
+    parser = argparse.ArgumentParser(
+        description="Add the handler thaw to containerd, or remove it."
+    )
     parser.add_argument("verb", choices=("print", "write", "remove", "systemd-cgroup"))
     parser.add_argument("--main", type=Path, default=Path("/etc/containerd/config.toml"))
     parser.add_argument("--drop-in", type=Path)

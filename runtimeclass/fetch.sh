@@ -210,7 +210,11 @@ main() {
     mkdir -p "$cache"
     exec 9>"$cache/.lock"
     flock 9
-    "$verb" "$@" 9>&-
+    if [[ $verb == packages ]]; then
+        "$verb" "$@" 9>&- # what a package starts must not hold the lock
+    else
+        "$verb" "$@" # and so does an apt-get that outlives us
+    fi
 }
 
 main "$@"

@@ -1,4 +1,4 @@
-"""Makes the bed importable: the private containerd that the demo and the tests share lies in runtimeclass/."""
+"""Makes the bed importable: the private containerd that the demo and the tests share."""
 
 from __future__ import annotations
 

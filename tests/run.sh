@@ -28,7 +28,8 @@ wanted=$({ "$python" --version; find pyproject.toml native -type f -print0 | sor
     sha256sum | cut -d ' ' -f 1)
 if [[ $(cat "$venv/made-from" 2>/dev/null) != "$wanted" ]]; then
     [[ -x $venv/bin/python ]] || "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install -qq --editable '.[test]' >&2
+    # tomlkit: the installer's own need, not the product's (runtimeclass/containerd_config.py).
+    "$venv/bin/python" -m pip install -qq --editable '.[test]' tomlkit >&2
     echo "$wanted" >"$venv/made-from"
 fi
 

@@ -1,4 +1,4 @@
-"""A private containerd to try Thaw in, spoken to as the kubelet would: for the demo and for the tests.
+"""A private containerd, spoken to as the kubelet would: for the demo and for the tests.
 
     lane.py         one containerd with everything it owns: start, stop, restart, take down
     config.py       its configuration file, per containerd version

@@ -1,7 +1,6 @@
 """containerd's configuration file for a lane: version 2 for 1.x, version 3 for 2.x.
 
-Written as text and not with the node's tools (../containerd_config.py): it is what those are compared
-with. Everything that containerd would put in a well-known place lies in the lane's folder instead.
+Everything that containerd would put in a well-known place lies in the lane's folder instead.
 """
 
 from __future__ import annotations

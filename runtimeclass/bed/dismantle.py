@@ -1,11 +1,12 @@
 """Removes a lane by force: whatever is left of it, also when the program that owned it was killed.
 
-A lane is one folder, a cgroup of the folder's name, and a bridge named in the folder, so that this needs
-nothing but the folder.
+A lane is one folder, a cgroup of the folder's name, and a bridge named in the folder, so that this
+needs nothing but the folder.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bed.leaks import cgroups, mount_points, processes
+from bed.leaks import cgroups, mount_points, processes, shim_sockets
 from bed.network import remove_bridges
 
 PREFIX = "thaw-bed-"
@@ -43,10 +44,12 @@ def dismantle(folder: Path) -> None:
 
 def sweep(parent: Path) -> None:
     """Dismantle the lanes in `parent` whose owner no longer runs."""
-    for folder in parent.glob(f"{PREFIX}*"):
-        owner = _read_words(folder / OWNER)
-        if owner and owner != process_identity(int(owner[0])):
-            dismantle(folder)
+    with open(parent / f".{PREFIX}sweep", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two runs that begin together, one sweeps
+        for folder in parent.glob(f"{PREFIX}*"):
+            owner = _read_words(folder / OWNER)
+            if owner and owner != process_identity(int(owner[0])):
+                dismantle(folder)
 
 
 def process_identity(pid: int) -> list[str]:
@@ -76,11 +79,16 @@ def _parents(name: str) -> list[Path]:
 
 
 def _shim_sockets(folder: Path) -> Iterator[Path]:
+    """The lane's sockets outside its folder: dead shims' by their bundles, the others as held.
+
+    A shim that debugs has one more than its bundle names.
+    """
     bundles = folder / "state/io.containerd.runtime.v2.task"
     for path in bundles.glob("*/*/address"):
         yield Path(path.read_text().strip().removeprefix("unix://"))
     for path in bundles.glob("*/*/bootstrap.json"):
         yield Path(str(json.loads(path.read_text())["address"]).removeprefix("unix://"))
+    yield from shim_sockets(processes(folder))
 
 
 def _read_words(path: Path) -> list[str]:

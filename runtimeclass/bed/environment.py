@@ -1,7 +1,7 @@
-"""Python environments in the cache: made once from a list of requirements, made anew when it changes.
+"""Python environments in the cache: made once from a list of requirements, anew when it changes.
 
-An environment is complete when its stamp says what it was made from; one that was interrupted has no
-stamp and is made again. It is made in its final place, as scripts in it name that place.
+An environment is complete when its stamp says what it was made from; one that was interrupted has
+no stamp and is made again. It is made in its final place, as scripts in it name that place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bed.fetch import cache_folder
 
-# Never a version manager's wrapper: it costs every start 40 ms, and is not there inside a container.
+# Never a version manager's wrapper: it costs every start 40 ms, and no container has it.
 INTERPRETER = Path("/usr/bin/python3")
 
 

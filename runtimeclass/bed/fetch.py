@@ -17,7 +17,8 @@ def cache_folder() -> Path:
 
 @cache
 def _fetched(*arguments: str) -> Path:
-    answer = subprocess.run([str(SCRIPT), *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    command = [str(SCRIPT), *arguments]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return Path(answer.stdout.strip())
 
 
@@ -27,7 +28,7 @@ def criu() -> Path:
 
 
 def containerd(version: str) -> Path:
-    """The folder with containerd, ctr and containerd-shim-runc-v2 of one version (1.6, 1.7, 2.x)."""
+    """The folder with containerd, ctr and containerd-shim-runc-v2; 1.6, 1.7 or 2.x."""
     return _fetched("containerd", version)
 
 

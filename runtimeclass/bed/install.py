@@ -1,4 +1,4 @@
-"""The product installed from a checkout into the cache: one environment per state of its sources."""
+"""The product installed from a checkout into the cache: one environment per state of sources."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from bed.cri import api_pb2 as api
 from bed.cri.client import Client
 from bed.dismantle import BRIDGE, OWNER, PREFIX, dismantle, process_identity
 from bed.images import archives
-from bed.leaks import Holdings, holdings
+from bed.leaks import Holdings, holdings, processes, shim_sockets
 from bed.network import free_subnet, write_configuration
 from bed.pod import Pod, pod_config
 
@@ -60,6 +60,7 @@ class Lane:
         self.bridge = f"thaw{self.name[-8:]}"
         self._binaries = fetch.containerd(version)
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._sockets: set[Path] = set()
         self.cri = Client(self.places.socket)
         self._lay_out()
 
@@ -109,12 +110,11 @@ class Lane:
         namespaces: api.NamespaceOption | None = None,
     ) -> Pod:
         """Run a pod with a runtime handler (`runc` or `thaw`), as the kubelet would."""
-        config = pod_config(
-            name, self.places.pods, f"/{self.name}", annotations or {}, namespaces
-        )
+        config = pod_config(name, self.places.pods, f"/{self.name}", annotations or {}, namespaces)
         Path(config.log_directory).mkdir(parents=True)
         request = api.RunPodSandboxRequest(config=config, runtime_handler=handler)
         answer = self.cri.call("RunPodSandbox", request)
+        self._see_sockets()
         return Pod(self.cri, answer.pod_sandbox_id, config)
 
     @contextmanager
@@ -127,9 +127,7 @@ class Lane:
         namespaces: api.NamespaceOption | None = None,
     ) -> Iterator[Pod]:
         """A pod that is removed at the end of the block."""
-        pod = self.run_pod(
-            name, handler=handler, annotations=annotations, namespaces=namespaces
-        )
+        pod = self.run_pod(name, handler=handler, annotations=annotations, namespaces=namespaces)
         try:
             yield pod
         finally:
@@ -141,12 +139,7 @@ class Lane:
         """Run this version's `ctr`, by default in the lane's own namespace."""
         head = [str(self._binaries / "ctr"), "-a", str(self.places.socket)]
         command = [*head, "-n", namespace or self.name, *arguments]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=self.environment()
-        )
-        if check and done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr}")
-        return done
+        return self._run(command, check, timeout)
 
     def runtime_arguments(self, handler: str = "thaw") -> list[str]:
         """What `ctr run` needs to run with a handler as pods do."""
@@ -162,16 +155,12 @@ class Lane:
         verb, *rest = arguments
         config = str(self.places.thaw_config)
         command = [str(self.installation.thaw), verb, *rest, "--config", config]
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=300, env=self.environment()
-        )
-        if check and done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr}")
-        return done
+        return self._run(command, check, timeout=300)
 
     def holdings(self) -> Holdings:
         """What the lane owns now, containerd itself left out."""
-        return holdings(self.places.folder, self.bridge, self.pid)
+        self._see_sockets()
+        return holdings(self.places.folder, self.bridge, self.pid, set(self._sockets))
 
     def leaks(self, since: Holdings, seconds: float = 10) -> dict[str, list[str]]:
         """What is there now and was not then; waits for what is still being removed."""
@@ -182,6 +171,8 @@ class Lane:
 
     def log(self, lines: int = 40) -> str:
         """The end of containerd's log, shims' lines included, without the debug lines."""
+        if not self.places.log.exists():
+            return "(its log is gone with the lane)"
         text = self.places.log.read_text(errors="replace")
         told = [line[:_LOG_WIDTH] for line in text.splitlines() if "level=debug" not in line]
         return "\n".join(told[-lines:])
@@ -210,6 +201,20 @@ class Lane:
         """The environment of containerd: our commands first, and no proxy."""
         system = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         return {"PATH": f"{self.places.bin}:{system}", "HOME": "/root", "LANG": "C.UTF-8"}
+
+    def _run(
+        self, command: Sequence[str], check: bool, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        environment = self.environment()
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr}")
+        return done
+
+    def _see_sockets(self) -> None:
+        self._sockets.update(shim_sockets(processes(self.places.folder)))
 
     def _lay_out(self) -> None:
         places = self.places

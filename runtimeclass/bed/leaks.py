@@ -1,9 +1,9 @@
-"""What a lane owns on this machine at one moment; two moments compared show what was left behind."""
+"""What a lane owns on this machine at one moment; two moments compared show what is left."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,15 +37,21 @@ class Holdings(NamedTuple):
         return {kind: sorted(now - then) for kind, now, then in pairs if now - then}
 
 
-def holdings(folder: Path, bridge: str = "", daemon: int = 0) -> Holdings:
-    """What the lane in `folder` owns; `daemon` is containerd's pid, which is not counted."""
+def holdings(
+    folder: Path, bridge: str = "", daemon: int = 0, sockets: Iterable[Path] = ()
+) -> Holdings:
+    """What the lane in `folder` owns.
+
+    `daemon` is containerd's pid, which is not counted. `sockets` are those that the lane's shims
+    were seen to hold: their folder is the machine's, and a socket's name does not tell its lane.
+    """
     own = frozenset(_processes(folder))
     return Holdings(
         processes=frozenset(f"{pid} {command_line(pid)}" for pid in own - {daemon}),
         mounts=frozenset(mount_points(folder)),
         cgroups=frozenset(map(str, cgroups(folder.name))),
         interfaces=frozenset(_listed(Path("/sys/class/net", bridge or "-", "brif"))),
-        sockets=frozenset(_dead_sockets()),
+        sockets=frozenset(_dead(sockets)),
         descriptors=frozenset(_descriptors(folder, own)),
         files=frozenset(_files(folder)),
     )
@@ -79,8 +85,8 @@ def _belongs(pid: int, folder: Path) -> bool:
 def command_line(pid: int) -> str:
     """A process's arguments, or its name in brackets if it has none (a zombie)."""
     try:
-        words = Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-        return words or f"[{Path('/proc', str(pid), 'comm').read_text().strip()}]"
+        words = Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ").strip()
+        return words.decode() or f"[{Path('/proc', str(pid), 'comm').read_text().strip()}]"
     except OSError:
         return "[gone]"
 
@@ -101,24 +107,36 @@ def cgroups(name: str) -> list[Path]:
     return [path for path in found if path.name != name]
 
 
-def _dead_sockets() -> Iterator[str]:
-    # Other lanes' sockets lie here too, but somebody listens on those.
+def _dead(sockets: Iterable[Path]) -> Iterator[str]:
     listening = Path("/proc/net/unix").read_text()
-    for name in _listed(_SHIM_SOCKETS):
-        if f"{_SHIM_SOCKETS}/{name}" not in listening:
-            yield name
+    for path in sockets:
+        if path.exists() and str(path) not in listening:
+            yield str(path)
 
 
 def _descriptors(folder: Path, pids: frozenset[int]) -> Iterator[str]:
-    """Open files in the lane's folder that its containerd and shims hold, but for the daemon's own."""
+    # Pipes and bundles that containerd and the shims hold open, not what containerd always does.
     for pid in pids:
-        for fd in _listed(Path("/proc", str(pid), "fd")):
-            try:
-                target = os.readlink(f"/proc/{pid}/fd/{fd}")
-            except OSError:
-                continue
+        for target in _open_files(pid):
             if target.startswith((f"{folder}/state/", f"{folder}/thaw/")):
                 yield f"{pid} {target}"
+
+
+def shim_sockets(pids: Iterable[int]) -> Iterator[Path]:
+    """The sockets in containerd's folder for shims that some processes hold."""
+    held = {target for pid in pids for target in _open_files(pid)}
+    for line in Path("/proc/net/unix").read_text().splitlines():
+        words = line.split()
+        if words[-1].startswith(f"{_SHIM_SOCKETS}/") and f"socket:[{words[6]}]" in held:
+            yield Path(words[-1])
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    for fd in _listed(Path("/proc", str(pid), "fd")):
+        try:
+            yield os.readlink(f"/proc/{pid}/fd/{fd}")
+        except OSError:
+            continue  # closed meanwhile
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The example model server (../example/server.py) in a container, and how it is asked.
 
-Its Python environment is too big for an image that is made at every start: it lies in the cache and is
-mounted read-only at its own path, with the host's /usr for Debian's Python.
+Its Python environment is too big for a test image: it lies in the cache and is mounted read-only at
+its own path, with the host's /usr for Debian's Python.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Answer(NamedTuple):
 def model_environment() -> Path:
     """The server's Python environment in the cache (1.2 GB; made once).
 
-    THAW_TORCH_INDEX names an extra package index to take PyTorch from, such as one that has its CPU
-    build: the default index may give the build for GPUs, which works too and is several times as big.
+    THAW_TORCH_INDEX names an extra package index to take PyTorch from, such as one that has its
+    CPU build: the default index may give the build for GPUs, which works too and is much bigger.
     """
     arguments = ["-r", str(EXAMPLE / "requirements.txt")]
     if index := os.environ.get("THAW_TORCH_INDEX"):
@@ -43,7 +43,7 @@ def model_environment() -> Path:
 
 
 def model_server(pod: Pod, name: str = NAME, **more: Any) -> Container:
-    """Create the server's container: the same specification at every call, so that a restore fits."""
+    """Create the server's container, always with the same specification, so that a restore fits."""
     place = model_environment()
     mounts = [
         Mount("/usr", "/usr"),

@@ -7,7 +7,7 @@ filter is needed. CNI makes the bridge with the first pod; the lane removes it.
 from __future__ import annotations
 
 import json
-import random
+import secrets
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,9 +17,9 @@ SUBNETS = [f"10.213.{third}.0/24" for third in range(1, 255)]
 
 def free_subnet() -> str:
     """A subnet that no address of this machine lies in; random, as lanes start side by side."""
-    output = subprocess.run(["ip", "-4", "-o", "addr"], stdout=subprocess.PIPE, text=True, check=True)
-    taken = output.stdout
-    return random.choice([net for net in SUBNETS if net.removesuffix("0/24") not in taken])
+    command = ["ip", "-4", "-o", "addr"]
+    taken = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return secrets.choice([net for net in SUBNETS if net.removesuffix("0/24") not in taken])
 
 
 def write_configuration(folder: Path, name: str, bridge: str, subnet: str, leases: Path) -> None:

@@ -77,7 +77,7 @@ class Pod:
     ) -> Container:
         """Create a container; `args` is its whole command line, or the image's if empty.
 
-        `more` are further fields of ContainerConfig (`tty=True`, `linux=…`, which replaces all of ours).
+        `more` are further fields of ContainerConfig: `tty=True`, or `linux=linux_config(…)`.
         """
         log_path = f"{name}/{attempt}.log"
         (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ class Container:
         return Executed(answer.exit_code, answer.stdout.decode(), answer.stderr.decode())
 
     def log(self) -> str:
-        """Everything it has written, without the CRI's line heads (time, stream, full or partial)."""
+        """Everything it has written, without the line heads (time, stream, full or partial)."""
         text = self._log.read_text() if self._log.exists() else ""
         pieces = [line.split(" ", 3) for line in text.splitlines()]
         return "".join(p[3] + ("\n" if p[2] == "F" else "") for p in pieces if len(p) == 4)
@@ -167,7 +167,7 @@ class Container:
         return self.status().state == api.CONTAINER_RUNNING
 
     def wait(self, seconds: float = 30) -> int:
-        """Wait for its end and return the exit code. The CRI has no call that waits: this one looks."""
+        """Wait for its end and return the exit code; the CRI has no call that waits."""
         ends = time.monotonic() + seconds
         while (status := self.status()).state != api.CONTAINER_EXITED:
             if time.monotonic() > ends:
@@ -214,9 +214,9 @@ class Container:
 
 
 def linux_config(
-    seccomp: int = api.SecurityProfile.Unconfined, **resources: Any
+    seccomp: api.SecurityProfile.ProfileType = api.SecurityProfile.Unconfined, **resources: Any
 ) -> api.LinuxContainerConfig:
-    """What the kubelet sends for an ordinary container; `resources` as in LinuxContainerResources."""
+    """What the kubelet sends for an ordinary container; `resources`: LinuxContainerResources."""
     security = api.LinuxContainerSecurityContext(
         namespace_options=_namespaces(),
         masked_paths=MASKED_PATHS,
@@ -242,7 +242,8 @@ def pod_config(
     )
     return api.PodSandboxConfig(
         metadata=api.PodSandboxMetadata(name=name, uid=uid, namespace="default"),
-        hostname=name,
+        # The kubelet sends none for a pod on the host's network.
+        hostname="" if namespaces and namespaces.network == api.NODE else name,
         log_directory=str(folder / uid),
         annotations=dict(annotations),
         labels={"io.kubernetes.pod.name": name, "io.kubernetes.pod.uid": uid},
@@ -251,7 +252,7 @@ def pod_config(
 
 
 def _namespaces() -> api.NamespaceOption:
-    # The CRI's default for pid is a namespace shared by the pod; the kubelet asks for one per container.
+    # The CRI's default is a pid namespace for the pod; the kubelet asks for one per container.
     return api.NamespaceOption(network=api.POD, pid=api.CONTAINER, ipc=api.POD)
 
 

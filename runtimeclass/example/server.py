@@ -1,8 +1,9 @@
 """An example worker: a language model behind uvicorn with an OpenAI-style `/v1/completions`.
 
-The weights are random, from a fixed seed and a config object, so nothing is downloaded and two servers
-answer alike, token by token (decoding is greedy). What a real server does when it starts is done here
-too: imports, the model's memory, a first request as warm-up. It prints "ready" when it listens.
+The weights are random, from a fixed seed and a config object, so nothing is downloaded and two
+servers answer alike, token by token (decoding is greedy). What a real server does when it starts is
+done here too: imports, the model's memory, a first request as warm-up. It prints "ready" when it
+listens.
 
 It knows nothing of Thaw.
 
@@ -102,7 +103,10 @@ class Server:
         except (BadRequest, ValueError) as error:
             status, body = 400, {"error": {"message": str(error), "type": "invalid_request_error"}}
         content = json.dumps(body).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(content)),
+        ]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
@@ -157,7 +161,7 @@ def main() -> None:
     log["handlers"]["default"]["stream"] = "ext://sys.stdout"
     settings = uvicorn.Config(
         Server(model),
-        host="0.0.0.0",
+        host="0.0.0.0",  # noqa: S104 - the pod's address
         port=PORT,
         loop="asyncio",
         http="h11",

@@ -1,7 +1,8 @@
 """Fixtures for tests against a real containerd: every test that takes `lane` runs on each version.
 
-After each test everything that it made must be gone: `leaves_nothing` compares what the lane owned before
-with what it owns afterwards (processes, mounts, cgroups, interfaces, sockets, descriptors, files).
+After each test everything that it made must be gone: `leaves_nothing` compares what the lane owned
+before with what it owns afterwards (processes, mounts, cgroups, interfaces, sockets, descriptors,
+files).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import pytest
 from bed.dismantle import sweep
 from bed.install import installed
 from bed.lane import Installation, Lane, chosen_versions, opened
+from drive.session import Session, driven, lower_folder
+from drive.shim import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -82,6 +85,27 @@ def private_lane(
         assert not lane.leaks(before)
 
 
+@pytest.fixture(scope="session")
+def lower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root file system with busybox, for containers without containerd."""
+    return lower_folder(tmp_path_factory.mktemp("lower"))
+
+
+@pytest.fixture(scope="session")
+def ours(installation: Installation | None) -> Kind:
+    """Our shim, to be driven without containerd."""
+    if installation is None:
+        pytest.skip("needs the product to be installed")
+    return Kind("thaw", installation.shim)
+
+
+@pytest.fixture
+def session(ours: Kind, lower: Path) -> Iterator[Session]:
+    """Our shim driven without containerd; fails if it leaves anything."""
+    with driven(ours, lower) as session:
+        yield session
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves something in the shared lane (and remove it, for the next one)."""
@@ -100,7 +124,7 @@ def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def forget_snapshots(lane: Lane, kept: set[str]) -> None:
-    """Delete the whole snapshots that a test made; anything else in that folder counts as a leak."""
+    """Delete the whole snapshots that a test made; anything else there counts as a leak."""
     for name in set(os.listdir(lane.places.snapshots)) - kept:
         if SNAPSHOT_NAME.fullmatch(name):
             shutil.rmtree(lane.places.snapshots / name)

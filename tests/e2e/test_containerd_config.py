@@ -35,15 +35,17 @@ version = 2
 
 def _main_files(version: str) -> dict[str, str | None]:
     containerd = str(fetch.containerd(version) / "containerd")
-    default = subprocess.run([containerd, "config", "default"], stdout=subprocess.PIPE, text=True)
-    files = {"absent": None, "debian": DEBIAN, "kubeadm": KUBEADM, "default": default.stdout}
+    default = subprocess.check_output([containerd, "config", "default"], text=True)
+    files = {"absent": None, "debian": DEBIAN, "kubeadm": KUBEADM, "default": default}
     if version.startswith("2"):
         files["imports"] = 'version = 3\nimports = ["conf.d/*.toml", "/nowhere/*.toml"]\n'
     return files
 
 
 @pytest.fixture(
-    params=[(version, kind) for version in LANES for kind in ("absent", "debian", "kubeadm", "default")]
+    params=[
+        (version, kind) for version in LANES for kind in ("absent", "debian", "kubeadm", "default")
+    ]
     + [(version, "imports") for version in LANES if version.startswith("2")],
     ids="-".join,
 )

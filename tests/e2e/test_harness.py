@@ -1,13 +1,20 @@
-"""The bed itself, against containerd's own runc shim: what these show, the tests of Thaw lean on."""
+"""The bed itself, against containerd's own runc shim: the tests of Thaw lean on what these show."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from http.client import HTTPConnection
+from pathlib import Path
 
+import bed
 import pytest
+from bed.dismantle import BRIDGE, sweep
 from bed.images import BUSYBOX_IMAGE, LAYERS, LAYERS_IMAGE
 from bed.lane import Lane
+from bed.leaks import holdings, processes, shim_sockets
 from bed.pod import Pod
 
 SLEEP = ["sleep", "1000"]
@@ -72,6 +79,29 @@ def test_a_leak_is_seen(lane: Lane) -> None:
     assert any("sleep 1000" in line for line in found["processes"])
     pod.remove()
     assert not lane.leaks(before)
+
+
+def test_what_a_killed_run_left_is_swept() -> None:
+    program = (
+        "from bed.lane import Lane; import time; lane = Lane('2.x'); lane.start();"
+        "lane.import_images(); pod = lane.run_pod('orphan', handler='runc');"
+        f"pod.container('app', '{BUSYBOX_IMAGE}', ['sleep', '1000']).start();"
+        "print(lane.places.folder, flush=True); time.sleep(1000)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(bed.__file__).parents[1])}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
+        assert owner.stdout
+        folder = Path(owner.stdout.readline().strip())
+        owner.kill()
+    bridge = (folder / BRIDGE).read_text()
+    assert processes(folder)
+    sockets = list(shim_sockets(processes(folder)))
+    assert sockets
+    sweep(folder.parent)
+    assert not folder.exists()
+    assert not any(holdings(folder, bridge))
+    assert not any(socket.exists() for socket in sockets)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -1,1 +1,1 @@
-"""The Container Runtime Interface, as far as the bed speaks it: messages (api.proto) and a client."""
+"""The Container Runtime Interface as far as the bed speaks it: messages and a client."""

@@ -1,0 +1,74 @@
+"""The product in one test: a model server that comes back warm in another pod, on another address."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from bed.lane import CRI_NAMESPACE, Lane
+from bed.model import ask, model_server, wait_until_healthy
+from bed.pod import Container, Pod
+
+pytestmark = [pytest.mark.timeout(900)]
+
+PROMPT = "Once upon a time, a container"
+RESTORED = {"thaw.dev/snapshot": "model", "thaw.dev/on-failure": "fail"}
+
+
+def snapshot(lane: Lane, container: Container, name: str) -> None:
+    lane.thaw("checkpoint", container.id, name, "--namespace", CRI_NAMESPACE)
+
+
+def restored(lane: Lane, name: str, notes: dict[str, str]) -> tuple[Pod, Container]:
+    pod = lane.run_pod(name, annotations=notes, handler="thaw")
+    container = model_server(pod).start()
+    wait_until_healthy(pod.ip)
+    return pod, container
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_model_server(lane: Lane) -> None:
+    cold = lane.run_pod("cold", handler="thaw")
+    server = model_server(cold).start()
+    wait_until_healthy(cold.ip)
+    wanted = ask(cold.ip, PROMPT)
+    assert len(set(wanted.tokens)) > 4  # the model says something
+    snapshot(lane, server, "model")
+    assert ask(cold.ip, PROMPT) == wanted  # it runs on
+
+    # Two restores beside the original, each on its own address.
+    first, one = restored(lane, "first", RESTORED)
+    second, other = restored(lane, "second", RESTORED)
+    assert len({cold.ip, first.ip, second.ip}) == 3
+    assert ask(first.ip, PROMPT) == wanted
+    assert ask(second.ip, PROMPT) == wanted
+    other_prompt = "Another question"
+    assert ask(first.ip, other_prompt) == ask(cold.ip, other_prompt)
+    cold.remove()
+
+    # It is the container: PID 1, exec, logs, stats, and later its exit status.
+    assert "server.py" in one.exec(["/usr/bin/cat", "/proc/1/cmdline"]).stdout
+    assert one.exec(["/usr/bin/hostname"]).stdout.strip() == "first"
+    until(lambda: "/v1/completions" in one.log())
+    assert one.stats().memory.working_set_bytes.value > 100 << 20
+
+    # A restored server can be snapshotted and restored again.
+    snapshot(lane, one, "model.again")
+    first.remove()
+    third, again = restored(lane, "third", {**RESTORED, "thaw.dev/snapshot": "model.again"})
+    assert ask(third.ip, PROMPT) == wanted
+    again.stop(timeout=20)  # uvicorn ends by itself when it is asked to
+    assert again.wait() == 0
+    assert not again.running
+    assert ask(second.ip, PROMPT) == wanted
+    other.stop(timeout=0)
+    assert other.wait() == 137
+    third.remove()
+    second.remove()

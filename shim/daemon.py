@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from shim import log
+from shim.errors import ThawError
 from shim.lean import signals
 from shim.lean.sockets import Socket
 from shim.loop import Loop
@@ -90,29 +91,32 @@ class Daemon:
 
 def _settle_in(containerd: int, options: Any | None) -> None:
     """Our place among processes: cgroup, OOM score, core scheduling. None of it is fatal."""
-    try:
-        _join_cgroup(options)
-        _raise_oom_score(containerd)
-        if os.environ.get("SCHED_CORE"):
-            from shim.native import create_core_cookie
-
-            create_core_cookie()
-    except OSError as error:
-        log.warning("settling in", error=error)
+    for step in (
+        lambda: _join_cgroup(options),
+        lambda: _raise_oom_score(containerd),
+        _share_a_core,
+    ):
+        try:
+            step()
+        except (ThawError, OSError) as error:
+            log.warning("settling in", error=error)
 
 
 def _join_cgroup(options: Any | None) -> None:
-    from shim.proto.known import type_name, unpack
+    from shim.task.options import configuration
 
-    if type_name(options) != "containerd.runc.v1.Options":
-        return
-    from shim.proto.runc_pb import Options
-
-    path = unpack(options, Options).shim_cgroup
+    path = configuration(options).text("ShimCgroup")
     if path:
         from shim.cgroup import of_spec
 
         of_spec(path, "shim", False).add(os.getpid())
+
+
+def _share_a_core() -> None:
+    if os.environ.get("SCHED_CORE"):
+        from shim.native import create_core_cookie
+
+        create_core_cookie()
 
 
 def _raise_oom_score(containerd: int) -> None:

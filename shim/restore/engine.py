@@ -17,7 +17,7 @@ from shim.snapshot.fit import check
 from shim.snapshot.host import this_host
 from shim.snapshot.image import image_of
 from shim.snapshot.origin import origin_of
-from shim.snapshot.store import Snapshot, Store, check_images, open_at
+from shim.snapshot.store import Snapshot, Store, check_whole, open_at
 from shim.timeline import Timeline
 from shim.work import Work
 
@@ -50,8 +50,8 @@ def undo(work: Work) -> dict[str, Any]:
     """Remove whatever an engine that died has left of its restore; no error if there is nothing."""
     if not work.marker.exists():
         return {}
-    snapshot = Path(json.loads(work.marker.read_text())["snapshot"])
-    plan = _plan(work, *_open(snapshot))
+    begun = json.loads(work.marker.read_text())
+    plan = _plan(work, *_open(Path(begun["snapshot"]), begun["name"]))
     take_back(STEPS, work, plan)
     work.marker.unlink(missing_ok=True)
     return {}
@@ -76,12 +76,12 @@ def make_plan(work: Work) -> Plan:
     path = Path(work.details["snapshot"])
     if name:
         Store(work.config.text("snapshots")).open(name)
-    snapshot, images = _open(path)
+    snapshot, images = _open(path, name)
     if snapshot is None:
         return planning.bare(work, images)
     live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
     check(snapshot.config, live, this_host(), outright=work.details["outright"])
-    check_images(images, snapshot.config.images)
+    check_whole(snapshot, images)
     return _plan(work, snapshot, images)
 
 
@@ -91,9 +91,12 @@ def _plan(work: Work, snapshot: Snapshot | None, images: Path) -> Plan:
     return planning.make(work, work.bundle.spec(), snapshot.config, snapshot.path, images)
 
 
-def _open(path: Path) -> tuple[Snapshot | None, Path]:
-    """A snapshot of the store, or a checkpoint that containerd handed over, ours or runc's."""
-    if (path / "criu").is_dir():
+def _open(path: Path, name: str) -> tuple[Snapshot | None, Path]:
+    """A snapshot of the store, or a checkpoint that containerd handed over, ours or runc's.
+
+    What has a name is a snapshot, whole or not: a bare checkpoint would not be judged.
+    """
+    if name or (path / "criu").is_dir():
         return open_at(path), path / "criu"
     if (path / EXTRAS).is_dir():
         return open_at(path / EXTRAS), path

@@ -104,9 +104,8 @@ def run_criu(work: Work, plan: Plan) -> None:
             _runc_restore(work, plan)
     except ThawError as error:
         tail = log_tail(log / "restore.log")
-        raise RestoreFailed(
-            f"{error.message}\n{tail}".rstrip(), hint="the lines are CRIU's own log"
-        ) from error
+        hint = "the lines are CRIU's own log" if tail else "CRIU wrote no log: try `criu check`"
+        raise RestoreFailed(f"{error.message}\n{tail}".rstrip(), hint=hint) from error
 
 
 def _runc_restore(work: Work, plan: Plan) -> None:

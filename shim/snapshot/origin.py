@@ -73,8 +73,9 @@ def _namespace(kind: str, path: str | None) -> str:
         return "host"
     if not path:
         return "new"
-    # A pod on the host's network still names a path: its sandbox's, which is the host's.
-    return "host" if _same(path, f"/proc/1/ns/{_LINKS.get(kind, kind)}") else "joined"
+    # A pod on the host's network still names a path: its sandbox's, which is the host's. The
+    # host's are those of containerd, which are ours.
+    return "host" if _same(path, f"/proc/self/ns/{_LINKS.get(kind, kind)}") else "joined"
 
 
 def _same(path: str, other: str) -> bool:

@@ -213,11 +213,26 @@ def images_in(folder: Path) -> dict[str, int]:
     return found
 
 
-def check_images(folder: Path, wanted: dict[str, int]) -> None:
-    """Raise Unfit unless the images are all there and as long as they were.
+def check_whole(snapshot: Snapshot, images: Path) -> None:
+    """Raise Unfit unless everything is there and CRIU's images are as long as they were."""
+    _check_images(images, snapshot.config.images)
+    folders = [snapshot.volume(number) for number in range(len(snapshot.config.volumes))]
+    if snapshot.config.difference:
+        folders.append(snapshot.difference)
+    for folder in folders:
+        if not stat.S_ISDIR(_mode(folder)):
+            raise Unfit(f"{folder} is missing", hint=_DAMAGED)
 
-    CRIU does not look: it waits for ever for pages that a shortened file does not hold.
-    """
+
+def _mode(path: Path) -> int:
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return 0
+
+
+def _check_images(folder: Path, wanted: dict[str, int]) -> None:
+    # CRIU does not look: it waits for ever for pages that a shortened file does not hold.
     try:
         found = images_in(folder)
     except OSError as error:

@@ -12,12 +12,12 @@ import time
 from shim import log
 from shim.bundle import read_pid, write_atomically
 from shim.cgroup import of_pid
-from shim.errors import AlreadyExists, FailedPrecondition, NotFound, ThawError
+from shim.errors import AlreadyExists, Cancelled, FailedPrecondition, NotFound, ThawError
 from shim.lean.threads import Event, Lock, RLock
-from shim.lean.threads import start as start_thread
 from shim.proto import events_pb as pb
 from shim.proto.known import timestamp
 from shim.task.execs import Exec, run_with_stdio
+from shim.task.exits import Exits
 from shim.task.process import Process
 from shim.task.reaper import Exit
 from shim.task.state import (
@@ -77,15 +77,14 @@ class Container:
         self._pipe_owner = (int(config.number("IoUid")), int(config.number("IoGid")))
         self._cgroup: Cgroup | None = None
         self.verbs = RLock()
-        self._gate = Lock()
-        self._busy: set[Process] = set()  # processes whose start is under way
-        self._init_end: Exit | None = None
+        self.exits = Exits(self)
+        self._execs_lock = Lock()
 
     # -- verbs of the Task service -------------------------------------------------------------
 
     def create(self) -> None:
         """Make the container with runc; for a restore only the streams are opened yet."""
-        self._open(self.init)
+        self._open(self.init, held=self.restoration is not None)
         if self.restoration is not None:
             self.restoration.prepare(self.runc.env)
             return
@@ -110,7 +109,7 @@ class Container:
         """
         if not self.init.pid:
             return
-        self.host.reaper.claim(self.init.pid, self._init_ended)
+        self.host.reaper.claim(self.init.pid, self.exits.init_ended)
         try:
             self.host.oom.add(self.id, self.cgroup())
         except (ThawError, OSError) as error:
@@ -119,7 +118,7 @@ class Container:
     def start(self, deadline: float | None) -> int:
         """Run init; `deadline` is on the monotonic clock. Returns its pid."""
         with self.verbs:
-            with self._starting(self.init):
+            with self.exits.starting(self.init):
                 self.state.start(deadline)
                 self.host.events.publish(pb.TaskStart(container_id=self.id, pid=self.init.pid))
             return self.init.pid
@@ -127,8 +126,8 @@ class Container:
     def start_exec(self, exec_id: str) -> int:
         """Run an added process; returns its pid."""
         process = self.exec(exec_id)
-        with self._starting(process):
-            if self._init_end is not None:
+        with self.exits.starting(process):
+            if self.exits.init_end is not None:
                 raise FailedPrecondition(f"init of container {self.id} is not running")
             with self.host.reaper.early():
                 process.open_stdio(self.host, self.runc.env, self._pipe_owner)
@@ -136,13 +135,15 @@ class Container:
                 self.host.events.publish(
                     pb.TaskExecStarted(container_id=self.id, exec_id=exec_id, pid=process.pid)
                 )
-                self.host.reaper.claim(process.pid, lambda exit: self._exec_ended(process, exit))
+                self.host.reaper.claim(
+                    process.pid, lambda exit: self.exits.exec_ended(process, exit)
+                )
         return process.pid
 
     def add_exec(self, exec_id: str, spec: bytes, streams: Streams) -> None:
         """Note a process to be started later."""
         self.state.check_exec()
-        with self._gate:
+        with self._execs_lock:
             if exec_id in self.execs:
                 raise AlreadyExists(f"exec {exec_id} exists in container {self.id}")
             self.execs[exec_id] = Exec(exec_id, spec, streams)
@@ -211,7 +212,7 @@ class Container:
         """Forget an added process that has ended or never ran."""
         process = self.exec(exec_id)
         process.delete(self.bundle)
-        with self._gate:
+        with self._execs_lock:
             self.execs.pop(exec_id, None)
         return process
 
@@ -231,12 +232,6 @@ class Container:
 
     # -- what the states call ------------------------------------------------------------------
 
-    def become(self, state: type[State]) -> None:
-        """Change the state, unless init has ended meanwhile."""
-        with self._gate:
-            if self.state.status != STOPPED:
-                self.state = state(self)
-
     def run_update(self, resources: bytes) -> None:
         """`runc update` from a file that only we can read."""
         path = f"{self.folder}/resources.json"
@@ -252,7 +247,9 @@ class Container:
         with self.host.reaper.early():
             if self.restoration.attempt(self, deadline):
                 self.watch_init()
-                self.become(Running)
+                self.exits.become(Running)
+                if self.restoration.cancelled:  # too late to be undone
+                    self.state.kill(9, everyone=False)
                 return
             try:
                 self._open(self.init)
@@ -261,17 +258,20 @@ class Container:
                 self.refuse_start()
                 raise
             self.watch_init()
-        Created(self).start(deadline)
+        self.exits.become(Created)  # from here on Kill goes to runc; what came before counts too
+        if self.restoration.cancelled:
+            self.refuse_start()
+            raise Cancelled(f"start of container {self.id} was cancelled by Kill or Delete")
+        self.state.start(deadline)
 
     def cancel_restore(self) -> None:
         """End a restore that is under way or about to begin."""
-        if self.restoration is not None and not self.init.pid:
+        if self.restoration is not None:
             self.restoration.cancel()
 
     def stop_unstarted(self, status: int) -> None:
         """Start was refused: nobody waits any longer, and no exit event is sent."""
-        with self._gate:
-            self.state = Stopped(self)
+        self.exits.become(Stopped)
         self.init.set_exit(Exit(status, time.time_ns()))
 
     def refuse_start(self) -> None:
@@ -302,71 +302,16 @@ class Container:
         remove_state(self.folder)
         self.bundle.forget()
 
-    # -- exits ---------------------------------------------------------------------------------
+    # -- ours ----------------------------------------------------------------------------------
 
-    def _open(self, process: Process) -> None:
-        process.open_stdio(self.host, self.runc.env, self._pipe_owner)
-
-    def _starting(self, process: Process) -> _Starting:
-        return _Starting(self, process)
+    def _open(self, process: Process, *, held: bool = False) -> None:
+        process.open_stdio(self.host, self.runc.env, self._pipe_owner, held=held)
 
     def _await_init(self, seconds: float) -> None:
         ended = Event()
         if self.init.pid:
             self.init.when_ended(lambda _exit: ended.set())
             ended.wait(seconds)
-
-    def _init_ended(self, exit: Exit) -> None:
-        self._init_end = exit
-        self.host.oom.check(self.id)
-        frozen = self.state.status == PAUSED  # looked at before it becomes Stopped
-        if self.shares_pids or frozen:
-            start_thread(lambda: self._end_the_rest(frozen))
-        self.settle()
-
-    def _end_the_rest(self, frozen: bool) -> None:
-        # Without a pid namespace of its own the kernel does not end the others with init; and
-        # nobody can end while frozen.
-        try:
-            if frozen:
-                self.runc.resume()
-            if self.shares_pids:
-                self.runc.kill(9, everyone=True)
-        except ThawError as error:
-            log.warning("could not end the rest of the container", container=self.id, error=error)
-
-    def _exec_ended(self, process: Exec, exit: Exit) -> None:
-        process.ended(exit)
-        self.host.events.publish_exit(self.id, process.id, process.pid, exit)
-        self.settle()
-
-    def settle(self) -> None:
-        """Report init's end once it is the last: after its start and every other exit."""
-        with self._gate:
-            exit = self._init_end
-            execs_run = any(process.status == Running.status for process in self.execs.values())
-            if exit is None or self._busy or execs_run or self.init.exit is not None:
-                return
-            self.state = Stopped(self)
-        if self.init.set_exit(exit):
-            self.host.events.publish_exit(self.id, self.id, self.init.pid, exit)
-
-
-class _Starting:
-    """While a process is being started, no exit of init is reported."""
-
-    def __init__(self, container: Container, process: Process) -> None:
-        self._container = container
-        self._process = process
-
-    def __enter__(self) -> None:
-        with self._container._gate:
-            self._container._busy.add(self._process)
-
-    def __exit__(self, *_: object) -> None:
-        with self._container._gate:
-            self._container._busy.discard(self._process)
-        self._container.host.loop.call_soon(self._container.settle)
 
 
 def remove_state(folder: str) -> None:

@@ -94,16 +94,16 @@ def _source(request: CreateTaskRequest, notes: dict[str, str], config: Config) -
             )
         return Source(path, name, outright=wanted.outright, must=must)
     except ThawError as error:
-        if must:
-            raise
         log.warning(
-            "booting cold",
+            "not restored" if must else "booting cold",
             container=request.id,
             snapshot=wanted.name[:80],
             reason=error.reason,
             hint=error.hint,
             error=error.message,
         )
+        if must:
+            raise
         return None
 
 
@@ -132,11 +132,12 @@ def _assemble(
 
 
 def _undo(container: Container) -> None:
-    try:
-        if container.restoration is not None:
-            container.restoration.close()
-        container.runc.delete(force=True)
-        container.rootfs.unmount()
-    except (ThawError, OSError) as error:
-        log.warning("cleaning up a failed create", container=container.id, error=error)
+    if container.restoration is not None:
+        container.restoration.close()
+    # Each on its own: a runtime that is not there must not keep the root file system mounted.
+    for step in (lambda: container.runc.delete(force=True), container.rootfs.unmount):
+        try:
+            step()
+        except (ThawError, OSError) as error:
+            log.warning("cleaning up a failed create", container=container.id, error=error)
     container.init.close_stdio()

@@ -61,10 +61,10 @@ class Exec(Process):
 
     def kill(self, host: Host, signal: int) -> None:
         """Signal it by pid: runc has no name for an exec'd process."""
-        if self.exit is not None:
-            raise NotFound(f"exec {self.id} has ended")
         if not self.pid:
             raise FailedPrecondition(f"exec {self.id} is not started")
+        if self.exit is not None:
+            raise NotFound(f"exec {self.id} has ended")
         if not host.reaper.kill(self.pid, signal):
             raise NotFound(f"exec {self.id} has ended")
 

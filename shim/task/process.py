@@ -49,15 +49,21 @@ class Process:
             waiter(exit)
         return True
 
-    def open_stdio(self, host: Host, env: dict[str, str], owner: tuple[int, int]) -> Stdio:
+    def open_stdio(
+        self, host: Host, env: dict[str, str], owner: tuple[int, int], *, held: bool = False
+    ) -> Stdio:
         """Open the streams, or after a failed restore open them anew.
+
+        With `held` nothing is passed on before `release`: a restore that fails writes its
+        complaints where the container's own output would go.
 
         The old ones are closed last: a FIFO that has no writer for a moment is at its end for
         containerd, which would stop reading the log.
         """
         from shim.task.stdio import Stdio
 
-        before, self.stdio = self.stdio, Stdio(host.loop, host.reaper, self.streams, env, owner)
+        before = self.stdio
+        self.stdio = Stdio(host.loop, host.reaper, self.streams, env, owner, held=held)
         if before is not None:
             before.close()
         return self.stdio

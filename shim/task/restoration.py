@@ -77,6 +77,7 @@ class Restoration:
         container.init.pid = int(reply["pid"])
         assert container.init.stdio is not None
         container.init.stdio.started()
+        container.init.stdio.release()
         spans = " ".join(f"{name}={seconds:.3f}" for name, seconds in reply["timeline"].items())
         log.info(
             "restored",
@@ -86,6 +87,11 @@ class Restoration:
             timeline=spans,
         )
         return True
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether Kill or Delete came before the container ran."""
+        return self._cancelled
 
     def cancel(self) -> None:
         """End the attempt under way, or the one to come."""

@@ -101,7 +101,7 @@ class TaskService:
         streams = process.streams
         exit = process.exit
         return pb.StateResponse(
-            id=request.id,
+            id=request.exec_id or request.id,
             bundle=container.bundle.path,
             pid=process.pid,
             status=container.status(request.exec_id),
@@ -111,7 +111,6 @@ class TaskService:
             terminal=streams.terminal,
             exit_status=exit.status if exit else 0,
             exited_at=timestamp(exit.at) if exit else None,
-            exec_id=request.exec_id,
         )
 
     def wait(self, request: pb.WaitRequest, _call: Call) -> Deferred:

@@ -87,7 +87,7 @@ class Created(_Alive):
         except BaseException:
             self.container.refuse_start()
             raise
-        self.container.become(Running)
+        self.container.exits.become(Running)
 
     def check_exec(self) -> None:
         pass
@@ -140,9 +140,9 @@ class Running(_Alive):
         try:
             container.runc.pause()
         except BaseException:
-            container.become(Running)
+            container.exits.become(Running)
             raise
-        container.become(Paused)
+        container.exits.become(Paused)
 
     def check_exec(self) -> None:
         pass
@@ -166,7 +166,7 @@ class Paused(_Alive):
 
     def resume(self) -> None:
         self.container.runc.resume()
-        self.container.become(Running)
+        self.container.exits.become(Running)
 
     def check_checkpoint(self) -> None:
         pass

@@ -55,15 +55,17 @@ class Stdio:
         streams: Streams,
         env: Mapping[str, str],
         owner: tuple[int, int] = (0, 0),
+        *,
+        held: bool = False,
     ) -> None:
         self.streams = streams
         self.child_fds: dict[int, int] = {}
         self._reaper = reaper
         self._env = env
         self._owner = owner
-        self._copies = Copies(loop)
+        self._copies = Copies(loop, held=held)
         self._logger: LoggingProgram | None = None
-        self._stdin: int | None = None
+        self._stdin_keeper: int | None = None  # a writer of ours on the input FIFO
         self._console: int | None = None
         try:
             if streams.terminal:
@@ -82,11 +84,15 @@ class Stdio:
         if self._logger is not None:
             self._logger.close_pipes()
 
+    def release(self) -> None:
+        """Pass on what the process writes, if that was held back until it runs."""
+        self._copies.release()
+
     def attach_console(self, master: int) -> None:
         """Copy between a terminal's master end and the named streams; takes the descriptor."""
         self._console = master
         if self.streams.stdin:
-            self._copies.add(_open_input(self.streams.stdin), os.dup(master))
+            self._copies.add(self._open_input(self.streams.stdin), os.dup(master))
         if self._logger is not None:
             self._copies.add(os.dup(master), self._logger.take_stdout(), output=True)
         elif self.streams.stdout:
@@ -102,10 +108,10 @@ class Stdio:
             fcntl.ioctl(self._console, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
     def close_stdin(self) -> None:
-        """The process sees the end of its input once what was written has been read."""
-        if self._stdin is not None:
-            self._copies.finish(self._stdin)
-            self._stdin = None
+        """The process sees the end of its input once every client has closed its own end too."""
+        if self._stdin_keeper is not None:
+            os.close(self._stdin_keeper)
+            self._stdin_keeper = None
 
     def drain(self, seconds: float) -> None:
         """Wait until all output has been passed on, at most `seconds`; not on the loop thread."""
@@ -114,6 +120,7 @@ class Stdio:
     def close(self) -> None:
         """Let go of everything, delivered or not."""
         self.started()
+        self.close_stdin()
         self._copies.close()
         if self._console is not None:
             os.close(self._console)
@@ -129,9 +136,9 @@ class Stdio:
             self.child_fds = self._logger.child_fds()
             return
         if streams.stdin:
-            source = _open_input(streams.stdin)  # first, so that a failure leaves no pipe behind
-            self.child_fds[0], self._stdin = self._pipe()
-            self._copies.add(source, self._stdin)
+            source = self._open_input(streams.stdin)  # first: a failure leaves no pipe behind
+            self.child_fds[0], sink = self._pipe()
+            self._copies.add(source, sink)
         for number, name in ((1, streams.stdout), (2, streams.stderr)):
             if name:
                 sink = self._open_output(name)
@@ -147,6 +154,14 @@ class Stdio:
             self._reaper, self.streams.stdout, self._env, terminal=self.streams.terminal
         )
         return True
+
+    def _open_input(self, name: str) -> int:
+        # A client that goes away (containerd that restarts, `ctr` that detaches) is not the end
+        # of the input: with a writer of ours that comes with CloseIO.
+        path, _ = _path_of(name)
+        source = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stdin_keeper = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return source
 
     def _open_output(self, name: str) -> int:
         path, is_file = _path_of(name)
@@ -164,11 +179,6 @@ class Stdio:
             for fd in (read, write):
                 os.fchown(fd, *self._owner)
         return read, write
-
-
-def _open_input(name: str) -> int:
-    path, _ = _path_of(name)
-    return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _path_of(name: str) -> tuple[str, bool]:

@@ -1,0 +1,102 @@
+"""In which order the ends of a container's processes are reported.
+
+containerd relies on it: no exit overtakes its start, although SIGCHLD may come first; and init's
+exit is the last of its container (#10589 is what happens otherwise).
+"""
+
+from __future__ import annotations
+
+from shim import log
+from shim.errors import ThawError
+from shim.lean.threads import Lock, start
+from shim.task.state import PAUSED, RUNNING, STOPPED, State, Stopped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+    from shim.task.container import Container
+    from shim.task.execs import Exec
+    from shim.task.process import Process
+    from shim.task.reaper import Exit
+
+
+class Exits:
+    """The exits of one container. `init_ended` and `exec_ended` are called on the loop thread."""
+
+    def __init__(self, container: Container) -> None:
+        self.init_end: Exit | None = None  # known, though perhaps not reported yet
+        self._container = container
+        self._lock = Lock()
+        self._starting: set[Process] = set()
+
+    def starting(self, process: Process) -> Starting:
+        """A scope in which `process` is being started, and no exit of init is reported."""
+        return Starting(self, process)
+
+    def become(self, state: type[State]) -> None:
+        """Change the container's state, unless init has ended meanwhile."""
+        with self._lock:
+            if self._container.state.status != STOPPED:
+                self._container.state = state(self._container)
+
+    def init_ended(self, exit: Exit) -> None:
+        """Init is over."""
+        container = self._container
+        self.init_end = exit
+        container.host.oom.check(container.id)  # an OOM event comes before the exit that it caused
+        frozen = container.state.status == PAUSED  # looked at before it becomes Stopped
+        if container.shares_pids or frozen:
+            start(lambda: self._end_the_rest(frozen))
+        self.settle()
+
+    def exec_ended(self, process: Exec, exit: Exit) -> None:
+        """An added process is over."""
+        container = self._container
+        process.ended(exit)
+        container.host.events.publish_exit(container.id, process.id, process.pid, exit)
+        self.settle()
+
+    def settle(self) -> None:
+        """Report init's end once it is the last: after its start and every other exit."""
+        container = self._container
+        with self._lock:
+            exit = self.init_end
+            others = any(process.status == RUNNING for process in container.execs.values())
+            if exit is None or self._starting or others or container.init.exit is not None:
+                return
+            container.state = Stopped(container)
+        if container.init.set_exit(exit):
+            container.host.events.publish_exit(container.id, container.id, container.init.pid, exit)
+
+    def _end_the_rest(self, frozen: bool) -> None:
+        # Without a pid namespace of its own the kernel does not end the others with init; and
+        # nobody can end while frozen.
+        container = self._container
+        try:
+            if frozen:
+                container.runc.resume()
+            if container.shares_pids:
+                container.runc.kill(9, everyone=True)
+        except ThawError as error:
+            log.warning(
+                "could not end the rest of the container", container=container.id, error=error
+            )
+
+
+class Starting:
+    """See `Exits.starting`."""
+
+    def __init__(self, exits: Exits, process: Process) -> None:
+        self._exits = exits
+        self._process = process
+
+    def __enter__(self) -> Self:
+        with self._exits._lock:
+            self._exits._starting.add(self._process)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._exits._lock:
+            self._exits._starting.discard(self._process)
+        self._exits._container.host.loop.call_soon(self._exits.settle)

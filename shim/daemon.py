@@ -21,6 +21,8 @@ from shim.ttrpc.server import Server
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shim.bootstrap import Flags
     from shim.proto.known_pb import Any
 
@@ -91,11 +93,12 @@ class Daemon:
 
 def _settle_in(containerd: int, options: Any | None) -> None:
     """Our place among processes: cgroup, OOM score, core scheduling. None of it is fatal."""
-    for step in (
+    steps: tuple[Callable[[], None], ...] = (
         lambda: _join_cgroup(options),
         lambda: _raise_oom_score(containerd),
         _share_a_core,
-    ):
+    )
+    for step in steps:
         try:
             step()
         except (ThawError, OSError) as error:

@@ -6,13 +6,13 @@ kept in the bundle as `criu-dump.log`.
 
 from __future__ import annotations
 
-import time
-
+from shim import log
 from shim.annotations import check_name
-from shim.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from shim.errors import FailedPrecondition, InvalidArgument, ThawError, Unimplemented
 from shim.proto.control_pb import CheckpointResponse
 from shim.task.engine import Engine
 from shim.task.restoration import describe
+from shim.task.state import RUNNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from shim.task.container import Container
 
 
-def checkpoint_to_name(
-    container: Container, request: CheckpointRequest, deadline: float | None
-) -> CheckpointResponse:
+def checkpoint_to_name(container: Container, request: CheckpointRequest) -> CheckpointResponse:
     """Make the snapshot `request.name` of a container; it runs on unless `request.exit`."""
     work = {"name": check_name(request.name), "path": "", "exit": request.exit}
     if container.shares_pids:
@@ -33,7 +31,7 @@ def checkpoint_to_name(
             f"container {container.id} shares a pid namespace",
             hint="a restored process cannot get its pids back there",
         )
-    reply = _dump(container, work, deadline)
+    reply = _dump(container, work)
     return CheckpointResponse(
         path=reply["path"],
         bytes=reply["bytes"],
@@ -42,9 +40,7 @@ def checkpoint_to_name(
     )
 
 
-def checkpoint_to_path(
-    container: Container, request: CheckpointTaskRequest, deadline: float | None
-) -> None:
+def checkpoint_to_path(container: Container, request: CheckpointTaskRequest) -> None:
     """Dump into the folder that containerd named; it makes an image of what is there then."""
     from shim.proto.known import type_name, unpack
     from shim.proto.runc_pb import CheckpointOptions
@@ -60,19 +56,33 @@ def checkpoint_to_path(
     work = {"name": "", "path": path, "exit": options.exit, "work_path": options.work_path}
     if options.cgroups_mode:
         work["cgroups_mode"] = options.cgroups_mode
-    _dump(container, work, deadline)
+    _dump(container, work)
 
 
-def _dump(container: Container, work: dict[str, Any], deadline: float | None) -> dict[str, Any]:
+def _dump(container: Container, work: dict[str, Any]) -> dict[str, Any]:
     with container.verbs:
         container.state.check_checkpoint()
         request = {**describe(container, container.host), **work}
         request["verb"] = "checkpoint"
         request["pid"] = container.init.pid
         request["cgroup_pids"] = container.pids()
-        engine = Engine(container.host.reaper, container.runc.env)
+        # A CRIU that is killed leaves its tasks frozen and their network locked. If the engine
+        # dies, CRIU hears nothing at its post-dump stage and takes everything back by itself; and
+        # a caller that is out of patience does not end the dump.
+        engine = Engine(container.host.reaper, container.runc.env, children_go_too=False)
         try:
-            seconds = None if deadline is None else deadline - time.monotonic()
-            return engine.ask(request, [], seconds)
+            return engine.ask(request, [], None)
+        except ThawError:
+            _thaw(container)
+            raise
         finally:
             engine.close()
+
+
+def _thaw(container: Container) -> None:
+    """Let a running container go on, should a dump that was broken off have left it frozen."""
+    if container.state.status == RUNNING:
+        try:
+            container.runc.resume()
+        except ThawError as error:
+            log.debug("nothing to thaw", container=container.id, error=error)

@@ -26,8 +26,8 @@ class ControlService:
         """The RPC table."""
         return {"Checkpoint": Method(CheckpointRequest, self.checkpoint, False)}
 
-    def checkpoint(self, request: CheckpointRequest, call: Call) -> CheckpointResponse:
+    def checkpoint(self, request: CheckpointRequest, _call: Call) -> CheckpointResponse:
         """Make a snapshot of a running container under a name."""
         from shim.task.checkpointing import checkpoint_to_name
 
-        return checkpoint_to_name(self._tasks.container(request.id), request, call.deadline)
+        return checkpoint_to_name(self._tasks.container(request.id), request)

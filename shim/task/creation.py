@@ -17,6 +17,7 @@ from shim.task.stdio import Streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from shim.config import Config
@@ -135,7 +136,11 @@ def _undo(container: Container) -> None:
     if container.restoration is not None:
         container.restoration.close()
     # Each on its own: a runtime that is not there must not keep the root file system mounted.
-    for step in (lambda: container.runc.delete(force=True), container.rootfs.unmount):
+    steps: tuple[Callable[[], None], ...] = (
+        lambda: container.runc.delete(force=True),
+        container.rootfs.unmount,
+    )
+    for step in steps:
         try:
             step()
         except (ThawError, OSError) as error:

@@ -32,7 +32,10 @@ SPARE = 120.0  # seconds that an engine waits for its container; kubelet's own p
 class Engine:
     """A running engine process. `ask` blocks; `kill` may be called from any thread."""
 
-    def __init__(self, reaper: Reaper, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, reaper: Reaper, env: Mapping[str, str], *, children_go_too: bool = True
+    ) -> None:
+        self._children_go_too = children_go_too  # what it has started, if it dies over that
         self._reaper = reaper
         self._killed = False
         self._ended = Event()
@@ -121,7 +124,8 @@ class Engine:
 
     def _exited(self, _exit: Exit) -> None:
         try:
-            os.killpg(self.pid, 9)  # runc or CRIU, if the engine died over them
+            if self._children_go_too:
+                os.killpg(self.pid, 9)
         except (ProcessLookupError, PermissionError):
             pass
         self._ended.set()

@@ -189,11 +189,11 @@ class TaskService:
         self.container(request.id).resume()
         return Empty()
 
-    def checkpoint(self, request: pb.CheckpointTaskRequest, call: Call) -> Empty:
+    def checkpoint(self, request: pb.CheckpointTaskRequest, _call: Call) -> Empty:
         """Dump a container to a folder, as `ctr task checkpoint` and kubelet ask for it."""
         from shim.task.checkpointing import checkpoint_to_path
 
-        checkpoint_to_path(self.container(request.id), request, call.deadline)
+        checkpoint_to_path(self.container(request.id), request)
         self.host.events.publish(
             events_pb.TaskCheckpointed(container_id=request.id, checkpoint=request.path)
         )

@@ -34,10 +34,12 @@ class Runc:
         self.env = runtime_env(config)
         self._log = log
         self._run = run
+        base = config.text("Root") or "/run/containerd/runc"
+        self._state = f"{base}/{namespace}/{container_id}"
         self._command = [
             config.text("BinaryName") or "runc",
             "--root",
-            f"{config.text('Root') or '/run/containerd/runc'}/{namespace}",
+            f"{base}/{namespace}",
             "--log",
             log,
             "--log-format",
@@ -109,6 +111,10 @@ class Runc:
 
     def delete(self, *, force: bool = False) -> None:
         """Remove the container's cgroups and state; one that does not exist is no error."""
+        if force and os.path.isdir(self._state):
+            from shim.mount import unmount_all
+
+            unmount_all(self._state)  # a killed `runc restore` leaves the rootfs bound there
         try:
             self._call(["delete", "--force"] if force else ["delete"])
         except NotFound:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shim.bundle import read_pid
 from shim.checkpoint.engine import EXTRAS
-from shim.errors import RestoreFailed, ThawError
+from shim.errors import RestoreFailed, ThawError, Unfit
 from shim.restore import plan as planning
 from shim.restore.plan import Plan
 from shim.restore.steps import STEPS, Step
@@ -82,7 +83,17 @@ def make_plan(work: Work) -> Plan:
     live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
     check(snapshot.config, live, this_host(), outright=work.details["outright"])
     check_whole(snapshot, images)
-    return _plan(work, snapshot, images)
+    plan = _plan(work, snapshot, images)
+    _refuse_a_live_root(plan)
+    return plan
+
+
+def _refuse_a_live_root(plan: Plan) -> None:
+    """Undoing empties the upper directory: what others have put there must not be lost."""
+    if plan.upper is not None and os.listdir(plan.upper):
+        raise Unfit(
+            f"{plan.upper} is not empty", hint="somebody has written to the root file system"
+        )
 
 
 def _plan(work: Work, snapshot: Snapshot | None, images: Path) -> Plan:

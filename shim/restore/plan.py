@@ -68,8 +68,9 @@ def make(
         snapshot=str(folder),
         images=images,
         difference=folder / "rootfs" if config.difference and work.upper else None,
-        upper=work.upper,
-        scratch=work.scratch,
+        # Without a difference the root is containerd's affair, and may hold something already.
+        upper=work.upper if config.difference else None,
+        scratch=work.scratch if config.difference else None,
         volumes=tuple(_volumes(spec, config, folder)),
         hostname=hostname_of(spec, work.bundle),
         runc_options=_runc_options(work, images),

@@ -20,8 +20,9 @@ from shim.bundle import namespace_path, read_pid
 from shim.cgroup import of_spec
 from shim.checkpoint.contents import copy_upper
 from shim.criu import Steering, log_tail
-from shim.errors import NotFound, RestoreFailed, ThawError, Unfit
+from shim.errors import NotFound, RestoreFailed, ThawError
 from shim.mount import mount_all, unmount_all
+from shim.removal import remove_folder
 from shim.restore.hostname import set_hostname
 from shim.restore.plan import Plan
 from shim.snapshot.mounts import differences, mounts_of, without
@@ -40,14 +41,8 @@ class Step:
 
 def lay_difference(work: Work, plan: Plan) -> None:
     """Fill the empty upper directory before it is mounted, so a later snapshot holds it again."""
-    if plan.difference is None or plan.upper is None:
-        return
-    if os.listdir(plan.upper):
-        raise Unfit(
-            f"{plan.upper} is not empty",
-            hint="the root file system has been written to; never into a live root",
-        )
-    copy_upper(plan.difference, plan.upper)
+    if plan.difference is not None and plan.upper is not None:
+        copy_upper(plan.difference, plan.upper)
 
 
 def clear_upper(work: Work, plan: Plan) -> None:
@@ -126,7 +121,7 @@ def end_processes(work: Work, plan: Plan) -> None:
     except NotFound:
         pass
     Path(work.bundle.pid_file).unlink(missing_ok=True)
-    shutil.rmtree(work.folder / "criu-work", ignore_errors=True)
+    remove_folder(f"{work.folder}/criu-work")
 
 
 def name_host(work: Work, plan: Plan) -> None:

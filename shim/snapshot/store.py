@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from shim.annotations import check_name
 from shim.errors import AlreadyExists, BadName, NoSuchSnapshot, Unfit
+from shim.removal import remove_folder
 from shim.snapshot.config import SnapshotConfig
 
 CONFIG = "config.json"
@@ -69,7 +69,7 @@ class Store:
             path.rename(grave)
         except FileNotFoundError:
             raise NoSuchSnapshot(f"no snapshot named {name} in {self.folder}") from None
-        shutil.rmtree(grave)
+        remove_folder(str(grave))
 
     @contextmanager
     def draft(self, name: str) -> Iterator[Draft]:
@@ -91,7 +91,7 @@ class Store:
             yield draft
             draft.publish()
         except BaseException:
-            shutil.rmtree(draft.path, ignore_errors=True)
+            remove_folder(str(draft.path))
             raise
         finally:
             os.close(lock)
@@ -109,8 +109,8 @@ class Store:
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            except BlockingIOError:
+                remove_folder(str(path))
+            except OSError:  # its maker lives, or another sweeper was quicker
                 pass
             finally:
                 os.close(lock)

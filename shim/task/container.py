@@ -130,7 +130,7 @@ class Container:
             if self.exits.init_end is not None:
                 raise FailedPrecondition(f"init of container {self.id} is not running")
             with self.host.reaper.early():
-                process.open_stdio(self.host, self.runc.env, self._pipe_owner)
+                process.open_stdio(self.host, self._stream_env(exec_id), self._pipe_owner)
                 process.start(self.runc, self.bundle, self.config.text("state"))
                 self.host.events.publish(
                     pb.TaskExecStarted(container_id=self.id, exec_id=exec_id, pid=process.pid)
@@ -305,7 +305,13 @@ class Container:
     # -- ours ----------------------------------------------------------------------------------
 
     def _open(self, process: Process, *, held: bool = False) -> None:
-        process.open_stdio(self.host, self.runc.env, self._pipe_owner, held=held)
+        env = self._stream_env(self.id)
+        process.open_stdio(self.host, env, self._pipe_owner, held=held)
+
+    def _stream_env(self, process_id: str) -> dict[str, str]:
+        """What a logging program learns; for an exec its own id, as containerd's shim says it."""
+        named = {"CONTAINER_ID": process_id, "CONTAINER_NAMESPACE": self.host.namespace}
+        return {**self.runc.env, **named}
 
     def _await_init(self, seconds: float) -> None:
         ended = Event()
@@ -316,22 +322,10 @@ class Container:
 
 def remove_state(folder: str) -> None:
     """Remove a container's place under the state folder, and its namespace's if it was the last."""
+    from shim.removal import remove_folder
+
     remove_folder(folder)
     try:
         os.rmdir(os.path.dirname(folder))
     except OSError:
         pass  # other containers have their places there
-
-
-def remove_folder(path: str) -> None:
-    """Remove a folder of ours with what is in it; one that is not there is no error."""
-    try:
-        entries = list(os.scandir(path))
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            remove_folder(entry.path)
-        else:
-            os.unlink(entry.path)
-    os.rmdir(path)

@@ -156,8 +156,10 @@ class Engines:
         """The spare one, or a new one."""
         with self._lock:
             engine, self._spare = self._spare, None
-        if engine is not None and engine.alive:
-            return engine
+        if engine is not None:
+            if engine.alive:
+                return engine
+            engine.release()
         return Engine(self._reaper, env)
 
     def _drop(self, engine: Engine) -> None:

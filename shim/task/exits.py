@@ -62,7 +62,8 @@ class Exits:
         container = self._container
         with self._lock:
             exit = self.init_end
-            others = any(process.status == RUNNING for process in container.execs.values())
+            # A list at once: another thread may be deleting one.
+            others = any(process.status == RUNNING for process in list(container.execs.values()))
             if exit is None or self._starting or others or container.init.exit is not None:
                 return
             container.state = Stopped(container)

@@ -170,7 +170,7 @@ class TaskService:
         from shim.proto.runc_pb import ProcessDetails
 
         container = self.container(request.id)
-        execs = {process.pid: name for name, process in container.execs.items()}
+        execs = {process.pid: name for name, process in list(container.execs.items())}
         infos = []
         for pid in container.pids():
             info = pb.ProcessInfo(pid=pid)

@@ -1,0 +1,35 @@
+"""Removing folders of ours in which CRIU or runc may have left mounts.
+
+A CRIU that is killed leaves its "cgroup yard" behind, the host's cgroup trees mounted in its
+working directory; a runc that is killed leaves the root file system bound below its own state.
+Whoever removes such a folder without looking removes the host's empty cgroups, or the files of
+that root file system. So the mounts go first, and nothing here enters another file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from shim.mount import unmount_all
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder with what is in it; one that is not there is no error."""
+    try:
+        device = os.lstat(path).st_dev
+    except FileNotFoundError:
+        return
+    unmount_all(path)
+    _remove(path, device)
+
+
+def _remove(path: str, device: int) -> None:
+    for entry in list(os.scandir(path)):
+        if not entry.is_dir(follow_symlinks=False):
+            os.unlink(entry.path)
+        elif entry.stat(follow_symlinks=False).st_dev == device:
+            _remove(entry.path, device)
+        else:
+            raise OSError(errno.EXDEV, "something is still mounted there", entry.path)
+    os.rmdir(path)

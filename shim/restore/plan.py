@@ -124,7 +124,10 @@ def _masked_files(spec: Mapping[str, Any], config: SnapshotConfig) -> tuple[str,
 
 def _runc_options(work: Work, images: Path) -> tuple[str, ...]:
     options = ["--image-path", str(images), "--work-path", str(work.folder / "criu-work")]
-    return (*options, "--tcp-established", "--ext-unix-sk", "--file-locks")
+    options += ["--tcp-established", "--ext-unix-sk", "--file-locks"]
+    # runc has put CRIU, and with it all that it forks, into the container's cgroup already. In its
+    # other modes CRIU mounts the host's cgroup trees to do that again; killed, it leaves them.
+    return (*options, "--manage-cgroups-mode", "ignore")
 
 
 def _criu_options(connections: Connections) -> tuple[str, ...]:

@@ -107,7 +107,7 @@ class SnapshotConfig:
             raise Unfit(f"{path}: not a JSON object", hint="the snapshot is damaged")
         if document.get("format") != FORMAT:
             raise Unfit(
-                f"{path}: format {document.get('format')!r} is not {FORMAT}",
+                f"{path}: format {_shown(document.get('format'))} is not {FORMAT}",
                 hint="it was made by another version of Thaw",
             )
         config: SnapshotConfig = _typed(document, cls, path)
@@ -122,7 +122,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         hints = get_type_hints(kind)
         missing = [f.name for f in fields(kind) if f.name not in value]
         if missing:
-            raise _damaged(where, f"a field {missing[0]!r}", "nothing")
+            raise _damaged(where, f"a field {missing[0]!r}", None)
         return kind(
             **{
                 f.name: _typed(value[f.name], hints[f.name], f"{where}: {f.name}")
@@ -146,4 +146,11 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
 
 
 def _damaged(where: str, wanted: str, found: object) -> Unfit:
-    return Unfit(f"{where}: expected {wanted}, found {found!r:.80}", hint="the snapshot is damaged")
+    return Unfit(
+        f"{where}: expected {wanted}, found {_shown(found)}", hint="the snapshot is damaged"
+    )
+
+
+def _shown(value: object) -> str:
+    # Only its kind if there is more in it: it may be nested too deeply to be shown.
+    return f"a {type(value).__name__}" if isinstance(value, list | dict) else f"{value!r:.80}"

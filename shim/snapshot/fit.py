@@ -93,8 +93,7 @@ def _privileges(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[s
 
 
 def _mounts(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
-    then = {mount.destination: mount for mount in config.origin.mounts}
-    now = {mount.destination: mount for mount in live.mounts}
+    then, now = _by_destination(config.origin), _by_destination(live)
     for destination in sorted(then.keys() | now.keys()):
         if destination not in now:
             yield f"the pod lacks a mount at {destination}"
@@ -105,8 +104,16 @@ def _mounts(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
             yield f"mount {destination} was {was}, here it is {is_}"
 
 
-def _flags(mount: SpecMount) -> str:
-    return f"{mount.type} ({','.join(mount.options)})"
+def _by_destination(origin: Origin) -> dict[str, list[SpecMount]]:
+    """There may be several at one destination; the last one is what the container sees."""
+    mounts: dict[str, list[SpecMount]] = {}
+    for mount in origin.mounts:
+        mounts.setdefault(mount.destination, []).append(mount)
+    return mounts
+
+
+def _flags(mounts: list[SpecMount]) -> str:
+    return " then ".join(f"{mount.type} ({','.join(mount.options)})" for mount in mounts)
 
 
 def _named(origin: Origin) -> str:

@@ -35,8 +35,8 @@ def criu_version(config: Config) -> str:
         done = spawn.run([program, "--version"], runtime_env(config))
     except OSError as error:
         raise _no_criu(f"cannot run {program}: {error.strerror}") from error
-    words = done.text.split()
-    version = words[words.index("Version:") + 1] if "Version:" in words else ""
+    words = done.text.partition("Version:")[2].split()
+    version = words[0] if words else ""
     if done.status or _numbers(version) < OLDEST_CRIU:
         raise _no_criu(f"{program} is {version or 'no CRIU'}")
     return version

@@ -39,23 +39,32 @@ def without(points: list[MountPoint], paths: Collection[str]) -> list[MountPoint
 
 
 def differences(wanted: list[MountPoint], found: list[MountPoint]) -> list[str]:
-    """What is not as it should be, one sentence each; empty if all is."""
+    """What is not as it should be, one sentence each; empty if all is.
+
+    Several mounts on one path are all compared: one above another hides it and its flags.
+    """
     complaints = []
-    for point in wanted:
-        if point not in found:
-            same = [other for other in found if other.path == point.path]
-            complaints.append(
-                f"{point.path} is {_describe(same[0])}, not {_describe(point)}"
-                if same
-                else f"{point.path} is not mounted"
-            )
-    paths = {point.path for point in wanted}
-    complaints += [f"{p.path} is mounted too" for p in found if p.path not in paths]
+    for path in sorted({point.path for point in [*wanted, *found]}):
+        then, now = _describe(wanted, path), _describe(found, path)
+        if then == now:
+            continue
+        if not now:
+            complaints.append(f"{path} is not mounted")
+        elif not then:
+            complaints.append(f"{path} is mounted too")
+        else:
+            complaints.append(f"{path} is {now}, not {then}")
     return complaints
 
 
-def _describe(point: MountPoint) -> str:
-    return f"{point.type} {','.join(point.options)} {point.propagation}"
+def _describe(points: list[MountPoint], path: str) -> str:
+    return " and ".join(
+        sorted(
+            f"{point.type} {','.join(point.options)} {point.propagation}"
+            for point in points
+            if point.path == path
+        )
+    )
 
 
 def _propagation(tags: list[str]) -> str:

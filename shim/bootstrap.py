@@ -158,7 +158,7 @@ def group(flags: Flags) -> str:
 
 def socket_path(folder: str, address: str, namespace: str, group: str) -> str:
     """The socket of a group's shim, as containerd's own tests compute it."""
-    joined = os.path.normpath("/".join((address, namespace, group)))
+    joined = os.path.normpath("/".join(filter(None, (address, namespace, group))))
     return f"{folder}/{_sha256(joined.encode())}"
 
 
@@ -193,9 +193,11 @@ def answers(path: str) -> bool:
         client.settimeout(0.1)
         try:
             client.connect(path)
-            return True
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             return False
+        except OSError:
+            pass  # too busy to accept, but there
+        return True
 
 
 def become_daemon(flags: Flags, params: Parameters, listener: Socket, path: str) -> None:

@@ -144,24 +144,23 @@ def of_spec(
 
     Raises NotFound if there are none (any more), InvalidArgument for a path that cannot be.
     """
-    controllers = _memberships(f"{proc}/self/cgroup")
-    relative: dict[str, str]
-    if systemd:
-        unit = systemd_path(path, container_id)
-        # systemd's version 1 groups lie below those of pid 1 (in a container, not the root).
-        parents = _memberships(f"{proc}/1/cgroup") if not is_unified(root) else {}
-        relative = {
-            name: _join(parents.get(name, "/").removesuffix("init.scope"), unit)
-            for name in controllers
-        }
-    else:
-        relative = {
-            name: _under(own, path or container_id, is_unified(root))
-            for name, own in controllers.items()
-        }
+    relative = _relative(path, container_id, systemd, root, proc)
     if any(not group.strip("/") for group in relative.values()):
         raise InvalidArgument(f"control group path {path!r} is the root")
     return _existing(relative, root, f"no control group {path or container_id}")
+
+
+def unified_path(
+    path: str,
+    container_id: str,
+    systemd: bool = False,
+    root: str = ROOT,
+    proc: str = "/proc",
+) -> str:
+    """Where runc will put the container, as CRIU wants it; empty if version 1 is used."""
+    if not is_unified(root):
+        return ""
+    return _relative(path, container_id, systemd, root, proc).get(UNIFIED, "")
 
 
 def systemd_path(path: str, container_id: str) -> str:
@@ -214,15 +213,31 @@ def _join(parent: str, path: str) -> str:
     return os.path.normpath(f"/{parent}/{path}").replace("//", "/", 1)
 
 
+def _relative(path: str, container_id: str, systemd: bool, root: str, proc: str) -> dict[str, str]:
+    """The paths of `of_spec` below each hierarchy, whether they are there or not."""
+    controllers = _memberships(f"{proc}/self/cgroup")
+    if systemd:
+        unit = systemd_path(path, container_id)
+        # systemd's version 1 groups lie below those of pid 1 (in a container, not the root).
+        parents = _memberships(f"{proc}/1/cgroup") if not is_unified(root) else {}
+        return {
+            name: _join(parents.get(name, "/").removesuffix("init.scope"), unit)
+            for name in controllers
+        }
+    return {
+        name: _under(own, path or container_id, is_unified(root))
+        for name, own in controllers.items()
+    }
+
+
 def _under(own: str, path: str, unified: bool) -> str:
     """Where runc puts a relative path: below its own group, in version 2 beside it.
 
     Version 2 allows no processes in a group that hands on controllers, so runc leaves its own.
     """
-    path = os.path.normpath("/" + path) if path.startswith("/") else os.path.normpath(path)
     if path.startswith("/"):
-        return path
-    return _join(os.path.dirname(own) if unified else own, path)
+        return _join("", path)
+    return _join(os.path.dirname(own) if unified else own, os.path.normpath(path))
 
 
 def _memberships(file: str) -> dict[str, str]:

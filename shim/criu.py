@@ -19,8 +19,9 @@ from shim.native import HOOK
 
 CONFIG = "criu.conf"
 # Files that were unlinked but are still open or mapped travel in the images; CRIU's own limit
-# is 1 MiB, and a worker's shared memory is larger than that.
-GHOST_LIMIT = "1T"
+# is 1 MiB, and a worker's shared memory is larger than that. (CRIU knows no suffix beyond G, and
+# takes the number alone then.)
+GHOST_LIMIT = "1024G"
 # In-process, by libnftables; the default would run iptables-restore, which a node need not have.
 NETWORK_LOCK = "network-lock nftables"
 LOG_TAIL = 12  # lines

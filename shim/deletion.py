@@ -55,6 +55,23 @@ def clean(bundle: Bundle, namespace: str, container_id: str) -> None:
         _try(lambda: _undo_restore(f"{folder}/restoring"))
     for part in (lambda: runc.delete(force=True), unmount, lambda: remove_state(folder)):
         _try(part)
+    _try(lambda: _remove_dead_socket(f"{bundle.path}/address"))
+
+
+def _remove_dead_socket(note: str) -> None:
+    """A shim that was killed could not remove its socket; one that lives answers there."""
+    import socket
+
+    with open(note) as file:
+        path = file.read().strip().removeprefix("unix://")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(1.0)
+            client.connect(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _try(part: object) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from shim.mount import unmount_all
 
@@ -17,11 +18,14 @@ from shim.mount import unmount_all
 def remove_folder(path: str) -> None:
     """Remove a folder with what is in it; one that is not there is no error."""
     try:
-        device = os.lstat(path).st_dev
+        info = os.lstat(path)
     except FileNotFoundError:
         return
+    if not stat.S_ISDIR(info.st_mode):  # a link: what it leads to is not ours
+        os.unlink(path)
+        return
     unmount_all(path)
-    _remove(path, device)
+    _remove(path, info.st_dev)
 
 
 def _remove(path: str, device: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shim import spawn
-from shim.bundle import Bundle
+from shim.bundle import Bundle, write_atomically
 from shim.config import Config
 from shim.proto.task_pb import Mount
 from shim.runc import Runc
@@ -76,9 +76,8 @@ class Work:
 
     def remember(self) -> None:
         """Leave the request in the container's folder, so that `delete` can undo what we began."""
-        marker = self.marker
-        marker.touch(mode=0o600)
-        marker.write_text(json.dumps({**self.raw, "verb": "undo", "fds": []}))
+        request = json.dumps({**self.raw, "verb": "undo", "fds": []})
+        write_atomically(str(self.marker), request.encode())  # half of it could not be undone
 
     @property
     def marker(self) -> Path:

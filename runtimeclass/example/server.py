@@ -61,7 +61,7 @@ def load() -> LlamaForCausalLM:
     return LlamaForCausalLM(CONFIG).eval()
 
 
-def encode(prompt: str | list[int]) -> list[int]:
+def encode(prompt: str | list[Any]) -> list[int]:
     """Token ids of a prompt: of its bytes, or as they were given."""
     if isinstance(prompt, str):
         return [BEGIN, *prompt.encode()]

@@ -7,6 +7,7 @@ before CRIU removes its link-remap files again, so the copies hold those.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -23,11 +24,11 @@ from shim.snapshot.host import criu_version, this_host
 from shim.snapshot.image import image_of
 from shim.snapshot.mounts import mounts_of
 from shim.snapshot.origin import origin_of
+from shim.snapshot.pack import FOLDER, pack
 from shim.snapshot.store import CONFIG, Store, images_in, size_of
+from shim.snapshot.tree import open_directory
 from shim.timeline import Timeline
 from shim.work import Work
-
-EXTRAS = "thaw"  # our part of a checkpoint that containerd asked for, beside CRIU's images
 
 
 def checkpoint(work: Work) -> dict[str, Any]:
@@ -39,10 +40,7 @@ def checkpoint(work: Work) -> dict[str, Any]:
     timeline = Timeline()
     name = work.details["name"]
     if not name:
-        target = Path(work.details["path"])
-        extras = target / EXTRAS
-        extras.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _make(work, target, extras, timeline)
+        return _into_folder(work, Path(work.details["path"]), timeline)
     if work.upper is None and work.rootfs:
         raise FailedPrecondition(
             f"the root file system of {work.id} is no writable overlay",
@@ -59,6 +57,19 @@ def checkpoint(work: Work) -> dict[str, Any]:
         (draft.path / "criu").mkdir(mode=0o700)
         reply = _make(work, draft.path / "criu", draft.path, timeline, draft.publish)
     return {**reply, "path": str(store.folder / name), "seconds": time.monotonic() - timeline.began}
+
+
+def _into_folder(work: Work, images: Path, timeline: Timeline) -> dict[str, Any]:
+    extras = images / FOLDER
+    shutil.rmtree(extras, ignore_errors=True)
+    extras.mkdir(mode=0o700, parents=True)
+    try:
+        reply = _make(work, images, extras, timeline, lambda: pack(images))
+        if not work.details["exit"]:
+            pack(images)
+    finally:
+        shutil.rmtree(extras, ignore_errors=True)
+    return reply
 
 
 def _make(
@@ -81,7 +92,9 @@ def _make(
             taken.write_config(timeline)
             publish()
 
-    _dump(work, images, extras / "log", at_post_dump, timeline)
+    # containerd's own shim keeps the log of a checkpoint here; a snapshot has its own.
+    log = extras / "log" if work.details["name"] else Path(work.bundle.path) / "work/criu-work"
+    _dump(work, images, log, at_post_dump, timeline)
     if not work.details["exit"]:
         taken.write_config(timeline)
     return {
@@ -141,17 +154,21 @@ def _dump(work: Work, images: Path, log: Path, at_post_dump: Any, timeline: Time
         options += ["--manage-cgroups-mode", work.details["cgroups_mode"]]
     criu = [NETWORK_LOCK, "link-remap", f"ghost-limit {GHOST_LIMIT}"]
     steering = Steering(work.folder, criu, {"post-dump": at_post_dump})
+    written = open_directory(log)  # by descriptor: a snapshot may have got its name by the end
     try:
         with steering, timeline.span("dump"):
             work.runc.checkpoint(options)
     except ThawError as error:
-        kept = _keep_log(log / "dump.log", Path(work.bundle.path) / "criu-dump.log")
+        ours = Path(f"/proc/self/fd/{written}/dump.log")
+        kept = _keep_log(ours, Path(work.bundle.path) / "criu-dump.log")
         cause = steering.failure or error
         tail = log_tail(kept)
         raise CheckpointFailed(
             f"cannot dump {work.id}: {cause}; see {kept}\n{tail}".rstrip(),
             hint="the container runs on",
         ) from error
+    finally:
+        os.close(written)
 
 
 def _keep_log(log: Path, kept: Path) -> Path:

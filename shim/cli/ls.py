@@ -34,5 +34,10 @@ def run(args: argparse.Namespace, config: Config) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[4]]).rstrip())
+        print(_plain("  ".join([*cells, row[4]]).rstrip()))
     return 0
+
+
+def _plain(text: str) -> str:
+    # An image's name is whatever the pod said: it may not steer the terminal.
+    return "".join(c if c.isprintable() else "?" for c in text)

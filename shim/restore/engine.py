@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from shim.bundle import read_pid
-from shim.checkpoint.engine import EXTRAS
 from shim.errors import RestoreFailed, ThawError, Unfit
 from shim.restore import plan as planning
 from shim.restore.plan import Plan
@@ -18,6 +17,7 @@ from shim.snapshot.fit import check
 from shim.snapshot.host import this_host
 from shim.snapshot.image import image_of
 from shim.snapshot.origin import origin_of
+from shim.snapshot.pack import unpacked
 from shim.snapshot.store import Snapshot, Store, check_whole, open_at
 from shim.timeline import Timeline
 from shim.work import Work
@@ -109,6 +109,5 @@ def _open(path: Path, name: str) -> tuple[Snapshot | None, Path]:
     """
     if name or (path / "criu").is_dir():
         return open_at(path), path / "criu"
-    if (path / EXTRAS).is_dir():
-        return open_at(path / EXTRAS), path
-    return None, path
+    extras = unpacked(path)
+    return (open_at(extras) if extras else None), path

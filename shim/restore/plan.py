@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shim.bundle import namespace_path
+from shim.cgroup import unified_path
 from shim.criu import NETWORK_LOCK
 from shim.errors import Unfit
 from shim.restore.hostname import hostname_of
@@ -74,7 +76,7 @@ def make(
         volumes=tuple(_volumes(spec, config, folder)),
         hostname=hostname_of(spec, work.bundle),
         runc_options=_runc_options(work, images),
-        criu_options=_criu_options(config.connections),
+        criu_options=_criu_options(config.connections) + _cgroup_options(work, spec),
         mounts=tuple(config.mounts),
         masked_files=_masked_files(spec, config),
     )
@@ -91,7 +93,7 @@ def bare(work: Work, images: Path) -> Plan:
         volumes=(),
         hostname=hostname_of(work.bundle.spec(), work.bundle),
         runc_options=_runc_options(work, images),
-        criu_options=(NETWORK_LOCK, "link-remap"),
+        criu_options=(NETWORK_LOCK, "link-remap", *_cgroup_options(work, work.bundle.spec())),
         mounts=(),
         masked_files=(),
     )
@@ -124,10 +126,7 @@ def _masked_files(spec: Mapping[str, Any], config: SnapshotConfig) -> tuple[str,
 
 def _runc_options(work: Work, images: Path) -> tuple[str, ...]:
     options = ["--image-path", str(images), "--work-path", str(work.folder / "criu-work")]
-    options += ["--tcp-established", "--ext-unix-sk", "--file-locks"]
-    # runc has put CRIU, and with it all that it forks, into the container's cgroup already. In its
-    # other modes CRIU mounts the host's cgroup trees to do that again; killed, it leaves them.
-    return (*options, "--manage-cgroups-mode", "ignore")
+    return (*options, "--tcp-established", "--ext-unix-sk", "--file-locks")
 
 
 def _criu_options(connections: Connections) -> tuple[str, ...]:
@@ -140,3 +139,20 @@ def _criu_options(connections: Connections) -> tuple[str, ...]:
     if connections.outside:
         options.append("tcp-close")
     return tuple(options)
+
+
+def _cgroup_options(work: Work, spec: dict[str, Any]) -> tuple[str, ...]:
+    """runc has put CRIU, and with it all that it forks, into the container's cgroup already.
+
+    So CRIU may leave cgroups alone (said to CRIU, because `runc restore` before 1.2 drops the flag
+    for it): otherwise it mounts the host's cgroup trees to do that again and leaves them if it is
+    killed. Only a cgroup namespace, which version 2 gives every pod, must be made by CRIU, or the
+    container would see the host's whole tree. It has to be told the new cgroup then, as runc
+    before 1.2 does for version 1 only: it would make the old container's anew, and put the
+    processes there, out of reach of limits, stats and kill.
+    """
+    if namespace_path(spec, "cgroup") is None:
+        return ("manage-cgroups=ignore",)  # an optional argument: with a space, CRIU drops it
+    path = spec["linux"].get("cgroupsPath", "")
+    group = unified_path(path, work.id, work.config.flag("SystemdCgroup"))
+    return (f"cgroup-root :{group}",) if group else ()

@@ -138,7 +138,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise _damaged(where, "an object", value)
         return {name: _typed(item, kind.__args__[1], where) for name, item in value.items()}
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 53:
         return float(value)
     if type(value) is not kind:
         raise _damaged(where, kind.__name__, value)

@@ -64,12 +64,17 @@ class Store:
     def remove(self, name: str) -> None:
         """Delete a snapshot: first its name goes, then its contents."""
         path = self.folder / check_name(name)
-        grave = self.folder / f"{_DRAFT}{os.urandom(6).hex()}"
+        if path.is_symlink() or path.is_file():  # no snapshot, but in the place of one
+            path.unlink()
+            return
         try:
-            path.rename(grave)
+            lock = _lock(path)  # or a sweeper would remove it at the same time
         except FileNotFoundError:
             raise NoSuchSnapshot(f"no snapshot named {name} in {self.folder}") from None
-        remove_folder(str(grave))
+        try:
+            _bury(path)
+        finally:
+            os.close(lock)
 
     @contextmanager
     def draft(self, name: str) -> Iterator[Draft]:
@@ -82,16 +87,13 @@ class Store:
         final = self.folder / check_name(name)
         self._refuse_taken(final)
         self._sweep()
-        path = self.folder / f"{_DRAFT}{os.urandom(6).hex()}"
-        path.mkdir(mode=0o700)
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        path, lock = self._begin()
         draft = Draft(path, final)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             yield draft
             draft.publish()
         except BaseException:
-            remove_folder(str(draft.path))
+            _bury(draft.path)
             raise
         finally:
             os.close(lock)
@@ -99,6 +101,19 @@ class Store:
     def _refuse_taken(self, path: Path) -> None:
         if os.path.lexists(path):
             raise _taken(path)
+
+    def _begin(self) -> tuple[Path, int]:
+        """A new folder for a draft, and its lock. A sweeper may come before the lock."""
+        while True:
+            path = self.folder / _hidden()
+            path.mkdir(mode=0o700)
+            try:
+                lock = _lock(path)
+            except FileNotFoundError:
+                continue
+            if path.exists():
+                return path, lock
+            os.close(lock)
 
     def _sweep(self) -> None:
         """Remove the drafts of makers that died: their locks are free."""
@@ -138,6 +153,24 @@ class Draft:
         _sync_folder(self._final.parent)
 
 
+def _hidden() -> str:
+    """A name that no snapshot can have."""
+    return f"{_DRAFT}{os.urandom(6).hex()}"
+
+
+def _lock(path: Path) -> int:
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def _bury(path: Path) -> None:
+    """Remove a folder: first its name goes, so that nobody finds half a snapshot under it."""
+    grave = path.parent / _hidden()
+    path.rename(grave)
+    remove_folder(str(grave))
+
+
 def _taken(path: Path) -> AlreadyExists:
     return AlreadyExists(
         f"a snapshot named {path.name} exists", hint=f"`thaw rm {path.name}` removes it"
@@ -167,11 +200,14 @@ def _read_config(path: Path) -> SnapshotConfig:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise Unfit(f"cannot read {path}: {error.strerror}", hint="no snapshot of Thaw") from error
-    with open(fd, "rb") as file:
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST_CONFIG:
             raise Unfit(f"{path} is no config document", hint="the snapshot is damaged")
-        return SnapshotConfig.from_json(file.read(_LARGEST_CONFIG), str(path))
+        with open(fd, "rb", closefd=False) as file:
+            return SnapshotConfig.from_json(file.read(_LARGEST_CONFIG), str(path))
+    finally:
+        os.close(fd)
 
 
 def _is_name(entry: str) -> bool:

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable
 
 _CHUNK = 1 << 30
+_HIDDEN = ".thaw-"  # begins the names of files that are being written
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -28,8 +29,12 @@ def copy_tree(source: int, target: int) -> int:
 def remove_copied(source: int, target: int) -> None:
     """Remove from `target` what `copy_tree(source, target)` put there, and only that.
 
-    A directory that others have put something into meanwhile stays.
+    A directory that others have put something into meanwhile stays. What a copy that was killed
+    had not finished is ours too.
     """
+    for name in os.listdir(target):
+        if name.startswith(_HIDDEN):
+            _unlink(name, target)
     for name in os.listdir(source):
         try:
             if stat.S_ISDIR(_stat(name, source).st_mode):
@@ -38,6 +43,13 @@ def remove_copied(source: int, target: int) -> None:
                 os.unlink(name, dir_fd=target)
         except OSError:
             continue  # gone, or not ours any longer
+
+
+def _unlink(name: str, folder: int) -> None:
+    try:
+        os.unlink(name, dir_fd=folder)
+    except OSError:
+        pass  # gone, or not ours any longer
 
 
 def open_directory(path: str | os.PathLike[str], parent: int | None = None) -> int:
@@ -73,8 +85,7 @@ class _Copy:
             _place(name, target, lambda new: os.symlink(link, new, dir_fd=target))
             os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
         elif stat.S_ISFIFO(info.st_mode):
-            _place(name, target, lambda new: os.mkfifo(new, info.st_mode, dir_fd=target))
-            os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
+            _place(name, target, lambda new: _make_fifo(new, target, info))
         return 0
 
     def _subdirectory(self, name: str, source: int, target: int) -> int:
@@ -127,7 +138,7 @@ def _stat(name: str, folder: int) -> os.stat_result:
 
 def _place(name: str, folder: int, make: Callable[[str], None]) -> None:
     """Make an entry under a name nobody knows, then rename it over `name`."""
-    hidden = f".thaw-{os.urandom(6).hex()}"
+    hidden = f"{_HIDDEN}{os.urandom(6).hex()}"
     try:
         make(hidden)
         os.rename(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -137,6 +148,18 @@ def _place(name: str, folder: int, make: Callable[[str], None]) -> None:
         except FileNotFoundError:
             pass
         raise
+
+
+def _make_fifo(name: str, folder: int, info: os.stat_result) -> None:
+    os.mkfifo(name, 0o600, dir_fd=folder)
+    # By descriptor: chmod would follow a link that the FIFO has been swapped for meanwhile.
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            os.chown(f"/proc/self/fd/{fd}", info.st_uid, info.st_gid)
+            os.chmod(f"/proc/self/fd/{fd}", stat.S_IMODE(info.st_mode))
+    finally:
+        os.close(fd)
 
 
 def _copy_file(reader: int, name: str, folder: int, size: int) -> None:

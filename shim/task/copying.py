@@ -16,14 +16,10 @@ CHUNK = 65536  # bytes per read: a pipe's default capacity
 
 
 class Copies:
-    """The running copies of one process. Safe to use from any thread.
+    """The running copies of one process. Safe to use from any thread."""
 
-    While they are `held` nothing is copied; what has come by the time of `close` is dropped then.
-    """
-
-    def __init__(self, loop: Loop, *, held: bool = False) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._held = held
         self._copies: list[_Copy] = []
         self._outputs = 0
         self._drained = Event()
@@ -41,15 +37,7 @@ class Copies:
         if output:
             self._outputs += 1
             self._drained.clear()
-        if not self._held:
-            self._loop.call_soon(copy.start)
-
-    def release(self) -> None:
-        """Begin to copy, if that was held back."""
-        if self._held:
-            self._held = False
-            for copy in self._copies:
-                self._loop.call_soon(copy.start)
+        self._loop.call_soon(copy.start)
 
     def finish(self, sink: int) -> None:
         """End the copy into `sink`: what has been read so far is written, then it is closed."""
@@ -59,7 +47,7 @@ class Copies:
 
     def drain(self, seconds: float) -> bool:
         """Wait until every output copy has ended; False if that took longer than `seconds`."""
-        return self._held or self._drained.wait(seconds)
+        return self._drained.wait(seconds)
 
     def close(self) -> None:
         """End every copy now."""

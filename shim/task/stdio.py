@@ -63,7 +63,11 @@ class Stdio:
         self._reaper = reaper
         self._env = env
         self._owner = owner
-        self._copies = Copies(loop, held=held)
+        self._copies = Copies(loop)
+        # Outputs that are not opened before `release`. A containerd that restarts meanwhile
+        # deletes the task, but waits for the end of its streams first: a writer there would hang
+        # it for good.
+        self._held: list[tuple[int, str]] | None = [] if held else None
         self._logger: LoggingProgram | None = None
         self._stdin_keeper: int | None = None  # a writer of ours on the input FIFO
         self._console: int | None = None
@@ -86,7 +90,9 @@ class Stdio:
 
     def release(self) -> None:
         """Pass on what the process writes, if that was held back until it runs."""
-        self._copies.release()
+        held, self._held = self._held, None
+        for read, name in held or ():
+            self._copies.add(read, self._open_output(name), output=True)
 
     def attach_console(self, master: int) -> None:
         """Copy between a terminal's master end and the named streams; takes the descriptor."""
@@ -121,6 +127,9 @@ class Stdio:
         """Let go of everything, delivered or not."""
         self.started()
         self.close_stdin()
+        held, self._held = self._held, None
+        for read, _ in held or ():
+            os.close(read)
         self._copies.close()
         if self._console is not None:
             os.close(self._console)
@@ -140,7 +149,10 @@ class Stdio:
             self.child_fds[0], sink = self._pipe()
             self._copies.add(source, sink)
         for number, name in ((1, streams.stdout), (2, streams.stderr)):
-            if name:
+            if name and self._held is not None:
+                read, self.child_fds[number] = self._pipe()
+                self._held.append((read, name))
+            elif name:
                 sink = self._open_output(name)
                 read, self.child_fds[number] = self._pipe()
                 self._copies.add(read, sink, output=True)

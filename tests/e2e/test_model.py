@@ -1,4 +1,4 @@
-"""The product in one test: a model server that comes back warm in another pod, on another address."""
+"""The product in one test: a model server that comes back warm in another pod and address."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shim import cgroup
-from shim.cgroup import Cgroup, expand_slice, of_pid, of_spec, systemd_path
+from shim.cgroup import Cgroup, expand_slice, of_pid, of_spec, systemd_path, unified_path
 from shim.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
@@ -204,6 +204,9 @@ class Machine:
     def of_spec(self, path: str, container_id: str, systemd: bool = False) -> Cgroup:
         return of_spec(path, container_id, systemd, root=str(self.root), proc=str(self.proc))
 
+    def unified_path(self, path: str, systemd: bool = False) -> str:
+        return unified_path(path, "c", systemd, root=str(self.root), proc=str(self.proc))
+
 
 @pytest.fixture
 def v1(tmp_path: Path) -> Machine:
@@ -269,6 +272,16 @@ def test_systemd_of_spec(v1: Machine) -> None:
 def test_systemd_of_spec_v2(v2: Machine) -> None:
     folder = v2.folder("system.slice/runc-c.scope")
     assert v2.of_spec("", "c", systemd=True).paths == {"": folder}
+
+
+def test_where_v2_will_put_it(v2: Machine) -> None:
+    assert v2.unified_path("/kubepods//pod/c/") == "/kubepods/pod/c"
+    assert v2.unified_path("") == "/system.slice/c"
+    assert v2.unified_path("a.slice:cri:c", systemd=True) == "/a.slice/cri-c.scope"
+
+
+def test_v1_has_no_unified_path(v1: Machine) -> None:
+    assert v1.unified_path("/kubepods/pod/c") == ""
 
 
 @pytest.mark.parametrize("path", ["/", "/..", "/../../", "/a/.."])

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from shim import annotations, config
+from shim import config
+from shim.annotations import TABLE as ANNOTATIONS
 from shim.cli import VERBS
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
 def annotation_table() -> str:
-    rows = [
-        f"| `{r.key}` | {r.type} | {r.default or '-'} | {r.sentence} |" for r in annotations.TABLE
-    ]
+    rows = [f"| `{r.key}` | {r.type} | {r.default or '-'} | {r.sentence} |" for r in ANNOTATIONS]
     return "\n".join(["| annotation | value | default | meaning |", "|---|---|---|---|", *rows])
 
 

@@ -1,0 +1,84 @@
+"""An engine process that does as the request's `play` says; reads descriptor 3 as the real one.
+
+    {"play": "reply", "reply": {…}}    answer that
+    {"play": "die"}                    end without an answer
+    {"play": "hang", "child": PATH}    start a child, write its pid to PATH, wait for ever
+    {"play": "half"}                   break off in the middle of an answer
+    {"play": "restore", "args": […]}   start that as init of a container and answer its pid
+    {"play": "fds", "write": TEXT}     write into every descriptor that came along
+
+Without `play`, the file `PLAYS/VERB.json` (environment variable FAKE_ENGINE) is the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+
+def main() -> None:
+    daemon = socket.socket(fileno=3)
+    line, fds, _, _ = socket.recv_fds(daemon, 1 << 16, 8)
+    while not line.endswith(b"\n"):
+        more = daemon.recv(1 << 16)
+        if not more:
+            return
+        line += more
+    request = json.loads(line)
+    play = play_of(request)
+    if play["play"] == "die":
+        os._exit(3)
+    if play["play"] == "hang":
+        hang(daemon, play["child"])
+    if play["play"] == "half":
+        daemon.sendall(b'{"pid": ')
+        return
+    if play["play"] == "restore":
+        play["reply"] = {"pid": launch(play["args"], fds), "timeline": {"criu": 0.5}}
+    for fd in fds if play["play"] == "fds" else ():
+        os.write(fd, play["write"].encode())
+    reply = play.get("reply", {"fds": len(fds), "request": request})
+    daemon.sendall(json.dumps(reply).encode() + b"\n")
+
+
+def play_of(request: dict[str, Any]) -> dict[str, Any]:
+    if "play" in request:
+        return request
+    folder = os.environ["FAKE_ENGINE"]
+    with open(f"{folder}/seen", "a") as file:
+        file.write(json.dumps(request) + "\n")
+    with open(f"{folder}/{request['verb']}.json") as file:
+        play: dict[str, Any] = json.load(file)
+        return play
+
+
+def launch(args: list[str], fds: list[int]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        for number, fd in enumerate(fds, 1):
+            os.dup2(fd, number)
+        os.execvp(args[0], args)
+    return pid
+
+
+def hang(daemon: socket.socket, path: str) -> None:
+    """As the real engine does while runc works: a child, and a lifeline that ends both."""
+    child = os.fork()
+    if child == 0:
+        daemon.close()
+        while True:
+            os.read(os.pipe()[0], 1)
+    with open(f"{path}.new", "w") as file:
+        file.write(str(child))
+    os.rename(f"{path}.new", path)
+    daemon.recv(1)
+    os.killpg(0, 9)
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(0)

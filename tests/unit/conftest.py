@@ -1,0 +1,85 @@
+"""Makes the fakes importable, and puts back what the daemon's modules keep for a process."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fakes.host import Node
+from fakes.pod import FAKES, Pod
+
+from shim import log
+from shim.task import engine
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """The daemon's services in this process; no callback of its loop may have failed."""
+    made = Node(tmp_path)
+    yield made
+    made.stop()
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    assert not made.errors, made.errors
+
+
+@pytest.fixture
+def pod(node: Node, tmp_path: Path) -> Iterator[Pod]:
+    """A Task service on `node` with the fake runc."""
+    made = Pod(node, tmp_path)
+    yield made
+    made.release()
+
+
+class Plays:
+    """What the fake engine will do, verb by verb, and what it was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.set("undo", play="reply", reply={})
+
+    def set(self, verb: str, **play: object) -> None:
+        (self._folder / f"{verb}.json").write_text(json.dumps(play))
+
+    def fail(self, verb: str, leaf: str, message: str = "on purpose", hint: str = "") -> None:
+        error = {"class": leaf, "message": message, "hint": hint}
+        self.set(verb, play="reply", reply={"error": error})
+
+    @property
+    def seen(self) -> list[dict[str, Any]]:
+        path = self._folder / "seen"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def verbs(self) -> list[str]:
+        return [request["verb"] for request in self.seen]
+
+
+@pytest.fixture
+def plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plays:
+    """A fake engine in the place of the real one."""
+    folder = tmp_path / "plays"
+    folder.mkdir()
+    monkeypatch.setattr(engine, "PROGRAM", str(FAKES / "engine.py"))
+    monkeypatch.setenv("FAKE_ENGINE", str(folder))
+    return Plays(folder)
+
+
+@pytest.fixture
+def logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+    """Calling it gives what has been logged, from debug on."""
+    fd = os.memfd_create("log")
+    monkeypatch.setattr(log, "_sink", fd)
+    monkeypatch.setattr(log, "_threshold", 0)
+    yield lambda: os.pread(fd, 1 << 20, 0).decode()
+    os.close(fd)

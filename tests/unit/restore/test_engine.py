@@ -1,0 +1,315 @@
+"""A restore as a whole: judged before anything is touched, undone from wherever it broke off."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.snapshots import CONFIG, write
+from fakes.work import make_work, runc_calls
+
+from shim.errors import BadName, NoSuchSnapshot, OtherContainer, RestoreFailed, ThawError, Unfit
+from shim.mount import mount_points
+from shim.restore import engine
+from shim.restore.engine import make_plan, restore, take_back, undo
+from shim.restore.plan import Plan
+from shim.restore.steps import STEPS, Step
+from shim.snapshot.config import SnapshotConfig
+from shim.snapshot.host import this_host
+from shim.snapshot.origin import origin_of
+from shim.work import Work
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Work]:
+    """A container that is to be restored from the snapshot `one`."""
+    (tmp_path / "shm").mkdir()
+    spec = {
+        "linux": {
+            "cgroupsPath": "/thaw-test-no-such-group",
+            "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "mount"}],
+        },
+        "mounts": [
+            {"destination": "/dev/shm", "source": str(tmp_path / "shm"), "options": ["rbind"]}
+        ],
+    }
+    asked = {"name": "one", "snapshot": str(tmp_path / "snapshots" / "one"), "outright": True}
+    made = make_work(tmp_path, spec, **asked)
+    yield made
+    made.runc.delete(force=True)
+    left = mount_points(str(tmp_path))
+    subprocess.run(["umount", "-l", *reversed(left)], check=False)
+    assert left == []
+
+
+@pytest.fixture
+def config(work: Work) -> SnapshotConfig:
+    """A config that fits it."""
+    live = origin_of(work.bundle.spec(), "", "")
+    return replace(CONFIG, origin=live, host=this_host(), mounts=[], volumes=["/dev/shm"])
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, config: SnapshotConfig) -> Path:
+    folder = write(tmp_path / "snapshots" / "one", config)
+    (folder / "rootfs" / "changed").write_text("by the worker")
+    (folder / "volumes" / "0" / "mapped").write_text("by the worker")
+    return folder
+
+
+def asked(work: Work, **changes: Any) -> Work:
+    return Work.parse({**work.raw, **changes})
+
+
+def untouched(folder: Path) -> bool:
+    made = [
+        *(folder / "upper").iterdir(),
+        *(folder / "work").iterdir(),
+        *(folder / "shm").iterdir(),
+    ]
+    return not made and not mount_points(str(folder)) and not os.listdir(folder / "state")
+
+
+# Judging
+
+
+def test_a_plan(work: Work, snapshot: Path, tmp_path: Path) -> None:
+    plan = make_plan(work)
+    assert plan.images == snapshot / "criu"
+    assert plan.difference == snapshot / "rootfs"
+    assert untouched(tmp_path)
+
+
+def test_there_is_no_such_snapshot(work: Work, tmp_path: Path) -> None:
+    with pytest.raises(NoSuchSnapshot):
+        restore(work)
+    with pytest.raises(BadName):
+        restore(asked(work, name="a/b"))
+    assert untouched(tmp_path)
+
+
+def swap_config(**changes: Any) -> Callable[[Path, SnapshotConfig], object]:
+    return lambda folder, made: (folder / "config.json").write_text(
+        replace(made, **changes).to_json()
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (swap_config(host=replace(CONFIG.host, architecture="vax")), "made on vax"),
+        (swap_config(volumes=["/elsewhere"]), "no volume at /elsewhere"),
+        (swap_config(images={"core-1.img": 5}), "has 4 bytes, it had 5"),
+        (lambda folder, _: (folder / "rootfs" / "changed").unlink() or (folder / "rootfs").rmdir(),
+         "rootfs is missing"),
+        (lambda folder, _: folder.chmod(0o777), "written to by others"),
+        (lambda folder, _: (folder / "config.json").unlink(), "cannot read"),
+        (lambda folder, _: (folder.parents[1] / "upper" / "theirs").touch(), "is not empty"),
+    ],
+)  # fmt: skip
+def test_unfit_before_anything_is_touched(
+    work: Work,
+    snapshot: Path,
+    config: SnapshotConfig,
+    tmp_path: Path,
+    spoil: Callable[[Path, SnapshotConfig], object],
+    words: str,
+) -> None:
+    spoil(snapshot, config)
+    with pytest.raises(Unfit, match=words):
+        restore(work)
+    (tmp_path / "upper" / "theirs").unlink(missing_ok=True)
+    assert untouched(tmp_path)
+    assert runc_calls(tmp_path) == []
+
+
+def test_another_container(work: Work, snapshot: Path, config: SnapshotConfig) -> None:
+    swap_config(origin=replace(config.origin, container="sidecar"))(snapshot, config)
+    assert make_plan(work).images == snapshot / "criu", "it was named outright"
+    with pytest.raises(OtherContainer):
+        restore(asked(work, outright=False))
+
+
+def test_a_folder_that_containerd_named(work: Work, snapshot: Path, tmp_path: Path) -> None:
+    """Without a name it is looked at where it lies; one of runc's own is not judged at all."""
+    moved = tmp_path / "elsewhere"
+    snapshot.rename(moved)
+    assert make_plan(asked(work, name="", snapshot=str(moved))).difference == moved / "rootfs"
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    plan = make_plan(asked(work, name="", snapshot=str(bare)))
+    assert (plan.images, plan.difference, plan.volumes) == (bare, None, ())
+
+
+def test_what_has_a_name_is_always_judged(work: Work, snapshot: Path) -> None:
+    for name in ("config.json", "criu/core-1.img", "criu/pages-1.img"):
+        (snapshot / name).unlink()
+    (snapshot / "criu").rmdir()
+    with pytest.raises(Unfit):
+        make_plan(work)
+
+
+# Doing
+
+
+class Steps:
+    """Steps that only say so, of which one may fail, to do or to undo."""
+
+    def __init__(self, failing: str = "", cause: Exception | None = None) -> None:
+        self.said: list[str] = []
+        self._failing = failing
+        self._cause = cause or RestoreFailed("on purpose")
+
+    def all(self) -> tuple[Step, ...]:
+        return tuple(
+            Step(name, self._say(f"do {name}"), self._say(f"undo {name}")) for name in "abc"
+        )
+
+    def _say(self, what: str) -> Callable[[Work, Plan], None]:
+        def act(work: Work, _plan: Plan) -> None:
+            assert json.loads(work.marker.read_text())["verb"] == "undo"
+            self.said.append(what)
+            if what in self._failing.split(","):
+                raise self._cause
+
+        return act
+
+
+def with_steps(monkeypatch: pytest.MonkeyPatch, steps: Steps) -> Steps:
+    monkeypatch.setattr(engine, "STEPS", steps.all())
+    return steps
+
+
+def test_all_steps(work: Work, snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = with_steps(monkeypatch, Steps())
+    Path(work.bundle.pid_file).write_text("42")
+    reply = restore(work)
+    assert steps.said == ["do a", "do b", "do c"]
+    assert reply["pid"] == 42
+    assert list(reply["timeline"]) == ["plan", "a", "b", "c"]
+    assert not work.marker.exists()
+    json.dumps(reply)
+
+
+@pytest.mark.parametrize("cause", [RestoreFailed("on purpose"), OSError(28, "on purpose")])
+def test_a_step_that_fails(
+    work: Work, snapshot: Path, monkeypatch: pytest.MonkeyPatch, cause: Exception
+) -> None:
+    """What it had half done is undone too, the last first."""
+    steps = with_steps(monkeypatch, Steps("do b", cause))
+    with pytest.raises(type(cause), match="on purpose"):
+        restore(work)
+    assert steps.said == ["do a", "do b", "undo b", "undo a"]
+    assert not work.marker.exists()
+
+
+def test_all_are_taken_back_whatever_fails(work: Work, snapshot: Path) -> None:
+    steps = Steps("undo c,undo a")
+    work.remember()
+    with pytest.raises(RestoreFailed, match="cannot undo c: on purpose; a: on purpose"):
+        take_back(steps.all(), work, make_plan(work))
+    assert steps.said == ["undo c", "undo b", "undo a"]
+
+
+def test_what_could_not_be_undone_is_remembered(
+    work: Work, snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_steps(monkeypatch, Steps("do b,undo a"))
+    with pytest.raises(RestoreFailed, match="cannot undo a"):
+        restore(work)
+    assert work.marker.exists()
+    again = with_steps(monkeypatch, Steps())
+    assert undo(work) == {}
+    assert again.said == ["undo c", "undo b", "undo a"]
+    assert not work.marker.exists()
+
+
+def test_an_error_that_nobody_expected_is_remembered(
+    work: Work, snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_steps(monkeypatch, Steps("do b", KeyError("x")))
+    with pytest.raises(KeyError):
+        restore(work)
+    assert work.marker.exists()
+
+
+# The real steps, with processes that are no container's
+
+
+def test_there_and_gone(work: Work, snapshot: Path, tmp_path: Path) -> None:
+    reply = restore(work)
+    assert os.path.exists(f"/proc/{reply['pid']}")
+    assert Path(work.bundle.rootfs, "changed").read_text() == "by the worker"
+    assert (tmp_path / "shm" / "mapped").exists()
+    assert list(reply["timeline"]) == ["plan", *(step.name for step in STEPS)]
+    work.remember()
+    undo(work)
+    assert not mount_points(str(tmp_path))
+    assert not Path(work.bundle.pid_file).exists()
+
+
+def test_a_runc_that_fails_leaves_nothing(work: Work, snapshot: Path, tmp_path: Path) -> None:
+    (tmp_path / "runc" / "fail" / "restore").write_text("criu failed")
+    with pytest.raises(RestoreFailed, match="criu failed"):
+        restore(work)
+    (work.folder / "criu.conf").unlink()
+    assert untouched(tmp_path)
+    assert (snapshot / "rootfs" / "changed").exists()
+
+
+@pytest.mark.parametrize("done", range(len(STEPS)))
+def test_undone_after_the_engine_was_killed(
+    work: Work, snapshot: Path, tmp_path: Path, done: int
+) -> None:
+    """Another process undoes it, from what the request says: twice, as one may be killed too."""
+    plan = make_plan(work)
+    work.remember()
+    for step in STEPS[:done]:
+        step.do(work, plan)
+    marker = work.marker.read_text()
+    for _ in range(2):
+        work.marker.write_text(marker)
+        assert undo(asked(work, verb="undo")) == {}
+        (work.folder / "criu.conf").unlink(missing_ok=True)
+        assert untouched(tmp_path)
+        assert not Path(work.bundle.pid_file).exists()
+    assert (snapshot / "rootfs" / "changed").exists()
+
+
+def test_nothing_to_undo(work: Work, snapshot: Path, tmp_path: Path) -> None:
+    """Without a mark nothing was begun: what is there is somebody else's."""
+    (tmp_path / "upper" / "theirs").touch()
+    (tmp_path / "shm" / "mapped").touch()
+    assert undo(work) == {}
+    assert (tmp_path / "upper" / "theirs").exists()
+    assert (tmp_path / "shm" / "mapped").exists()
+    assert runc_calls(tmp_path) == []
+
+
+def test_the_mark_is_whole_or_not_there(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before it is written, nothing has been begun; half of it could not be read."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            work.remember()
+    assert not work.marker.exists()
+    work.remember()
+    assert work.marker.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_error_has_words_for_the_log(work: Work) -> None:
+    with pytest.raises(ThawError) as caught:
+        restore(work)
+    assert caught.value.hint

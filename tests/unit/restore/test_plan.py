@@ -1,0 +1,147 @@
+"""A plan is data: the same from the same, and nothing is touched to make one."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.snapshots import CONFIG
+from fakes.work import make_work
+
+from shim.errors import Unfit
+from shim.restore import plan as planning
+from shim.restore.plan import Plan
+from shim.snapshot.config import Connections, MountPoint, SnapshotConfig
+from shim.work import Work
+
+FOLDER = Path("/snapshots/one")
+SHM = {"destination": "/dev/shm/", "source": "/run/pod/shm", "type": "bind", "options": ["rbind"]}
+
+
+def make(work: Work, config: SnapshotConfig) -> Plan:
+    return planning.make(work, work.bundle.spec(), config, FOLDER, FOLDER / "criu")
+
+
+def bare_config(**changes: Any) -> SnapshotConfig:
+    return replace(CONFIG, **{"volumes": [], **changes})
+
+
+def without_rootfs(folder: Path, kind: str) -> Work:
+    rootfs = [{"type": kind, "source": "/x", "target": "", "options": ["rbind"]}]
+    return make_work(folder, rootfs=rootfs if kind else [])
+
+
+def test_everything(tmp_path: Path) -> None:
+    work = make_work(tmp_path, {"mounts": [SHM], "hostname": "pod"})
+    plan = make(work, replace(CONFIG, volumes=["/dev/shm"]))
+    assert (plan.snapshot, plan.images) == (str(FOLDER), FOLDER / "criu")
+    assert plan.difference == FOLDER / "rootfs"
+    assert (plan.upper, plan.scratch) == (tmp_path / "upper", tmp_path / "work")
+    (volume,) = plan.volumes
+    assert (volume.saved, volume.source) == (FOLDER / "volumes" / "0", "/run/pod/shm")
+    assert volume.destination == "/dev/shm"
+    assert plan.hostname == "pod"
+    assert plan.mounts == tuple(CONFIG.mounts)
+    options = plan.runc_options
+    assert options[options.index("--image-path") + 1] == str(FOLDER / "criu")
+    assert options[options.index("--work-path") + 1].startswith(str(work.folder))
+
+
+def test_the_same_from_the_same_and_nothing_is_touched(tmp_path: Path) -> None:
+    """Neither the snapshot nor the volume exists."""
+    work = make_work(tmp_path, {"mounts": [SHM]})
+    before = sorted(os.walk(tmp_path))
+    first = make(work, replace(CONFIG, volumes=["/dev/shm"]))
+    assert first == make(work, replace(CONFIG, volumes=["/dev/shm"]))
+    assert sorted(os.walk(tmp_path)) == before
+    with pytest.raises(FrozenInstanceError):
+        first.images = Path("/")  # type: ignore[misc]
+
+
+def test_described(tmp_path: Path) -> None:
+    work = make_work(tmp_path, {"mounts": [SHM]})
+    lines = make(work, replace(CONFIG, volumes=["/dev/shm"])).describe()
+    assert lines[0] == "restore /snapshots/one/criu"
+    assert f"lay /snapshots/one/rootfs into {tmp_path}/upper" in lines
+    assert "lay /snapshots/one/volumes/0 into /dev/shm (/run/pod/shm)" in lines
+    assert [line for line in lines if line.startswith("runc restore --image-path ")]
+    assert "criu: link-remap" in lines
+    assert lines[-1] == f"check {len(CONFIG.mounts)} mounts"
+
+
+def test_what_is_not_needed_is_not_described(tmp_path: Path) -> None:
+    lines = make(make_work(tmp_path), bare_config(difference=False)).describe()
+    assert [line for line in lines if line.startswith("lay")] == []
+
+
+@pytest.mark.parametrize("kind", ["bind", "btrfs"])
+def test_a_difference_without_a_place(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(Unfit, match="no writable overlay"):
+        make(without_rootfs(tmp_path, kind), bare_config())
+
+
+def test_no_difference_needs_no_place(tmp_path: Path) -> None:
+    plan = make(without_rootfs(tmp_path, "bind"), bare_config(difference=False))
+    assert plan.difference is None
+
+
+def test_a_root_that_the_caller_mounted(tmp_path: Path) -> None:
+    plan = make(without_rootfs(tmp_path, ""), bare_config())
+    assert (plan.difference, plan.upper, plan.scratch) == (None, None, None)
+
+
+def test_without_a_difference_the_root_is_not_ours(tmp_path: Path) -> None:
+    plan = make(make_work(tmp_path), bare_config(difference=False))
+    assert (plan.difference, plan.upper, plan.scratch) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "mounts", [[], [{"destination": "/dev/shm"}], [{**SHM, "destination": "/dev"}]]
+)
+def test_a_volume_that_the_pod_lacks(tmp_path: Path, mounts: list[dict[str, Any]]) -> None:
+    with pytest.raises(Unfit, match="no volume at /dev/shm"):
+        make(make_work(tmp_path, {"mounts": mounts}), replace(CONFIG, volumes=["/dev/shm"]))
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "closed"),
+    [(0, 0, False), (2, 0, False), (0, 1, True), (2, 1, True)],
+)
+def test_connections(tmp_path: Path, inside: int, outside: int, closed: bool) -> None:
+    """Only peers outside the container make CRIU close them."""
+    options = make(make_work(tmp_path), bare_config(connections=Connections(inside, outside)))
+    assert ("tcp-close" in options.criu_options) == closed
+    assert {"link-remap", "network-lock nftables"} <= set(options.criu_options)
+    assert "--tcp-established" in options.runc_options
+
+
+def test_masked_files(tmp_path: Path) -> None:
+    masked = ["/proc/kcore", "/proc/acpi", "/proc/none"]
+    mounts = [
+        MountPoint("/proc/acpi", "tmpfs", ["ro"], "private"),
+        MountPoint("/proc/kcore", "tmpfs", ["nosuid", "rw"], "private"),
+        MountPoint("/proc/bus", "proc", ["ro"], "private"),
+    ]
+    work = make_work(tmp_path, {"linux": {"maskedPaths": masked, "namespaces": []}})
+    assert make(work, bare_config(mounts=mounts)).masked_files == ("/proc/kcore",)
+
+
+def test_images_of_which_nothing_is_known(tmp_path: Path) -> None:
+    work = make_work(tmp_path, {"hostname": "pod"})
+    plan = planning.bare(work, Path("/images"))
+    assert (plan.snapshot, plan.images) == ("/images", Path("/images"))
+    assert (plan.difference, plan.upper, plan.volumes, plan.mounts) == (None, None, (), ())
+    assert plan.hostname == "pod"
+    assert plan.describe()[-1] == "check 0 mounts"
+
+
+def test_the_sandbox_has_the_host_name(tmp_path: Path) -> None:
+    work = make_work(tmp_path, {"annotations": {"io.kubernetes.cri.sandbox-id": "sandbox"}})
+    sandbox = tmp_path / "bundles" / "sandbox"
+    sandbox.mkdir()
+    (sandbox / "config.json").write_text(json.dumps({"hostname": "of-the-pod"}))
+    assert make(work, bare_config()).hostname == "of-the-pod"

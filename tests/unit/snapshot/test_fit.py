@@ -1,0 +1,161 @@
+"""Every rule on its own: what fits, with one thing changed, does not, and says which."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes.snapshots import CONFIG, HOST, ORIGIN
+
+from shim.errors import OtherContainer, Unfit
+from shim.snapshot.config import Host, Origin, SnapshotConfig, SpecMount
+from shim.snapshot.fit import check, never_fits
+
+DATA, SHM, PROC = ORIGIN.mounts
+
+
+def spaces(**kinds: str) -> dict[str, str]:
+    return {**ORIGIN.namespaces, **kinds}
+
+
+def judged(
+    config: SnapshotConfig = CONFIG,
+    live: Origin = ORIGIN,
+    host: Host = HOST,
+    *,
+    outright: bool = False,
+) -> None:
+    check(config, live, host, outright=outright)
+
+
+def test_itself_fits() -> None:
+    judged()
+
+
+# what the pod has instead → the words that must be in the reason
+POD: list[tuple[dict[str, Any], str]] = [
+    ({"image_digest": "sha256:bb"}, "made from image registry/worker:1 sha256:aa, the pod has"),
+    ({"image_digest": "", "image": "registry/worker:2"}, "registry/worker:2"),
+    ({"args": ["python3", "other.py"]}, "args was .*serve.py.*, the pod has .*other.py"),
+    ({"cwd": "/"}, "cwd was /srv, the pod has /"),
+    ({"terminal": True}, "terminal was False"),
+    ({"user": [0, 0]}, r"user was \[1000, 1000, 5, 6\], the pod has \[0, 0\]"),
+    ({"user": [1000, 1000, 5]}, "user was"),
+    ({"capabilities": {"bounding": ["CAP_KILL"], "effective": ["CAP_KILL"]}}, "CAP_CHOWN"),
+    ({"capabilities": {"bounding": ["CAP_CHOWN", "CAP_KILL"]}}, "effective capabilities"),
+    ({"seccomp": ""}, "its seccomp profile is not the pod's"),
+    ({"apparmor": "unconfined"}, "its apparmor profile is not the pod's"),
+    ({"selinux": "x"}, "its selinux profile is not the pod's"),
+    ({"read_only": True}, "read-only"),
+    ({"mounts": [DATA, PROC]}, "the pod lacks a mount at /dev/shm"),
+    (
+        {"mounts": [*ORIGIN.mounts, SpecMount("/secret", "bind", ["ro"])]},
+        "the pod has a mount at /secret that the snapshot lacks",
+    ),
+    (
+        {"mounts": [replace(DATA, options=["rbind", "rprivate", "rw"]), SHM, PROC]},
+        r"mount /data was bind \(rbind,ro,rprivate\), here it is bind \(rbind,rprivate,rw\)",
+    ),
+    ({"mounts": [replace(DATA, type="tmpfs"), SHM, PROC]}, "here it is tmpfs"),
+    (
+        {"mounts": [replace(DATA, options=["rbind", "ro", "rshared"]), SHM, PROC]},
+        "here it is bind .rbind,ro,rshared",
+    ),
+    ({"namespaces": spaces(pid="host")}, "no pid namespace of its own"),
+    ({"namespaces": spaces(pid="joined")}, "shared pid namespace or hostPID"),
+    ({"namespaces": spaces(network="host")}, r"on the host's network \(hostNetwork\)"),
+    ({"namespaces": spaces(ipc="host")}, "its ipc namespace was 'joined', here it is 'host'"),
+    ({"namespaces": spaces(user="new")}, "its user namespace was 'host', here it is 'new'"),
+    ({"namespaces": spaces(cgroup="host")}, "its cgroup namespace was"),
+    ({"namespaces": spaces(uts="new")}, "its uts namespace was"),
+    ({"container": "sidecar"}, "of container 'worker', not 'sidecar'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), POD, ids=[reason[:40] for _, reason in POD])
+def test_a_pod_that_differs(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unfit, match=reason) as refused:
+        judged(live=replace(ORIGIN, **changes))
+    assert refused.value.hint
+
+
+# what the snapshot has instead, where the pod must not be given it
+SNAPSHOT: list[tuple[dict[str, Any], str]] = [
+    ({"no_new_privileges": False}, "it could gain privileges"),
+    ({"capabilities": {"ambient": ["CAP_SYS_ADMIN"]}}, "ambient .*CAP_SYS_ADMIN"),
+    ({"seccomp": ""}, "its seccomp profile"),
+    ({"read_only": True}, "read-only"),
+    ({"namespaces": {}}, "its .* namespace was None"),
+]
+
+
+@pytest.mark.parametrize(("changes", "reason"), SNAPSHOT)
+def test_a_snapshot_that_wants_more(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unfit, match=reason):
+        judged(config=replace(CONFIG, origin=replace(ORIGIN, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        (replace(HOST, architecture="aarch64"), "made on x86_64, this is aarch64"),
+        (replace(HOST, cpu_features=["sse2"]), "this CPU lacks avx avx2"),
+        (replace(HOST, cpu_features=[]), "this CPU lacks avx avx2 sse2"),
+    ],
+)
+def test_another_machine(host: Host, reason: str) -> None:
+    with pytest.raises(Unfit, match=reason):
+        judged(host=host)
+
+
+@pytest.mark.parametrize(
+    "live",
+    [
+        # What does no harm is no reason.
+        replace(
+            ORIGIN,
+            capabilities={
+                "bounding": ["CAP_CHOWN", "CAP_KILL", "CAP_SYS_TIME"],
+                "effective": ["CAP_KILL"],
+                "ambient": ["CAP_KILL"],
+            },
+        ),
+        replace(ORIGIN, image="registry/worker:moved"),  # the digest decides
+        replace(ORIGIN, image_digest=""),  # nobody could be asked: the name decides
+    ],
+)
+def test_pods_that_fit_all_the_same(live: Origin) -> None:
+    judged(live=live)
+
+
+def test_a_pod_that_allows_more_privileges_than_the_worker_had() -> None:
+    judged(live=replace(ORIGIN, no_new_privileges=False))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        replace(HOST, cpu_features=[*HOST.cpu_features, "amx"]),
+        replace(HOST, kernel="7.0"),
+        replace(HOST, criu=""),
+    ],
+)
+def test_machines_that_fit_all_the_same(host: Host) -> None:
+    judged(host=host)
+
+
+def test_a_container_that_was_named_outright() -> None:
+    live = replace(ORIGIN, container="sidecar")
+    with pytest.raises(OtherContainer) as refused:
+        judged(live=live)
+    assert refused.value.hint == "thaw.dev/snapshot.sidecar names one outright"
+    judged(live=live, outright=True)
+    with pytest.raises(Unfit):
+        judged(live=replace(live, cwd="/x"), outright=True)
+
+
+def test_what_never_fits() -> None:
+    assert list(never_fits(ORIGIN)) == []
+    assert len(list(never_fits(replace(ORIGIN, namespaces=spaces(pid="host"))))) == 1
+    assert len(list(never_fits(replace(ORIGIN, namespaces=spaces(network="host"))))) == 1

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from shim.config import Config
+from shim.errors import Unavailable
+from shim.snapshot.host import cpu_features, criu_version, on_tmpfs, read_mount_table, this_host
+
+
+def criu(folder: Path, script: str) -> Config:
+    path = folder / "criu"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return Config({"criu": str(path)})
+
+
+@pytest.mark.parametrize("version", ["4.2", "4.2.1", "4.10", "5.0"])
+def test_a_criu_that_is_new_enough(tmp_path: Path, version: str) -> None:
+    assert criu_version(criu(tmp_path, f"echo Version: {version}; echo GitID: v")) == version
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["echo Version: 4.1.1", "echo Version: 3.17", "echo hello", "echo Version:", "exit 1", "true"],
+)
+def test_a_criu_that_will_not_do(tmp_path: Path, script: str) -> None:
+    with pytest.raises(Unavailable, match="criu is ") as refused:
+        criu_version(criu(tmp_path, script))
+    assert "CRIU 4.2 or newer" in refused.value.hint
+
+
+def test_a_criu_that_says_so_and_fails(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):
+        criu_version(criu(tmp_path, "echo Version: 4.2; exit 1"))
+
+
+def test_no_criu(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match=f"cannot run {tmp_path}/none"):
+        criu_version(Config({"criu": f"{tmp_path}/none"}))
+
+
+def test_criu_from_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    criu(tmp_path, "echo Version: 4.9")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert criu_version(Config()) == "4.9"
+
+
+def test_this_machine() -> None:
+    host = this_host("4.2")
+    assert (host.architecture, host.kernel) == (platform.machine(), platform.release())
+    assert host.criu == "4.2"
+    assert host.cpu_features == cpu_features() == sorted(set(cpu_features()))
+    assert host.cpu_features
+
+
+def test_what_lies_on_a_tmpfs(tmp_path: Path) -> None:
+    kinds = {
+        line.split(" ")[4]: line.partition(" - ")[2].split(" ")[0]
+        for line in read_mount_table(os.getpid()).splitlines()
+    }
+    if kinds.get("/dev/shm") != "tmpfs":
+        pytest.skip("this machine has no /dev/shm")
+    assert on_tmpfs("/dev/shm")
+    assert not on_tmpfs("/proc")
+    assert not on_tmpfs(str(tmp_path / "missing"))

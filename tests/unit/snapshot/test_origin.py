@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import pytest
+
+from shim.snapshot.config import SpecMount
+from shim.snapshot.origin import NAMESPACES, origin_of
+
+SPEC: dict[str, Any] = {
+    "process": {
+        "args": ["python3", "serve.py"],
+        "cwd": "/srv",
+        "user": {"uid": 1000, "gid": 1001, "additionalGids": [9, 3]},
+        "capabilities": {"bounding": ["CAP_KILL", "CAP_CHOWN"], "effective": None},
+        "noNewPrivileges": True,
+        "apparmorProfile": "cri-containerd",
+        "selinuxLabel": "label",
+    },
+    "root": {"path": "rootfs", "readonly": True},
+    "mounts": [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "nodev"]},
+        {"destination": "/data/", "source": "/host", "options": ["ro", "rbind"]},
+    ],
+    "annotations": {
+        "io.kubernetes.cri.container-name": "worker",
+        "io.kubernetes.cri.image-name": "registry/worker:1",
+    },
+    "linux": {
+        "namespaces": [
+            {"type": "pid"},
+            {"type": "network", "path": "/no/such/netns"},
+            {"type": "ipc", "path": "/proc/self/ns/ipc"},
+        ],
+        "seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"]}]},
+    },
+}
+
+
+def test_a_whole_spec() -> None:
+    origin = origin_of(SPEC, "", "sha256:aa")
+    assert origin.container == "worker"
+    assert (origin.image, origin.image_digest) == ("registry/worker:1", "sha256:aa")
+    assert (origin.args, origin.cwd) == (["python3", "serve.py"], "/srv")
+    assert origin.user == [1000, 1001, 3, 9]
+    assert origin.capabilities == {"bounding": ["CAP_CHOWN", "CAP_KILL"], "effective": []}
+    assert origin.no_new_privileges
+    assert (origin.apparmor, origin.selinux) == ("cri-containerd", "label")
+    assert origin.read_only
+    assert not origin.terminal
+    assert origin.mounts == [
+        SpecMount("/data", "bind", ["rbind", "ro"]),
+        SpecMount("/proc", "proc", ["nodev", "nosuid"]),
+    ]
+    assert len(origin.seccomp) == 64
+
+
+def test_an_empty_spec() -> None:
+    origin = origin_of({}, "", "")
+    assert (origin.container, origin.image, origin.args) == ("", "", [])
+    assert origin.user == [0, 0]
+    assert origin.seccomp == ""
+    assert set(origin.namespaces.values()) == {"host"}
+
+
+def test_what_containerd_says_of_the_image_counts() -> None:
+    assert origin_of(SPEC, "docker.io/other:2", "").image == "docker.io/other:2"
+
+
+def test_namespaces() -> None:
+    found = origin_of(SPEC, "", "").namespaces
+    assert set(found) == set(NAMESPACES)
+    assert found["pid"] == "new"
+    assert found["network"] == "joined"
+    assert found["uts"] == "host"
+
+
+@pytest.mark.parametrize("kind", ["network", "ipc", "uts", "mount"])
+def test_a_path_to_the_hosts_own_is_the_hosts(kind: str) -> None:
+    """A sandbox on the host's network has a path: /proc/PID/ns/net, which is the host's."""
+    link = {"network": "net", "mount": "mnt"}.get(kind, kind)
+    spec = {"linux": {"namespaces": [{"type": kind, "path": f"/proc/{os.getpid()}/ns/{link}"}]}}
+    assert origin_of(spec, "", "").namespaces[kind] == "host"
+
+
+def test_order_does_not_matter() -> None:
+    other = copy.deepcopy(SPEC)
+    other["mounts"].reverse()
+    other["process"]["user"]["additionalGids"].reverse()
+    other["linux"]["seccomp"] = dict(reversed(other["linux"]["seccomp"].items()))
+    for mount in other["mounts"]:
+        mount["options"].reverse()
+    assert origin_of(other, "", "") == origin_of(SPEC, "", "")
+
+
+def test_another_seccomp_profile_is_another_digest() -> None:
+    other = copy.deepcopy(SPEC)
+    other["linux"]["seccomp"]["syscalls"][0]["names"].append("ptrace")
+    assert origin_of(other, "", "").seccomp != origin_of(SPEC, "", "").seccomp

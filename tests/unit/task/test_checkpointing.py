@@ -1,0 +1,199 @@
+"""Who may be dumped, and what the engine is told; the engine is a fake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.pod import Behind, Pod
+
+from shim.errors import (
+    BadName,
+    CheckpointFailed,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unimplemented,
+)
+from shim.proto import events_pb, runc_pb
+from shim.proto import task_pb as pb
+from shim.proto.control_pb import CheckpointRequest
+from shim.proto.known import pack
+from shim.task.control import ControlService
+from shim.task.state import RUNNING
+
+FOREVER = ("sleep", "1000")
+REPLY = {"path": "/snapshots/warm", "bytes": 7 << 20, "seconds": 1.5, "frozen": 0.25}
+
+
+class Group:
+    def __init__(self, *pids: int) -> None:
+        self._pids = list(pids)
+
+    def pids(self) -> list[int]:
+        return self._pids
+
+
+@pytest.fixture
+def running(pod: Pod, plays: Any) -> Pod:
+    container = pod.create("c", *FOREVER)
+    pod.start("c")
+    group: Any = Group(container.init.pid, 4_000_000)
+    container._cgroup = group
+    plays.set("checkpoint", play="reply", reply=REPLY)
+    return pod
+
+
+def to_name(pod: Pod, **request: Any) -> Any:
+    control = ControlService(pod.service)
+    made = CheckpointRequest(**{"id": "c", "name": "warm", **request})
+    return control.checkpoint(made, pod.call())
+
+
+def to_path(pod: Pod, path: str = "/tmp/ctrd", **options: Any) -> None:
+    packed = pack(runc_pb.CheckpointOptions(**options)) if options else None
+    request = pb.CheckpointTaskRequest(id="c", path=path, options=packed)
+    pod.service.checkpoint(request, pod.call())
+
+
+def asked(plays: Any) -> dict[str, Any]:
+    (request,) = plays.seen
+    assert isinstance(request, dict)
+    return request
+
+
+def test_the_control_service() -> None:
+    assert ControlService.NAME == "thaw.v1.Control"
+    nobody: Any = None
+    (name, method) = next(iter(ControlService(nobody).methods().items()))
+    assert (name, method.request, method.inline) == ("Checkpoint", CheckpointRequest, False)
+
+
+def test_under_a_name(running: Pod, plays: Any) -> None:
+    answer = to_name(running)
+    assert (answer.path, answer.bytes) == ("/snapshots/warm", 7 << 20)
+    assert (answer.seconds, answer.frozen) == (1.5, 0.25)
+    request = asked(plays)
+    container = running.service.containers["c"]
+    assert request["verb"] == "checkpoint"
+    assert (request["id"], request["namespace"], request["name"]) == ("c", "test", "warm")
+    assert request["pid"] == container.init.pid
+    assert request["cgroup_pids"] == [container.init.pid, 4_000_000]
+    assert request["exit"] is False
+    assert request["folder"] == container.folder
+    assert running.state("c").status == RUNNING
+
+
+def test_with_exit(running: Pod, plays: Any) -> None:
+    to_name(running, exit=True)
+    assert asked(plays)["exit"] is True
+
+
+@pytest.mark.parametrize("name", ["../x", "auto", "", "a/b"])
+def test_a_bad_name_is_refused_before_anything_is_done(running: Pod, plays: Any, name: str) -> None:
+    with pytest.raises(BadName):
+        to_name(running, name=name)
+    assert plays.seen == []
+
+
+def test_an_unknown_container(running: Pod) -> None:
+    with pytest.raises(NotFound, match="container x not created"):
+        to_name(running, id="x")
+
+
+def test_a_shared_pid_namespace(pod: Pod, plays: Any) -> None:
+    pod.create("c", *FOREVER, spec={"linux": {"namespaces": []}})
+    pod.start("c")
+    with pytest.raises(FailedPrecondition, match="shares a pid namespace"):
+        to_name(pod)
+    assert plays.seen == []
+
+
+@pytest.mark.parametrize("state", ["created", "stopped"])
+def test_only_what_runs_can_be_dumped(pod: Pod, plays: Any, state: str) -> None:
+    pod.create("c", *FOREVER)
+    if state == "stopped":
+        pod.kill("c")
+        pod.wait("c").get()
+    with pytest.raises(FailedPrecondition, match=f"cannot checkpoint container c: it is {state}"):
+        to_name(pod)
+    with pytest.raises(FailedPrecondition):
+        to_path(pod)
+    assert plays.seen == []
+
+
+def test_into_containerds_folder(running: Pod, plays: Any) -> None:
+    """CRI sends no options for a runtime that it does not know."""
+    to_path(running)
+    request = asked(plays)
+    assert (request["name"], request["path"], request["exit"]) == ("", "/tmp/ctrd", False)
+    (event,) = running.events.of(events_pb.TaskCheckpointed)
+    assert (event.container_id, event.checkpoint) == ("c", "/tmp/ctrd")
+
+
+def test_with_runcs_options(running: Pod, plays: Any) -> None:
+    to_path(
+        running,
+        path="",
+        image_path="/images",
+        work_path="/work",
+        exit=True,
+        cgroups_mode="soft",
+    )
+    request = asked(plays)
+    assert (request["path"], request["work_path"]) == ("/images", "/work")
+    assert (request["exit"], request["cgroups_mode"]) == (True, "soft")
+
+
+def test_options_of_another_type_do_not_count(running: Pod, plays: Any) -> None:
+    request = pb.CheckpointTaskRequest(
+        id="c", path="/tmp/ctrd", options=pack(runc_pb.Options(no_pivot_root=True))
+    )
+    running.service.checkpoint(request, running.call())
+    assert asked(plays)["path"] == "/tmp/ctrd"
+
+
+def test_what_cannot_be_done_is_refused(running: Pod, plays: Any) -> None:
+    with pytest.raises(Unimplemented, match="empty namespaces"):
+        to_path(running, empty_namespaces=["network"])
+    with pytest.raises(InvalidArgument, match="not a path"):
+        to_path(running, path="relative")
+    assert plays.seen == []
+
+
+def test_a_dump_that_fails_leaves_it_running(running: Pod, plays: Any) -> None:
+    plays.fail("checkpoint", "CheckpointFailed", "cannot dump c", "the container runs on")
+    with pytest.raises(CheckpointFailed, match="cannot dump c"):
+        to_path(running)
+    assert running.state("c").status == RUNNING
+    assert running.events.of(events_pb.TaskCheckpointed) == []
+    assert running.verbs()[-1] == "resume", "a dump that was broken off may leave it frozen"
+
+
+def test_a_paused_container_stays_paused(running: Pod, plays: Any) -> None:
+    plays.fail("checkpoint", "CheckpointFailed")
+    running.service.containers["c"].pause()
+    with pytest.raises(CheckpointFailed):
+        to_path(running)
+    assert "resume" not in running.verbs()
+
+
+def test_other_verbs_wait_and_kill_does_not(running: Pod, plays: Any) -> None:
+    plays.set("checkpoint", play="hang", child=str(running.folder / "child"))
+    dumping = Behind(lambda: to_path(running))
+    running.node.until((running.folder / "child").exists)
+    pausing = Behind(running.service.containers["c"].pause)
+    running.kill("c")
+    assert running.wait("c").get().exit_status == 137
+    assert "pause" not in running.verbs()
+    engine = parent_of(int((running.folder / "child").read_text()))
+    running.node.reaper.kill(engine, 9)
+    with pytest.raises(Exception, match="the engine process died"):
+        dumping.get()
+    with pytest.raises(FailedPrecondition, match="it is stopped"):
+        pausing.get()
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -60,12 +60,12 @@ def clean(bundle: Bundle, namespace: str, container_id: str) -> None:
 
 def _remove_dead_socket(note: str) -> None:
     """A shim that was killed could not remove its socket; one that lives answers there."""
-    import socket
+    from shim.lean.sockets import stream
 
     with open(note) as file:
         path = file.read().strip().removeprefix("unix://")
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        with stream() as client:
             client.settimeout(1.0)
             client.connect(path)
     except ConnectionRefusedError:

@@ -60,7 +60,6 @@ DELIBERATE: dict[str, dict[str, Deliberate]] = {
     "started_twice": {"Start a #2": WRONG_STATE},
     "created_twice": {"Create a #2": TAKEN},
     "deleted_at_every_stage": {
-        "events of created": Deliberate("delete created 0", "delete created 137", KILLED.reason),
         "Delete created": KILLED,
         "Delete running": WRONG_STATE,
         "Delete paused": WRONG_STATE,

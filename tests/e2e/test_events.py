@@ -82,6 +82,14 @@ def test_programs_that_end_at_once(session: Session, times: int) -> None:
             check_order(session.sink.events(), name)
 
 
+def test_a_created_container_that_is_deleted_has_its_exit_first(session: Session) -> None:
+    """containerd's own shim tells these two in either order."""
+    session.create("a", "sleep", "1000")
+    session.delete("a")
+    session.sink.wait_for_line("delete a")
+    assert session.sink.events() == ["create a", "exit a 137", "delete a 137"]
+
+
 def test_every_event_has_its_time_and_place(session: Session) -> None:
     session.run("a", "sleep", "1000")
     session.kill("a", KILL)

@@ -14,6 +14,7 @@ from bed import fetch
 from drive.session import KILL, Session
 from drive.shim import NAMESPACE, Kind, await_true, gone
 
+from shim.cgroup import is_unified
 from shim.errors import FailedPrecondition, InvalidArgument, ThawError
 from shim.proto import runc_pb, runtimeoptions_pb
 from shim.proto import task_pb as pb
@@ -109,7 +110,8 @@ def test_it_settles_in(session: Session) -> None:
 @pytest.mark.parametrize("how", ["runc", "toml"])
 def test_it_joins_the_shim_cgroup(session: Session, there: bool, how: str) -> None:
     cgroup = f"/{session.folder.name}/shims"
-    roots = [Path(f"/sys/fs/cgroup/{name}") for name in ("cpu", "memory")]
+    root = "/sys/fs/cgroup"
+    roots = [Path(root)] if is_unified() else [Path(root, name) for name in ("cpu", "memory")]
     groups = [Path(f"{root}{cgroup}") for root in roots if there]
     for group in groups:
         group.mkdir(parents=True)

@@ -24,7 +24,7 @@ from shim.errors import InvalidArgument, ThawError
 from shim.proto import runc_pb, runtimeoptions_pb
 from shim.proto import task_pb as pb
 from shim.proto.bootstrap_pb import BootstrapParams, BootstrapResult, Extension
-from shim.proto.known import Any, pack, unpack
+from shim.proto.known import Any, Empty, pack, unpack
 from shim.ttrpc.client import Client
 
 DATA = Path(__file__).parents[1] / "data" / "bootstrap-2.3"

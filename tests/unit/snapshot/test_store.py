@@ -188,8 +188,15 @@ def test_a_name_that_is_taken(store: Store, one: Path, kind: str) -> None:
         one.touch()
     else:
         one.symlink_to("/nowhere")
+    begun = []
+
+    def begin() -> None:
+        with store.draft("one") as draft:
+            begun.append(draft.path)
+
     with pytest.raises(AlreadyExists, match="one"):
-        make(store, "one")
+        begin()
+    assert begun == [], "it is said before anything is dumped"
     assert os.listdir(store.folder) == ["one"]
 
 
@@ -314,9 +321,8 @@ def link(config: Path) -> None:
 
 
 def large(config: Path) -> None:
-    config.unlink()
-    with open(config, "wb") as file:
-        file.truncate((8 << 20) + 1)
+    with open(config, "a") as file:
+        file.write(" " * (8 << 20))
 
 
 def other(make: Callable[[Path], object]) -> Callable[[Path], None]:

@@ -126,8 +126,8 @@ def test_held_output_is_passed_on_or_dropped(node: Node, tmp_path: Path) -> None
         os.write(child, b"held")
         os.close(child)
         node.do(lambda: None)
-        with pytest.raises(BlockingIOError):
-            os.read(reader, 99)
+        # "End", not "nothing yet": a containerd that restarts waits for the end of the streams.
+        assert os.read(reader, 99) == b""
         if keep:
             opened.release()
             opened.drain(PATIENCE)

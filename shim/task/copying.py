@@ -10,6 +10,8 @@ from shim.loop import EPOLLIN, EPOLLOUT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shim.loop import Loop
 
 CHUNK = 65536  # bytes per read: a pipe's default capacity
@@ -39,12 +41,6 @@ class Copies:
             self._drained.clear()
         self._loop.call_soon(copy.start)
 
-    def finish(self, sink: int) -> None:
-        """End the copy into `sink`: what has been read so far is written, then it is closed."""
-        for copy in self._copies:
-            if copy.sink == sink:
-                self._loop.call_soon(copy.finish)
-
     def drain(self, seconds: float) -> bool:
         """Wait until every output copy has ended; False if that took longer than `seconds`."""
         return self._drained.wait(seconds)
@@ -65,28 +61,17 @@ class Copies:
 class _Copy:
     """One direction. All methods run on the loop thread."""
 
-    def __init__(self, loop: Loop, source: int, sink: int, ended: object) -> None:
+    def __init__(self, loop: Loop, source: int, sink: int, ended: Callable[[], None]) -> None:
         self.sink = sink
         self._loop = loop
         self._source = source
         self._ended = ended
         self._pending = b""
-        self._finishing = False
         self._open = True
 
     def start(self) -> None:
         if self._open:
             self._loop.watch(self._source, EPOLLIN, self._readable)
-
-    def finish(self) -> None:
-        if not self._open:
-            return
-        self._finishing = True
-        # What the client wrote before it asked for the close may still be in the FIFO.
-        while not self._pending and self._read_once():
-            pass
-        if not self._pending:
-            self.end()
 
     def end(self) -> None:
         if not self._open:
@@ -95,28 +80,23 @@ class _Copy:
         for fd in (self._source, self.sink):
             self._loop.unwatch(fd)
             os.close(fd)
-        self._ended()  # type: ignore[operator]
+        self._ended()
 
     def _readable(self, _mask: int) -> None:
         # HUP may come with data still in the pipe: read on until the read itself says "end".
-        self._read_once()
-
-    def _read_once(self) -> bool:
-        """Move one chunk; False when there was none."""
         try:
             data = os.read(self._source, CHUNK)
         except BlockingIOError:
-            return False
+            return
         except OSError as error:
             if error.errno != errno.EIO:  # EIO: the last holder of a terminal is gone
                 self.end()
                 raise
             data = b""
-        if not data:
+        if data:
+            self._write(data)
+        else:
             self.end()
-            return False
-        self._write(data)
-        return True
 
     def _write(self, data: bytes) -> None:
         while data:
@@ -142,9 +122,5 @@ class _Copy:
         data, self._pending = self._pending, b""
         self._loop.unwatch(self.sink)
         self._write(data)
-        if not self._open or self._pending:
-            return
-        if self._finishing:
-            self.finish()
-        else:
+        if self._open and not self._pending:
             self._loop.watch(self._source, EPOLLIN, self._readable)

@@ -68,29 +68,6 @@ def test_drain_waits_for_outputs_only(node: Node) -> None:
     os.close(drain)
 
 
-def test_finish_delivers_what_was_written_before(node: Node) -> None:
-    copies, (source, feed), (drain, sink) = Copies(node.loop), os.pipe(), os.pipe()
-    copies.add(source, sink)
-    os.write(feed, b"last words")
-    copies.finish(sink)
-    with open(drain, "rb") as reader:
-        assert reader.read() == b"last words", "and the end, though the writer is still there"
-    os.close(feed)
-
-
-def test_finish_waits_for_a_slow_reader(node: Node) -> None:
-    copies, (source, feed), (drain, sink) = Copies(node.loop), os.pipe(), os.pipe()
-    os.write(feed, BIG[:CHUNK])
-    copies.add(source, sink)
-    node.until(lambda: not readable(source))
-    os.write(feed, BIG[CHUNK : 2 * CHUNK])  # the sink is full now: this one is pending
-    copies.finish(sink)
-    node.do(lambda: None)
-    with open(drain, "rb") as reader:
-        assert reader.read() == BIG[: 2 * CHUNK]
-    os.close(feed)
-
-
 def readable(fd: int) -> bool:
     import select
 
@@ -137,7 +114,6 @@ def test_an_end_gives_back_both_descriptors(node: Node) -> None:
     os.close(feed)
     assert copies.drain(PATIENCE)
     os.close(drain)
-    copies.finish(sink)  # too late, and harmless
     copies.close()
     node.do(lambda: None)
     assert open_fds(before) == set()

@@ -57,7 +57,7 @@ class Bundle:
 
     def steer_criu(self, spec: dict[str, Any], criu_config: str) -> None:
         """Make runc use our CRIU configuration for this container, and no other."""
-        annotations = spec.setdefault("annotations", {})
+        annotations = spec["annotations"] = annotations_of(spec)
         if annotations.get(CRIU_CONFIG) != criu_config:
             annotations[CRIU_CONFIG] = criu_config
             write_atomically(self.config, jsons.dumps(spec))

@@ -45,6 +45,7 @@ class Steering:
         self._options = options
         self._actions = actions
         self._listener: socket.socket | None = None
+        self._server: threading.Thread | None = None
         self.failure: Exception | None = None
 
     def __enter__(self) -> Self:
@@ -61,7 +62,11 @@ class Steering:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._listener is not None:
+        if self._listener is not None and self._server is not None:
+            # Wakes the thread and waits for what it is about: to close the descriptor under its
+            # hands would leave it in accept(), or with another's socket of the same number.
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._server.join()
             self._listener.close()
         (self._folder / CONFIG).write_text("")
         for name in ("hook", "hook.sock", "hook.actions"):
@@ -76,7 +81,8 @@ class Steering:
         with _ShortPath(self._folder) as short:
             self._listener.bind(f"{short}/hook.sock")
         self._listener.listen(4)
-        threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
+        self._server = threading.Thread(target=self._serve, args=(self._listener,), daemon=True)
+        self._server.start()
 
     def _serve(self, listener: socket.socket) -> None:
         while True:
@@ -84,9 +90,13 @@ class Steering:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            with connection:
-                words = connection.makefile().readline().split()
-                connection.sendall(self._answer(words).encode() + b"\n")
+            try:
+                with connection, connection.makefile() as said:
+                    words = said.readline().split()
+                    if words:
+                        connection.sendall(self._answer(words).encode() + b"\n")
+            except OSError:
+                continue  # the hook has gone; the next stage's must still be answered
 
     def _answer(self, words: list[str]) -> str:
         try:

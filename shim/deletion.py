@@ -62,9 +62,10 @@ def _remove_dead_socket(note: str) -> None:
     """A shim that was killed could not remove its socket; one that lives answers there."""
     from shim.lean.sockets import stream
 
-    with open(note) as file:
-        path = file.read().strip().removeprefix("unix://")
+    path = ""
     try:
+        with open(note) as file:
+            path = file.read().strip().removeprefix("unix://")
         with stream() as client:
             client.settimeout(1.0)
             client.connect(path)

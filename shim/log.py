@@ -92,4 +92,6 @@ def _quote(text: str) -> str:
     if text and all(c.isalnum() or c in "-_./:@%+," for c in text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    if not escaped.isprintable():  # what a pod's annotation says may reach somebody's terminal
+        escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in escaped)
     return f'"{escaped}"'

@@ -138,7 +138,10 @@ class Runc:
 
     def features(self) -> bytes:
         """`runc features` as JSON, or nothing if this runtime has no such command."""
-        done = self._run([self._command[0], "features"], self.env, None)
+        try:
+            done = self._run([self._command[0], "features"], self.env, None)
+        except OSError:
+            return b""  # CRI asks as it starts: a node comes up without its runtime too
         return done.output if done.status == 0 else b""
 
     def version(self) -> str:
@@ -202,6 +205,6 @@ def _last_error(log: str, since: int) -> str:
             entry = jsons.loads(line)
         except ValueError:
             continue
-        if entry.get("level") in ("error", "fatal"):
+        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
             return str(entry.get("msg", ""))
     return ""

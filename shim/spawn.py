@@ -46,7 +46,7 @@ def find(program: str, path: str) -> str:
         return program
     for folder in path.split(":"):
         candidate = f"{folder}/{program}"
-        if folder and os.access(candidate, os.X_OK):
+        if folder and os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
             return candidate
     raise FileNotFoundError(2, f"no such program in PATH ({path})", program)
 

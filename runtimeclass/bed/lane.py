@@ -55,8 +55,8 @@ class Lane:
     def __init__(self, version: str, installation: Installation | None = None) -> None:
         self.version = version
         self.installation = installation
-        self.places = Places(Path(tempfile.mkdtemp(prefix=f"{PREFIX}{version}-")))
-        self.name = self.places.folder.name.replace("_", "0")  # a containerd namespace has no __
+        self.places = Places(_new_folder(version))
+        self.name = self.places.folder.name  # of its containerd namespace and its cgroup, too
         self.bridge = f"thaw{self.name[-8:]}"
         self._binaries = fetch.containerd(version)
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -249,6 +249,13 @@ def opened(version: str, installation: Installation | None = None) -> Iterator[L
         yield lane
     finally:
         lane.take_down()
+
+
+def _new_folder(version: str) -> Path:
+    """A folder of an unused name; without an underscore, which no containerd namespace has."""
+    while "_" in (folder := tempfile.mkdtemp(prefix=f"{PREFIX}{version}-")):
+        os.rmdir(folder)
+    return Path(folder)
 
 
 def _wait_for(condition: Callable[[], bool], what: str) -> None:

@@ -247,9 +247,12 @@ def test_delete_by_hand_is_idempotent(private_lane: Lane) -> None:
         restore = halt(lane, pod, "worker", held)
         cold = boot(pod, "side")
         folders = [bundle(lane, id) for id in (restore.container.id, cold.id, pod.id)]
+        worker = init_pid(lane, cold.id)
         lane.stop(signal.SIGKILL)
+        assert alive(worker)
         os.kill(restore.shim, signal.SIGKILL)
         wait_until(lambda: not alive(restore.shim), "the end of the shim")
+    assert alive(worker)
     before = lane.holdings()
     for folder in folders:
         for _ in range(2):

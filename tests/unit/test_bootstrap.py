@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -288,15 +289,13 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, words: list[str]) -> None:
 class Started:
     """A shim that `start` has left behind."""
 
-    def __init__(self, folder: Path, name: str = "c1", **annotations: str) -> None:
+    def __init__(self, folder: Path, sockets: Path, name: str = "c1", **annotations: str) -> None:
         self.bundle = folder / name
         self.bundle.mkdir()
         spec = {"annotations": {k.replace("_", "."): v for k, v in annotations.items()}}
         (self.bundle / "config.json").write_text(json.dumps(spec))
         os.mkfifo(self.bundle / "log")
-        params = BootstrapParams(
-            instance_id=name, namespace="default", socket_dir=str(folder / "s")
-        )
+        params = BootstrapParams(instance_id=name, namespace="default", socket_dir=str(sockets))
         self.words = ["-namespace", "default", "-address", f"{folder}/c.sock", "-id", name]
         self.done = run(*self.words, "start", cwd=self.bundle, stdin=params.encode())
         self.result = BootstrapResult.decode(self.done.stdout)
@@ -320,17 +319,24 @@ class Started:
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Started]:
-    made = Started(tmp_path)
+def sockets() -> Iterator[Path]:
+    """A folder whose path leaves room for a socket's name."""
+    with tempfile.TemporaryDirectory(prefix="thaw-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def started(tmp_path: Path, sockets: Path) -> Iterator[Started]:
+    made = Started(tmp_path, sockets)
     yield made
     with suppress(ThawError, OSError):
         made.shutdown()
 
 
-def test_start_leaves_a_shim_that_answers(started: Started, tmp_path: Path) -> None:
+def test_start_leaves_a_shim_that_answers(started: Started, tmp_path: Path, sockets: Path) -> None:
     assert started.done.returncode == 0
     assert (started.result.version, started.result.protocol) == (2, "ttrpc")
-    path = socket_path(str(tmp_path / "s"), f"{tmp_path}/c.sock", "default", "c1")
+    path = socket_path(str(sockets), f"{tmp_path}/c.sock", "default", "c1")
     assert started.result.address == f"unix://{path}"
     assert (started.bundle / "address").read_text() == f"unix://{path}", "what 1.6 reads verbatim"
     pid = started.pid()
@@ -342,8 +348,10 @@ def test_start_leaves_a_shim_that_answers(started: Started, tmp_path: Path) -> N
     assert not os.path.exists(path)
 
 
-def test_a_second_container_of_the_pod_joins(started: Started, tmp_path: Path) -> None:
-    other = Started(tmp_path, "c2", io_containerd_runc_v2_group="c1")
+def test_a_second_container_of_the_pod_joins(
+    started: Started, tmp_path: Path, sockets: Path
+) -> None:
+    other = Started(tmp_path, sockets, "c2", io_containerd_runc_v2_group="c1")
     assert other.result.address == started.result.address
     assert (other.bundle / "address").read_text() == started.result.address
     assert other.pid() == started.pid()
@@ -360,7 +368,7 @@ def open_fds_of(pid: int) -> list[str]:
     return os.listdir(f"/proc/{pid}/fd")
 
 
-def test_a_daemon_that_cannot_be_made_says_so_in_its_log(tmp_path: Path) -> None:
+def test_a_daemon_that_cannot_be_made_says_so_in_its_log(tmp_path: Path, sockets: Path) -> None:
     """`start` has answered by then: containerd's log is the only place left."""
     bundle = tmp_path / "c1"
     bundle.mkdir()
@@ -369,7 +377,7 @@ def test_a_daemon_that_cannot_be_made_says_so_in_its_log(tmp_path: Path) -> None
     reader = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(reader, True)
     keeper = os.open(bundle / "log", os.O_WRONLY)
-    params = BootstrapParams(instance_id="c1", namespace="x", socket_dir=str(tmp_path / "s"))
+    params = BootstrapParams(instance_id="c1", namespace="x", socket_dir=str(sockets))
     script = f"import shim.daemon; shim.daemon.Daemon = None; {SHIM}"
     words = ["-namespace", "x", "-address", "/a", "-id", "c1", "start"]
     said: list[bytes] = []

@@ -137,6 +137,14 @@ def test_nesting_without_end() -> None:
         SnapshotConfig.from_json("[" * 100_000, "x")
 
 
+@pytest.mark.parametrize("place", [("format",), ("created",), ("origin", "mounts", 0, "options")])
+def test_nesting_that_can_be_read_but_not_be_shown(place: tuple[Any, ...]) -> None:
+    before, after = json.dumps(with_value(place, ["@"])).split('"@"')
+    for depth in range(800, 1000):
+        with pytest.raises(Unfit):
+            SnapshotConfig.from_json(f"{before}{'[' * depth}{']' * depth}{after}", "x")
+
+
 def test_a_long_value_does_not_flood_the_log() -> None:
     with pytest.raises(Unfit) as refused:
         read(with_value(("origin", "user"), "x" * 10_000))

@@ -29,6 +29,15 @@ def judged(
     check(config, live, host, outright=outright)
 
 
+@pytest.mark.parametrize("stack", [(replace(SHM, options=["ro"]), SHM), (SHM, SHM)])
+def test_mounts_of_one_destination_all_count(stack: tuple[SpecMount, ...]) -> None:
+    """The last one hides the others, and CRIU would bring back those of the snapshot."""
+    live = replace(ORIGIN, mounts=[DATA, *stack, PROC])
+    with pytest.raises(Unfit, match="mount /dev/shm was"):
+        judged(live=live)
+    judged(replace(CONFIG, origin=live), live)
+
+
 def test_itself_fits() -> None:
     judged()
 

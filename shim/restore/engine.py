@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,13 @@ def undo(work: Work) -> dict[str, Any]:
     if not work.marker.exists():
         return {}
     begun = json.loads(work.marker.read_text())
-    plan = _plan(work, *_open(Path(begun["snapshot"]), begun["name"]))
+    snapshot = Path(begun["snapshot"])
+    try:
+        plan = _plan(work, *_open(snapshot, begun["name"]))
+    except (Unfit, OSError):  # removed meanwhile: what it would have brought along is not known any more
+        plan = planning.bare(work, snapshot)
+        if begun["name"]:
+            plan = replace(plan, upper=work.upper, scratch=work.scratch)
     take_back(STEPS, work, plan)
     work.marker.unlink(missing_ok=True)
     return {}

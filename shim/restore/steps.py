@@ -48,13 +48,16 @@ def lay_difference(work: Work, plan: Plan) -> None:
 def clear_upper(work: Work, plan: Plan) -> None:
     """Empty the upper and the work directory, and make them anew."""
     for folder in (plan.upper, plan.scratch):
-        if folder is None or not folder.exists():
+        if folder is None:
             continue
-        info = os.stat(folder)
-        shutil.rmtree(folder)
+        mode, owner = 0o755, (0, 0)  # as containerd makes them, should an undo have died here
+        if folder.exists():
+            info = os.stat(folder)
+            mode, owner = info.st_mode & 0o7777, (info.st_uid, info.st_gid)
+            shutil.rmtree(folder)
         folder.mkdir()
-        os.chown(folder, info.st_uid, info.st_gid)
-        os.chmod(folder, info.st_mode & 0o7777)
+        os.chown(folder, *owner)
+        os.chmod(folder, mode)
 
 
 def lay_volumes(work: Work, plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -282,6 +283,19 @@ def test_undone_after_the_engine_was_killed(
         assert untouched(tmp_path)
         assert not Path(work.bundle.pid_file).exists()
     assert (snapshot / "rootfs" / "changed").exists()
+
+
+def test_undone_though_the_snapshot_was_removed(work: Work, snapshot: Path, tmp_path: Path) -> None:
+    """The container's own part goes; only what was laid into volumes is not known any more."""
+    plan = make_plan(work)
+    work.remember()
+    for step in STEPS:
+        if step.name != "volumes":
+            step.do(work, plan)
+    shutil.rmtree(snapshot)
+    assert undo(asked(work, verb="undo")) == {}
+    assert list((tmp_path / "upper").iterdir()) == []
+    assert not Path(work.bundle.pid_file).exists()
 
 
 def test_nothing_to_undo(work: Work, snapshot: Path, tmp_path: Path) -> None:

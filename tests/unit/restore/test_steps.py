@@ -95,6 +95,14 @@ def test_the_difference(work: Work, plan: Plan, tmp_path: Path) -> None:
     assert stat.S_IMODE(scratch.stat().st_mode) == 0o751
 
 
+def test_an_upper_directory_that_a_killed_undo_had_removed(
+    work: Work, plan: Plan, tmp_path: Path
+) -> None:
+    (tmp_path / "upper").rmdir()
+    steps.clear_upper(work, plan)
+    assert paths(tmp_path / "upper") == []
+
+
 def test_no_difference(work: Work, plan: Plan, tmp_path: Path) -> None:
     plan = replace(plan, difference=None, upper=None, scratch=None)
     (tmp_path / "upper" / "theirs").touch()

@@ -142,8 +142,17 @@ def _typed(key: Key, value: object, source: str) -> Value:
     folder = key.name in ("state", "snapshots")
     if folder and not os.path.isabs(str(value)):
         raise BadConfiguration(f"{source}: {key.name} = {value!r}", hint="an absolute path")
+    if key.name == "criu" and value and (not os.path.isabs(str(value)) or _base(value) != "criu"):
+        # runc knows CRIU by that name only, and finds it in PATH, where we put its folder first.
+        raise BadConfiguration(
+            f"{source}: criu = {value!r}", hint="an absolute path whose last part is criu"
+        )
     if key.name == "log.level" and value not in ("debug", "info", "warning", "error"):
         raise BadConfiguration(f"{source}: log.level = {value!r}", hint=key.sentence)
     if key.name == "restore.deadline" and not 0 < float(str(value)) < 86400:
         raise BadConfiguration(f"{source}: restore.deadline = {value!r}", hint="seconds, above 0")
     return value  # type: ignore[return-value]
+
+
+def _base(path: object) -> str:
+    return os.path.basename(str(path))

@@ -15,7 +15,7 @@ from shim.restore import plan as planning
 from shim.restore.plan import Plan
 from shim.restore.steps import STEPS, Step
 from shim.snapshot.fit import check
-from shim.snapshot.host import this_host
+from shim.snapshot.host import require_criu, this_host
 from shim.snapshot.image import image_of
 from shim.snapshot.origin import origin_of
 from shim.snapshot.pack import unpacked
@@ -56,7 +56,7 @@ def undo(work: Work) -> dict[str, Any]:
     snapshot = Path(begun["snapshot"])
     try:
         plan = _plan(work, *_open(snapshot, begun["name"]))
-    except (Unfit, OSError):  # removed meanwhile: what it would have brought along is not known any more
+    except (Unfit, OSError):  # removed meanwhile: what it has brought along is not known any more
         plan = planning.bare(work, snapshot)
         if begun["name"]:
             plan = replace(plan, upper=work.upper, scratch=work.scratch)
@@ -79,6 +79,7 @@ def take_back(steps: Sequence[Step], work: Work, plan: Plan) -> None:
 
 def make_plan(work: Work) -> Plan:
     """What a restore of this container would do. Raises Unfit if it cannot be done here."""
+    require_criu(work.config)
     spec = work.bundle.spec()
     name = work.details["name"]
     path = Path(work.details["snapshot"])

@@ -42,6 +42,13 @@ def criu_version(config: Config) -> str:
     return version
 
 
+def require_criu(config: Config) -> None:
+    """Raise Unavailable if the configured CRIU is not there: runc would take another, unasked."""
+    program = config.text("criu")
+    if program and not os.access(program, os.X_OK):
+        raise _no_criu(f"no program {program}")
+
+
 def cpu_features() -> list[str]:
     """The features of the first processor, sorted."""
     with open("/proc/cpuinfo") as file:

@@ -292,7 +292,8 @@ class Container:
             self.init.stdio.drain(DRAIN)
         self.host.oom.remove(self.id)
         if not force:
-            self.runc.delete()
+            # Without an init of ours, a restore has failed that perhaps could not be undone.
+            self.runc.delete(force=not self.init.pid)
         if self.restoration is not None:
             self.restoration.close()
         self.rootfs.unmount()

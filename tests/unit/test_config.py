@@ -174,3 +174,13 @@ def test_the_table() -> None:
         assert type(key.default) is key.type
         assert key.sentence.endswith(".")
     assert len(KEYS) == len(TABLE)
+
+
+@pytest.mark.parametrize("criu", ["criu", "bin/criu", "/opt/criu-4.2"])
+def test_a_criu_that_runc_would_not_find(criu: str) -> None:
+    with pytest.raises(BadConfiguration, match="criu = "):
+        load(body=f'criu = "{criu}"'.encode())
+
+
+def test_a_criu_that_runc_finds() -> None:
+    assert load(body=b'criu = "/opt/thaw/criu/criu"').text("criu") == "/opt/thaw/criu/criu"

@@ -226,6 +226,19 @@ def test_pause_and_resume(pod: Pod) -> None:
     assert pod.events.names()[2:] == ["TaskPaused", "TaskResumed"]
 
 
+def test_an_end_during_a_pause_is_final(pod: Pod) -> None:
+    container = pod.create("c", *FOREVER)
+    pod.start("c")
+    gate = pod.gate("pause")
+    pausing = Behind(container.pause)
+    pod.node.until(lambda: container.state.status == PAUSING)
+    pod.kill("c")
+    assert pod.wait("c").get().exit_status == 137
+    open_gate(gate)
+    pausing.get()
+    assert pod.state("c").status == STOPPED
+
+
 def test_a_pause_that_fails(pod: Pod) -> None:
     pod.create("c", *FOREVER)
     pod.start("c")

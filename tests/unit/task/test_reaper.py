@@ -97,8 +97,13 @@ def test_scopes_nest_and_the_last_one_clears(node: Node) -> None:
 
 
 def test_an_unclaimed_orphan_is_reaped(node: Node) -> None:
+    ends = Ends()
     pid = sh("exit 0")
     node.until(lambda: not os.path.exists(f"/proc/{pid}"))
+    with node.reaper.early():
+        node.reaper.claim(pid, ends.of("too late"))
+    node.do(lambda: None)
+    assert ends.seen == [], "nobody had said that it would be asked for"
 
 
 def test_an_orphan_of_a_child_is_ours(node: Node, tmp_path: Path) -> None:

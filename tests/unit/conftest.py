@@ -1,19 +1,15 @@
-"""Makes the fakes importable, and puts back what the daemon's modules keep for a process."""
+"""A pod without containerd, for every room; what the daemon keeps for a process is put back."""
 
 from __future__ import annotations
 
 import ctypes
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fakes.host import Node
 from fakes.pod import FAKES, Pod
 

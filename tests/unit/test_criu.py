@@ -64,11 +64,12 @@ def test_an_action_that_fails_stops_criu(tmp_path: Path) -> None:
 
 def test_a_hook_that_goes_away_does_not_end_the_service(tmp_path: Path) -> None:
     done: list[int] = []
-    with Steering(tmp_path, [], {"post-dump": done.append}):
+    with Steering(tmp_path, [], {"post-dump": done.append}) as steering:
         with socket.socket(socket.AF_UNIX) as hook:
             hook.connect(f"{tmp_path}/hook.sock")
         assert ask(tmp_path, "post-dump 7 -\n") == "ok\n"
     assert done == [7]
+    assert steering.failure is None
 
 
 @pytest.mark.skipif(not os.path.exists(HOOK), reason="the hook is not built")

@@ -142,6 +142,17 @@ def test_a_living_shim_keeps_its_socket(left: Left) -> None:
     assert left.delete().returncode == 0
 
 
+def test_a_living_shim_that_is_busy_keeps_it_too(left: Left) -> None:
+    path = left.folder / "socket"
+    (left.bundle / "address").write_text(f"unix://{path}")
+    with socket.socket(socket.AF_UNIX) as shim, socket.socket(socket.AF_UNIX) as first:
+        shim.bind(str(path))
+        shim.listen(0)
+        first.connect(str(path))
+        assert left.delete().returncode == 0
+        assert path.exists(), "nobody accepts just now, but it is there"
+
+
 def test_a_restore_that_was_cut_off_is_undone_by_an_engine(left: Left) -> None:
     (left.state / "restoring").write_text("no json")
     done = left.delete()

@@ -124,6 +124,7 @@ def test_one_callback_may_drop_another_of_the_same_round(thread: Thread) -> None
     thread.until(lambda: called)
     thread.do(lambda: None)
     assert len(called) == 1
+    assert thread.errors == []
     for read, write in pipes:
         os.close(read)
         os.close(write)

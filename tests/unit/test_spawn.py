@@ -85,6 +85,16 @@ def test_descriptors_may_change_places() -> None:
     os.close(two)
 
 
+def test_a_number_that_is_free_here_is_not_overwritten_on_its_way() -> None:
+    """The copies that are made for the child must stay clear of every number it asked for."""
+    with Capture() as one, Capture() as two:
+        free = [fd for fd in range(3, 200) if fd not in open_fds()][1]
+        fds = {free: one.fds[1], 201: two.fds[1]}
+        pid = spawn(["bash", "-c", f"echo one >&{free}; echo two >&201"], ENV, fds)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert (one.read(), two.read()) == (b"one\n", b"two\n")
+
+
 def test_one_descriptor_twice() -> None:
     with Capture() as capture:
         fd = capture.fds[1]

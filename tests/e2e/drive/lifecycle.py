@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from drive.session import KILL, TERM, Session
+from shim.cgroup import is_unified
 from shim.errors import ThawError
 from shim.proto import task_pb as pb
 from shim.proto.known import Any, type_name, unpack
@@ -204,23 +205,7 @@ def measured(s: Session) -> None:
     answer = s.shim.call("Stats", pb.StatsRequest(id="a"), pb.StatsResponse)
     assert answer.stats is not None
     s.tell("type", type_name(answer.stats))
-    from shim.proto.cgroups_v1_pb import Metrics
-
-    metrics = unpack(answer.stats, Metrics)
-    s.tell("fields", sorted(f[1] for f in metrics.FIELDS if getattr(metrics, f[1])))
-    assert metrics.memory is not None
-    memory = sorted(f[1] for f in metrics.memory.FIELDS if getattr(metrics.memory, f[1]))
-    # What the kernel counts for the moment may be zero; these may not.
-    s.tell(
-        "memory", [name for name in memory if name in ("cache", "rss", "usage", "inactive_file")]
-    )
-    assert metrics.memory.usage is not None
-    assert metrics.cpu is not None
-    assert metrics.cpu.usage is not None
-    s.tell("limit", metrics.memory.usage.limit)
-    s.tell("counted", bool(metrics.cpu.usage.total and metrics.memory.usage.usage))
-    assert metrics.pids is not None
-    s.tell("pids", metrics.pids.current)
+    (_tell_metrics_v2 if is_unified() else _tell_metrics_v1)(s, answer.stats)
     s.kill("a", KILL)
     s.wait("a")
     s.call("Stats", pb.StatsRequest(id="a"), pb.StatsResponse)
@@ -265,6 +250,39 @@ def no_such_checkpoint(s: Session) -> None:
     s.call("Pause", pb.PauseRequest(id="a"))
     s.start("a")
     s.delete("a")
+
+
+def _tell_metrics_v1(s: Session, stats: Any) -> None:
+    from shim.proto.cgroups_v1_pb import Metrics
+
+    metrics = unpack(stats, Metrics)
+    s.tell("fields", sorted(f[1] for f in metrics.FIELDS if getattr(metrics, f[1])))
+    assert metrics.memory is not None
+    memory = sorted(f[1] for f in metrics.memory.FIELDS if getattr(metrics.memory, f[1]))
+    # What the kernel counts for the moment may be zero; these may not.
+    s.tell(
+        "memory", [name for name in memory if name in ("cache", "rss", "usage", "inactive_file")]
+    )
+    assert metrics.memory.usage is not None
+    assert metrics.cpu is not None
+    assert metrics.cpu.usage is not None
+    s.tell("limit", metrics.memory.usage.limit)
+    s.tell("counted", bool(metrics.cpu.usage.total and metrics.memory.usage.usage))
+    assert metrics.pids is not None
+    s.tell("pids", metrics.pids.current)
+
+
+def _tell_metrics_v2(s: Session, stats: Any) -> None:
+    from shim.proto.cgroups_v2_pb import Metrics
+
+    metrics = unpack(stats, Metrics)
+    s.tell("fields", sorted(f[1] for f in metrics.FIELDS if getattr(metrics, f[1])))
+    assert metrics.memory is not None
+    assert metrics.cpu is not None
+    assert metrics.pids is not None
+    s.tell("limit", metrics.memory.usage_limit)
+    s.tell("counted", bool(metrics.cpu.usage_usec and metrics.memory.usage and metrics.memory.file))
+    s.tell("pids", metrics.pids.current)
 
 
 def _limit(memory: int) -> Any:

@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> int:
         with open(arguments[1]) as file:
             request = json.load(file)
         return 0 if "error" not in _answer(request, ()) else 1
+    # runc and CRIU inherit it on purpose: should we be killed over a dump, the daemon hears of
+    # it when CRIU, too, is done, and does not thaw what CRIU has frozen.
     daemon = socket.socket(fileno=SOCKET_FD)
     _preload()
     request, fds = _receive(daemon)

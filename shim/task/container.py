@@ -118,7 +118,7 @@ class Container:
     def start(self, deadline: float | None) -> int:
         """Run init; `deadline` is on the monotonic clock. Returns its pid."""
         with self.verbs:
-            with self.exits.starting(self.init):
+            with self.exits.held():
                 self.state.start(deadline)
                 self.host.events.publish(pb.TaskStart(container_id=self.id, pid=self.init.pid))
             return self.init.pid
@@ -126,7 +126,7 @@ class Container:
     def start_exec(self, exec_id: str) -> int:
         """Run an added process; returns its pid."""
         process = self.exec(exec_id)
-        with self.exits.starting(process):
+        with self.exits.held():
             if self.exits.init_end is not None:
                 raise FailedPrecondition(f"init of container {self.id} is not running")
             with self.host.reaper.early():
@@ -171,7 +171,8 @@ class Container:
         """Signal a process; `everyone` goes with init only."""
         if exec_id:
             self.exec(exec_id).kill(self.host, signal)
-        else:
+            return
+        with self.exits.held():
             self.state.kill(signal, everyone)
 
     def pause(self) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from shim.task.container import Container
     from shim.task.execs import Exec
-    from shim.task.process import Process
     from shim.task.reaper import Exit
 
 
@@ -28,11 +27,15 @@ class Exits:
         self.init_end: Exit | None = None  # known, though perhaps not reported yet
         self._container = container
         self._lock = Lock()
-        self._starting: set[Process] = set()
+        self._held = 0
 
-    def starting(self, process: Process) -> Starting:
-        """A scope in which `process` is being started, and no exit of init is reported."""
-        return Starting(self, process)
+    def held(self) -> Held:
+        """A scope in which no exit of init is reported: its start or a Kill is under way.
+
+        On hearing of the exit containerd 1.6 deletes the task and drops its connection, and with
+        it the answer that the caller of Kill still waits for.
+        """
+        return Held(self)
 
     def become(self, state: type[State]) -> None:
         """Change the container's state, unless init has ended meanwhile."""
@@ -64,7 +67,7 @@ class Exits:
             exit = self.init_end
             # A list at once: another thread may be deleting one.
             others = any(process.status == RUNNING for process in list(container.execs.values()))
-            if exit is None or self._starting or others or container.init.exit is not None:
+            if exit is None or self._held or others or container.init.exit is not None:
                 return
             container.state = Stopped(container)
         if container.init.set_exit(exit):
@@ -85,19 +88,18 @@ class Exits:
             )
 
 
-class Starting:
-    """See `Exits.starting`."""
+class Held:
+    """See `Exits.held`; nests, and may be entered by several threads at once."""
 
-    def __init__(self, exits: Exits, process: Process) -> None:
+    def __init__(self, exits: Exits) -> None:
         self._exits = exits
-        self._process = process
 
     def __enter__(self) -> Self:
         with self._exits._lock:
-            self._exits._starting.add(self._process)
+            self._exits._held += 1
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._exits._lock:
-            self._exits._starting.discard(self._process)
+            self._exits._held -= 1
         self._exits._container.host.loop.call_soon(self._exits.settle)

@@ -39,9 +39,9 @@ def lane() -> Iterator[Lane]:
 
 
 @pytest.fixture
-def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+def tell(capfd: pytest.CaptureFixture[str]) -> Callable[[str], None]:
     def tell(line: str) -> None:
-        with capsys.disabled():
+        with capfd.disabled():
             print(f"\n    {line}", end="")
 
     return tell

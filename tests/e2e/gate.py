@@ -33,8 +33,9 @@ class Gate:
     """One stage at which CRIU waits."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._reached = os.open(folder / "reached", os.O_RDWR | os.O_NONBLOCK)
+        # Held open, so that the word to go on waits for who has not come to read it yet.
+        self._gate = os.open(folder / "gate", os.O_RDWR | os.O_NONBLOCK)
 
     def wait(self, seconds: float = 60) -> None:
         """Wait until CRIU has come to the stage."""
@@ -44,17 +45,13 @@ class Gate:
 
     def open(self) -> None:
         """Let the one who waits go on; harmless if nobody does."""
-        try:
-            gate = os.open(self._folder / "gate", os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            return  # nobody has it open
-        os.write(gate, b"\n")
-        os.close(gate)
+        os.write(self._gate, b"\n")
 
     def close(self) -> None:
         """Let everyone go."""
         self.open()
         os.close(self._reached)
+        os.close(self._gate)
 
 
 @contextmanager

@@ -154,6 +154,25 @@ def test_a_draft_appears_whole_and_at_once(store: Store) -> None:
     assert store.folder.stat().st_mode & 0o777 == 0o700
 
 
+def test_everything_is_on_the_disk_before_it_has_its_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, list[str]]] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{fd}")).name, store.names()))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with store.draft("one") as draft:
+        write_snapshot(draft.path)
+        path = draft.path
+    contents = {file.name for file in (store.folder / "one").rglob("*")} | {path.name}
+    assert {name for name, names in synced if not names} == contents
+    assert synced[-1] == (store.folder.name, ["one"]), "and the rename too"
+
+
 def test_published_before_its_maker_is_done(store: Store) -> None:
     with store.draft("one") as draft:
         write_snapshot(draft.path)

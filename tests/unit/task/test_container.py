@@ -76,6 +76,23 @@ def test_exit_never_overtakes_start(pod: Pod) -> None:
     assert pod.events.names() == ["TaskCreate", "TaskStart", "TaskExit"]
 
 
+def test_exit_never_overtakes_the_answer_to_kill(pod: Pod) -> None:
+    """containerd 1.6 drops the connection, and with it that answer, once it hears of the exit."""
+    container = pod.create("c", *FOREVER)
+    pod.start("c")
+    waiting = pod.wait("c")
+    gate = pod.gate("kill")
+    killing = Behind(lambda: pod.kill("c", signal.SIGKILL))
+    pod.node.until(lambda: "kill" in pod.verbs())
+    os.kill(container.init.pid, signal.SIGKILL)
+    pod.node.until(exit_seen(container))
+    assert waiting.pending
+    assert "TaskExit" not in pod.events.names()
+    open_gate(gate)
+    killing.get()
+    assert waiting.get().exit_status == 137
+
+
 def test_an_exit_between_create_and_its_answer_is_kept(pod: Pod) -> None:
     """init may be dead before its pid has been read."""
     gate = pod.gate("create-done")

@@ -175,10 +175,10 @@ def _read_varint(data: bytes, pos: int, end: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             if value > _U64:
-                break
+                raise WireError("a number exceeds 64 bits")
             return value, pos
         shift += 7
-    raise WireError("a number is cut off" if pos >= end else "a number exceeds 64 bits")
+    raise WireError("a number is cut off" if shift < 70 else "a number exceeds 64 bits")
 
 
 def _read_size(data: bytes, pos: int, end: int) -> tuple[int, int]:

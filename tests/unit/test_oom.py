@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fakes.host import open_fds
 
 from shim import cgroup
 from shim.cgroup import Cgroup
@@ -72,11 +73,11 @@ class Running:
 
 @pytest.fixture
 def running() -> Iterator[Running]:
-    before = sorted(os.listdir("/proc/self/fd"))
+    before = open_fds()
     running = Running()
     yield running
     running.close()
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_fds(before) == set()
 
 
 @pytest.fixture

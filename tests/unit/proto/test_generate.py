@@ -142,7 +142,14 @@ def agree(name: str, data: bytes) -> None:
             OURS[name].decode(data)
         return
     theirs.DiscardUnknownFields()
-    assert THEIRS[name].FromString(OURS[name].decode(data).encode()) == theirs
+    try:
+        ours = OURS[name].decode(data)
+    except wire.WireError as error:
+        # Python's protobuf drops bits beyond the 64th. Go's, containerd's, refuses: so do we.
+        if "exceeds 64 bits" not in error.message:
+            raise
+        return
+    assert THEIRS[name].FromString(ours.encode()) == theirs
 
 
 @settings(max_examples=500, deadline=None)

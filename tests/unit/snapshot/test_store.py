@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.host import open_fds
 from fakes.snapshots import CONFIG, config, write
 
 from shim.annotations import NAME_LENGTH
@@ -367,10 +368,10 @@ def other(make: Callable[[Path], object]) -> Callable[[Path], None]:
 )
 def test_a_config_that_is_none(store: Store, one: Path, spoil: Callable[[Path], object]) -> None:
     spoil(one / "config.json")
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_fds()
     with pytest.raises(Unfit, match=r"config\.json"):
         store.open("one")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_fds(before) == set()
 
 
 def test_images_in(tmp_path: Path) -> None:

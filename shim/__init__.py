@@ -1,3 +1,19 @@
-"""Thaw: a containerd shim that restores pods, GPU state included, instead of booting them cold."""
+"""Thaw: a containerd shim that restores pods from snapshots instead of booting them cold.
+
+Two kinds of process run this package on a node.
+
+The daemon, one per pod, small: `__main__` and `bootstrap` start it (the launcher in native/ execs
+them), `daemon` puts it together around one `loop`. `task` answers containerd: `service` takes the
+requests, `creation` turns a Create into a `container`, whose `state` allows or refuses each verb.
+`ttrpc` and `proto` are the wire; `runc`, `mount`, `cgroup` and `oom` the world; `lean` is what it
+uses of the standard library. `deletion` and `info` are the other things containerd runs us for.
+
+The engine, one per restore or checkpoint, of any size: `engine` is its door, `work` what it was
+asked, `restore` and `checkpoint` do it, `snapshot` knows what a snapshot is, `criu` steers CRIU.
+
+A Create without a snapshot mounts the root file system and runs `runc create`. With one it opens
+the streams and answers pid 0; Start then has an engine run a plan (`restore.plan`) of steps that
+can be undone (`restore.steps`), and boots cold if that fails (`task.restoration`).
+"""
 
 __version__ = "0.1.0"

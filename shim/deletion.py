@@ -60,19 +60,15 @@ def clean(bundle: Bundle, namespace: str, container_id: str) -> None:
 
 def _remove_dead_socket(note: str) -> None:
     """A shim that was killed could not remove its socket; one that lives answers there."""
-    from shim.lean.sockets import stream
+    from shim.bootstrap import answers
 
-    path = ""
     try:
         with open(note) as file:
             path = file.read().strip().removeprefix("unix://")
-        with stream() as client:
-            client.settimeout(1.0)
-            client.connect(path)
-    except ConnectionRefusedError:
-        os.unlink(path)
     except FileNotFoundError:
-        pass
+        return
+    if os.path.lexists(path) and not answers(path):
+        os.unlink(path)
 
 
 def _try(part: object) -> None:

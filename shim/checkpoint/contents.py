@@ -17,7 +17,7 @@ from shim import spawn
 from shim.errors import CheckpointFailed
 from shim.snapshot.config import Connections
 from shim.snapshot.host import on_tmpfs
-from shim.snapshot.tree import copy_tree, open_directory
+from shim.snapshot.tree import copy_tree, opened
 from shim.work import Work
 
 SHARED_MEMORY = "/dev/shm"
@@ -128,12 +128,8 @@ def save_volumes(contents: Contents, extras: Path) -> None:
     for number, volume in enumerate(contents.volumes):
         folder = extras / "volumes" / str(number)
         folder.mkdir(mode=0o700, parents=True)
-        source, target = open_directory(volume.source), open_directory(folder)
-        try:
+        with opened(volume.source, folder) as (source, target):
             copy_tree(source, target)
-        finally:
-            os.close(source)
-            os.close(target)
 
 
 def _is_loopback4(address: str) -> bool:

@@ -91,7 +91,7 @@ def make_plan(work: Work) -> Plan:
     live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
     check(snapshot.config, live, this_host(), outright=work.details["outright"])
     check_whole(snapshot, images)
-    plan = _plan(work, snapshot, images)
+    plan = planning.make(work, spec, snapshot.config, snapshot.path, images)
     _refuse_a_live_root(plan)
     return plan
 

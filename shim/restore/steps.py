@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shim.bundle import namespace_path, read_pid
-from shim.cgroup import of_spec
+from shim.cgroup import Cgroup, of_spec
 from shim.checkpoint.contents import copy_upper
 from shim.criu import Steering, log_tail
 from shim.errors import NotFound, RestoreFailed, ThawError
@@ -26,7 +26,7 @@ from shim.removal import remove_folder
 from shim.restore.hostname import set_hostname
 from shim.restore.plan import Plan
 from shim.snapshot.mounts import differences, mounts_of, without
-from shim.snapshot.tree import copy_tree, open_directory, remove_copied
+from shim.snapshot.tree import copy_tree, opened, remove_copied
 from shim.work import Work
 
 
@@ -63,23 +63,15 @@ def clear_upper(work: Work, plan: Plan) -> None:
 def lay_volumes(work: Work, plan: Plan) -> None:
     """Put the saved contents of the tmpfs volumes into the new pod's."""
     for volume in plan.volumes:
-        source, target = open_directory(volume.saved), open_directory(volume.source)
-        try:
+        with opened(volume.saved, volume.source) as (source, target):
             copy_tree(source, target)
-        finally:
-            os.close(source)
-            os.close(target)
 
 
 def clear_volumes(work: Work, plan: Plan) -> None:
     """Remove what `lay_volumes` put there; files of others stay."""
     for volume in plan.volumes:
-        source, target = open_directory(volume.saved), open_directory(volume.source)
-        try:
+        with opened(volume.saved, volume.source) as (source, target):
             remove_copied(source, target)
-        finally:
-            os.close(source)
-            os.close(target)
 
 
 def mount_rootfs(work: Work, plan: Plan) -> None:
@@ -113,16 +105,13 @@ def _runc_restore(work: Work, plan: Plan) -> None:
 
 def end_processes(work: Work, plan: Plan) -> None:
     """Kill and forget whatever runc and CRIU have made."""
-    try:
-        group = of_spec(_cgroups_path(work), work.id, work.config.flag("SystemdCgroup"))
+    group = _cgroup(work)
+    if group is not None:
         group.kill()
-    except NotFound:
-        pass
     work.runc.delete(force=True)
-    try:
-        of_spec(_cgroups_path(work), work.id, work.config.flag("SystemdCgroup")).remove()
-    except NotFound:
-        pass
+    group = _cgroup(work)  # looked up anew: runc has removed what it knew of
+    if group is not None:
+        group.remove()
     Path(work.bundle.pid_file).unlink(missing_ok=True)
     remove_folder(f"{work.folder}/criu-work")
 
@@ -169,9 +158,13 @@ def nothing(work: Work, plan: Plan) -> None:
     """For a step that leaves nothing behind."""
 
 
-def _cgroups_path(work: Work) -> str:
+def _cgroup(work: Work) -> Cgroup | None:
+    """Where the container is or would be; None if there is no such cgroup (any more)."""
     path: str = (work.bundle.spec().get("linux") or {}).get("cgroupsPath", "")
-    return path
+    try:
+        return of_spec(path, work.id, work.config.flag("SystemdCgroup"))
+    except NotFound:
+        return None
 
 
 STEPS = (

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _CHUNK = 1 << 30
 _HIDDEN = ".thaw-"  # begins the names of files that are being written
@@ -55,6 +56,22 @@ def _unlink(name: str, folder: int) -> None:
 def open_directory(path: str | os.PathLike[str], parent: int | None = None) -> int:
     """Open a directory without following a link in its last step."""
     return os.open(path, _DIRECTORY, dir_fd=parent)
+
+
+@contextmanager
+def opened(
+    source: str | os.PathLike[str], target: str | os.PathLike[str]
+) -> Iterator[tuple[int, int]]:
+    """Both directories open for the length of the block, as `copy_tree` wants them."""
+    reader = open_directory(source)
+    try:
+        writer = open_directory(target)
+        try:
+            yield reader, writer
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
 
 
 class _Copy:

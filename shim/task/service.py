@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from shim.ttrpc.server import Call
 
 NAMES = ("containerd.task.v2.Task", "containerd.task.v3.Task")
-JSON_RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
 
 class TaskService:

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* mount.c ------------------------------------------------------------------------------------ */
 
@@ -55,3 +56,151 @@ int thaw_sched_core_create(int pid);
 
 /* The calling thread, and what it starts, takes the core scheduling cookie of `pid`. */
 int thaw_sched_core_join(int pid);
+
+/* checksum.c --------------------------------------------------------------------------------- */
+
+/* CRC-32C (Castagnoli, as iSCSI and ext4 use it) of `size` bytes, going on from `crc` (0 first). */
+uint32_t thaw_crc32c(uint32_t crc, const void *data, size_t size);
+
+/* The same over a whole file, read from its start: its checksum and its size in bytes. */
+int thaw_crc32c_file(int fd, uint32_t *crc, uint64_t *size);
+
+/* extents: what fill.c and save.c have in common --------------------------------------------- */
+
+/*
+ * A piece of a task's memory and where its data lies. Also the record of an index on disk
+ * (little-endian, 32 bytes). Address, offset and length are whole pages of 4096 bytes; none
+ * is longer than 4 MiB or crosses a multiple of 4 MiB of the address.
+ */
+struct thaw_extent {
+    uint64_t address;  /* in the task */
+    uint64_t offset;   /* in the source, bytes */
+    uint32_t length;   /* bytes */
+    uint32_t checksum; /* CRC-32C of these bytes */
+    uint32_t task;     /* number in the list of tasks */
+    uint16_t source;   /* number in the list of sources */
+    uint16_t flags;    /* 1: anonymous private memory, whose zero pages need not be written */
+};
+
+/* A blob, in one file or striped over several: byte B lies in stripe (B / unit) % stripes. */
+struct thaw_source {
+    uint64_t size;    /* bytes, of the whole blob */
+    uint64_t unit;    /* bytes of a stripe before the next one's turn, whole pages; one file: 0 */
+    uint32_t stripes; /* number of files */
+    uint32_t first;   /* place of its first file in the list of descriptors */
+};
+
+/* What went wrong first. */
+struct thaw_failure {
+    int error;      /* errno; 0: nothing */
+    int stage;      /* 1 reading, 2 the file is too short, 3 checksum, 4 the task's memory, 5 own */
+    uint64_t place; /* number of the extent or run */
+};
+
+/* fill.c ------------------------------------------------------------------------------------- */
+
+struct thaw_fill;
+
+struct thaw_fill_options {
+    uint64_t budget;   /* bytes of read-ahead buffers at most */
+    uint32_t readers;  /* threads that read ahead, past the page cache; 0: chosen */
+    uint32_t fillers;  /* threads that verify and write; 0: one per processor that we may use */
+    uint32_t source;   /* 0 chosen per piece by what is cached, 1 page cache, 2 direct I/O */
+};
+
+/* Counters, in bytes, that only grow (but for `buffered`): to be read while it runs. */
+struct thaw_progress {
+    uint64_t total;    /* of all extents */
+    uint64_t direct;   /* read past the page cache */
+    uint64_t cached;   /* read through the page cache */
+    uint64_t buffered; /* in read-ahead buffers now */
+    uint64_t peak;     /* the most there was in them */
+    uint64_t done;     /* verified and, with tasks, written */
+    uint64_t zero;     /* of these, zero pages that were not written */
+};
+
+/*
+ * A fill of `count` extents from `sources`, whose files are `fds` (opened for reading, not taken
+ * over: they stay open until the fill is closed). All arrays but `extents` are copied; `extents`
+ * must outlive the fill and never change, so no mapping of a file. Nothing is started. -EINVAL for
+ * what would leave a source or our buffers; that addresses are right is for the caller to know.
+ * Files may change under our hands at any time.
+ */
+int thaw_fill_open(const struct thaw_source *sources, size_t source_count, const int *fds,
+                   const struct thaw_extent *extents, size_t count,
+                   const struct thaw_fill_options *options, struct thaw_fill **fill);
+
+/*
+ * Starts reading ahead as far as the budget goes: what is not in the page cache first and then,
+ * until thaw_fill_start and if `source` is not 1, what is. All of that is verified at once.
+ */
+int thaw_fill_prefetch(struct thaw_fill *fill);
+
+/*
+ * Starts writing into the tasks; task N of the extents is the process pids[N]. No pids: only
+ * verifies. With `nodes`, the threads are spread over the processors of these NUMA nodes and
+ * the memory they touch first comes from there.
+ */
+int thaw_fill_start(struct thaw_fill *fill, const int *pids, size_t pid_count, const int *nodes,
+                    size_t node_count);
+
+/*
+ * Waits for the end: 0, or -errno of the first failure, -ECANCELED, -ETIMEDOUT (goes on). Less than
+ * no milliseconds: for ever. After the end, also after a failure, no task is touched any more.
+ */
+int thaw_fill_wait(struct thaw_fill *fill, int milliseconds);
+
+/* Makes all threads stop soon; from any thread, at any time, more than once. */
+void thaw_fill_cancel(struct thaw_fill *fill);
+
+void thaw_fill_progress(struct thaw_fill *fill, struct thaw_progress *progress);
+void thaw_fill_failure(struct thaw_fill *fill, struct thaw_failure *failure);
+
+/* Cancels, waits for all threads, gives everything back. */
+void thaw_fill_close(struct thaw_fill *fill);
+
+/* save.c ------------------------------------------------------------------------------------- */
+
+/* A run of whole pages, of any length, in a task and in a file. */
+struct thaw_run {
+    uint64_t address;
+    uint64_t offset;
+    uint64_t length;
+    uint32_t task;
+    uint16_t source; /* number in the list of files */
+    uint16_t flags;  /* 1: anonymous private memory; 2: extents are wanted */
+};
+
+struct thaw_save;
+
+/*
+ * Works through `count` runs with `threads` threads (0: chosen). For runs with flag 2, extents are
+ * made: cut at multiples of 4 MiB of the address and around stretches of zero pages of 64 KiB or
+ * more of anonymous memory, which are left out. They come sorted by source, then offset.
+ *
+ * With `pids`, the bytes are read from the tasks' memory and written to the files: opened for
+ * writing, best with O_DIRECT, empty and as long as they shall be, since zeros become holes. A pid
+ * below zero means the file ~pid, whose offsets the addresses are then. `budget` is how many bytes
+ * may be read and not yet written; the tasks are needed no longer once all is read. Without
+ * `pids`, the bytes are read from the files, opened for reading. Where O_DIRECT is refused, it is
+ * taken off the file.
+ *
+ * The arrays are copied, the descriptors are not. Fails only if there is no memory.
+ */
+int thaw_save_start(const int *fds, size_t fd_count, const struct thaw_run *runs, size_t count,
+                    const int *pids, size_t pid_count, uint32_t threads, uint64_t budget,
+                    struct thaw_save **save);
+
+/* Waits until all is read, or, with `written`, done: 0, or -errno of the first failure. */
+int thaw_save_wait(struct thaw_save *save, int written, struct thaw_failure *failure);
+
+/* The same from start to end, with the least budget; nothing is left of one that failed. */
+int thaw_save_run(const int *fds, size_t fd_count, const struct thaw_run *runs, size_t count,
+                  const int *pids, size_t pid_count, uint32_t threads, struct thaw_save **save,
+                  struct thaw_failure *failure);
+
+/* The extents, once all is done. */
+const struct thaw_extent *thaw_save_extents(const struct thaw_save *save, size_t *count);
+
+/* Makes all threads stop, waits for them, gives everything back. */
+void thaw_save_close(struct thaw_save *save);

@@ -1,0 +1,324 @@
+/* The fill as a whole: from its description to its threads, and their end. */
+#define _GNU_SOURCE
+
+#include "fill.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define NODES "/sys/devices/system/node"
+
+enum { READERS, FILLERS };
+
+/*
+ * Readers if none are asked for: a virtual disk wants two, several NVMe disks more. They also copy
+ * from the page cache while CRIU works, so half of the processors stay free for it.
+ */
+enum { FEWEST_READERS = 4, MOST_READERS = 16 };
+
+/* A description that would make us read or write outside of our own memory. */
+static bool is_sane(const struct thaw_source *sources, size_t source_count,
+                    const struct thaw_extent *extents, size_t count) {
+    for (size_t number = 0; number < source_count; number++)
+        if (sources[number].stripes == 0 ||
+            (sources[number].stripes > 1 &&
+             (sources[number].unit == 0 || sources[number].unit % PAGE != 0)))
+            return false;
+    for (size_t number = 0; number < count; number++) {
+        const struct thaw_extent *extent = &extents[number];
+
+        if (extent->source >= source_count || extent->length == 0 || extent->length > BUFFER ||
+            extent->length % PAGE != 0 || extent->offset > sources[extent->source].size ||
+            extent->length > sources[extent->source].size - extent->offset)
+            return false;
+    }
+    return true;
+}
+
+static void init_locks(struct thaw_fill *fill) {
+    pthread_condattr_t clock;
+
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_mutex_init(&fill->lock, NULL);
+    pthread_cond_init(&fill->work, NULL);
+    pthread_cond_init(&fill->room, NULL);
+    pthread_cond_init(&fill->ended, &clock);
+    pthread_condattr_destroy(&clock);
+}
+
+static int open_sources(struct thaw_fill *fill, const struct thaw_source *sources, size_t count,
+                        const int *files) {
+    size_t file_count = 0;
+    int err = 0;
+
+    for (size_t number = 0; number < count; number++)
+        if (file_count < (size_t)sources[number].first + sources[number].stripes)
+            file_count = (size_t)sources[number].first + sources[number].stripes;
+    fill->files = calloc(file_count + 1, sizeof(*fill->files));
+    fill->blobs = calloc(count + 1, sizeof(*fill->blobs));
+    if (fill->files == NULL || fill->blobs == NULL)
+        return -ENOMEM;
+    if (file_count > 0)
+        memcpy(fill->files, files, file_count * sizeof(*files));
+    fill->blob_count = count;
+    for (size_t number = 0; number < count && err == 0; number++) {
+        struct blob *blob = &fill->blobs[number];
+
+        blob->source = sources[number];
+        blob->files = fill->files + sources[number].first;
+        err = fill->options.source == PAGE_CACHE ? 0 : blob_open_direct(blob);
+    }
+    return err;
+}
+
+static int prepare(struct thaw_fill *fill, const struct thaw_source *sources, size_t source_count,
+                   const int *files) {
+    int err = open_sources(fill, sources, source_count, files);
+
+    if (err < 0)
+        return err;
+    fill->batches = batches_cut(fill->extents, fill->count, &fill->batch_count);
+    if (fill->batches == NULL)
+        return -ENOMEM;
+    fill->unread = fill->left = fill->batch_count;
+    for (size_t number = 0; number < fill->count; number++)
+        fill->counters.total += fill->extents[number].length;
+    return pool_open(&fill->pool, fill->options.budget, fill->batch_count);
+}
+
+int thaw_fill_open(const struct thaw_source *sources, size_t source_count, const int *fds,
+                   const struct thaw_extent *extents, size_t count,
+                   const struct thaw_fill_options *options, struct thaw_fill **made) {
+    struct thaw_fill *fill;
+    int err;
+
+    *made = NULL;
+    if (!is_sane(sources, source_count, extents, count) || options->source > DIRECT)
+        return -EINVAL;
+    fill = calloc(1, sizeof(*fill));
+    if (fill == NULL)
+        return -ENOMEM;
+    init_locks(fill);
+    fill->options = *options;
+    fill->extents = extents;
+    fill->count = count;
+    fill->warm.head = fill->cold.head = fill->ready.head = NONE;
+    err = prepare(fill, sources, source_count, fds);
+    if (err < 0)
+        thaw_fill_close(fill);
+    else
+        *made = fill;
+    return err;
+}
+
+/* With the lock held: the new threads wait for it. No signal of this process is for them. */
+static void start_workers(struct thaw_fill *fill, int kind, uint32_t count, void *(*run)(void *),
+                          const struct place *places, size_t place_count) {
+    struct worker *workers = calloc(count, sizeof(*workers));
+    uint32_t *running = kind == READERS ? &fill->readers : &fill->fillers;
+    sigset_t all, before;
+
+    if (workers == NULL)
+        return;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (uint32_t number = 0; number < count; number++) {
+        workers[number].fill = fill;
+        workers[number].place.node = -1;
+        if (place_count > 0)
+            workers[number].place = places[number % place_count];
+        if (pthread_create(&workers[number].thread, NULL, run, &workers[number]) != 0)
+            break;
+        ++*running;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    fill->workers[kind] = workers;
+    fill->worker_count[kind] = *running;
+}
+
+static uint32_t own_processors(cpu_set_t *own) {
+    CPU_ZERO(own);
+    if (sched_getaffinity(0, sizeof(*own), own) < 0)
+        CPU_SET(0, own);
+    return (uint32_t)CPU_COUNT(own);
+}
+
+/* Without readers (no buffers, no threads) the fillers read everything themselves. */
+static void start_readers(struct thaw_fill *fill) {
+    uint32_t count = fill->options.readers;
+    cpu_set_t own;
+
+    if (fill->prefetching)
+        return;
+    fill->prefetching = true;
+    if (count == 0)
+        count = own_processors(&own) / 2;
+    if (fill->options.readers == 0 && count < FEWEST_READERS)
+        count = FEWEST_READERS;
+    if (fill->options.readers == 0 && count > MOST_READERS)
+        count = MOST_READERS;
+    if (count > fill->pool.count)
+        count = fill->pool.count;
+    if (count > 0)
+        start_workers(fill, READERS, count, reader_main, NULL, 0);
+}
+
+int thaw_fill_prefetch(struct thaw_fill *fill) {
+    int err;
+
+    pthread_mutex_lock(&fill->lock);
+    err = -fill->failure.error;
+    if (err == 0)
+        start_readers(fill);
+    pthread_mutex_unlock(&fill->lock);
+    return err;
+}
+
+static int take_pids(struct thaw_fill *fill, const int *pids, size_t count) {
+    if (pids == NULL)
+        return 0;
+    for (size_t number = 0; number < fill->count; number++)
+        if (fill->extents[number].task >= count)
+            return -EINVAL;
+    fill->pids = calloc(count + 1, sizeof(*pids));
+    if (fill->pids == NULL)
+        return -ENOMEM;
+    memcpy(fill->pids, pids, count * sizeof(*pids));
+    return 0;
+}
+
+static int start_fillers(struct thaw_fill *fill, const int *nodes, size_t node_count) {
+    struct place *places = calloc(node_count + 1, sizeof(*places));
+    uint32_t count = fill->options.fillers;
+    cpu_set_t own;
+    uint32_t processors = own_processors(&own);
+    size_t place_count = 0;
+
+    if (places == NULL)
+        return -ENOMEM;
+    if (nodes != NULL)
+        place_count = places_find(NODES, nodes, node_count, &own, places);
+    if (place_count > 0)
+        processors = places_processors(places, place_count);
+    if (count == 0)
+        count = processors;
+    if (count > fill->left)
+        count = fill->left;
+    if (count > 0)
+        start_workers(fill, FILLERS, count, filler_main, places, place_count);
+    free(places);
+    return count > 0 && fill->fillers == 0 ? -EAGAIN : 0;
+}
+
+int thaw_fill_start(struct thaw_fill *fill, const int *pids, size_t pid_count, const int *nodes,
+                    size_t node_count) {
+    int err;
+
+    pthread_mutex_lock(&fill->lock);
+    err = fill->started ? -EALREADY : -fill->failure.error;
+    if (err == 0)
+        err = take_pids(fill, pids, pid_count);
+    if (err == 0) {
+        start_readers(fill);
+        err = start_fillers(fill, nodes, node_count);
+        fill->started = err == 0;
+        pthread_cond_broadcast(&fill->room); /* what is warm is no longer for the readers */
+    }
+    pthread_mutex_unlock(&fill->lock);
+    return err;
+}
+
+static struct timespec from_now(int milliseconds) {
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    time.tv_sec += milliseconds / 1000;
+    time.tv_nsec += milliseconds % 1000 * 1000000L;
+    if (time.tv_nsec >= 1000000000L) {
+        time.tv_sec++;
+        time.tv_nsec -= 1000000000L;
+    }
+    return time;
+}
+
+/* Also after a failure not before the last filler is gone: no task is touched from then on. */
+static bool is_over(const struct thaw_fill *fill) {
+    return fill->fillers == 0 && (fill->started || fill->failure.error != 0);
+}
+
+int thaw_fill_wait(struct thaw_fill *fill, int milliseconds) {
+    struct timespec end = from_now(milliseconds < 0 ? 0 : milliseconds);
+    int err = 0;
+
+    pthread_mutex_lock(&fill->lock);
+    while (!is_over(fill) && err == 0)
+        err = milliseconds < 0 ? pthread_cond_wait(&fill->ended, &fill->lock)
+                               : pthread_cond_timedwait(&fill->ended, &fill->lock, &end);
+    err = is_over(fill) ? -fill->failure.error : -ETIMEDOUT;
+    pthread_mutex_unlock(&fill->lock);
+    return err;
+}
+
+void fill_fail(struct thaw_fill *fill, int error, int stage, uint64_t extent) {
+    pthread_mutex_lock(&fill->lock);
+    if (fill->failure.error == 0 && !(fill->started && fill->left == 0))
+        fill->failure = (struct thaw_failure){error, stage, extent};
+    fill->stop = true;
+    pthread_cond_broadcast(&fill->work);
+    pthread_cond_broadcast(&fill->room);
+    pthread_cond_broadcast(&fill->ended);
+    pthread_mutex_unlock(&fill->lock);
+}
+
+void thaw_fill_cancel(struct thaw_fill *fill) {
+    fill_fail(fill, ECANCELED, STAGE_OWN, 0);
+}
+
+void thaw_fill_progress(struct thaw_fill *fill, struct thaw_progress *progress) {
+    const struct counters *counters = &fill->counters;
+
+    progress->total = atomic_load_explicit(&counters->total, memory_order_relaxed);
+    progress->direct = atomic_load_explicit(&counters->direct, memory_order_relaxed);
+    progress->cached = atomic_load_explicit(&counters->cached, memory_order_relaxed);
+    progress->buffered = atomic_load_explicit(&counters->buffered, memory_order_relaxed);
+    progress->peak = atomic_load_explicit(&counters->peak, memory_order_relaxed);
+    progress->done = atomic_load_explicit(&counters->done, memory_order_relaxed);
+    progress->zero = atomic_load_explicit(&counters->zero, memory_order_relaxed);
+}
+
+void thaw_fill_failure(struct thaw_fill *fill, struct thaw_failure *failure) {
+    pthread_mutex_lock(&fill->lock);
+    *failure = fill->failure;
+    pthread_mutex_unlock(&fill->lock);
+}
+
+static void join_workers(struct thaw_fill *fill) {
+    for (int kind = READERS; kind <= FILLERS; kind++) {
+        for (uint32_t number = 0; number < fill->worker_count[kind]; number++)
+            pthread_join(fill->workers[kind][number].thread, NULL);
+        free(fill->workers[kind]);
+    }
+}
+
+void thaw_fill_close(struct thaw_fill *fill) {
+    if (fill == NULL)
+        return;
+    thaw_fill_cancel(fill);
+    join_workers(fill);
+    for (size_t number = 0; number < fill->blob_count; number++)
+        blob_close_direct(&fill->blobs[number]);
+    pool_close(&fill->pool);
+    free(fill->batches);
+    free(fill->blobs);
+    free(fill->files);
+    free(fill->pids);
+    pthread_cond_destroy(&fill->ended);
+    pthread_cond_destroy(&fill->room);
+    pthread_cond_destroy(&fill->work);
+    pthread_mutex_destroy(&fill->lock);
+    free(fill);
+}

@@ -1,0 +1,177 @@
+/*
+ * What the files of the filler share. thaw.h has the outside of it.
+ *
+ * The extents are cut once into batches (batch.c). A batch is handed around under one lock: from
+ * `fresh` to `cold` (a reader will read it into a buffer of the pool) or to `warm` (it is in the
+ * page cache, where a filler finds it, if no reader had the time and the room to copy it before the
+ * fillers started), from there to `ready`, and it is done when a filler has verified it and written
+ * it into its tasks. It takes milliseconds to work on one and less than a microsecond to hand it
+ * on, so one lock is enough.
+ */
+#pragma once
+
+#include "thaw.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <sys/types.h>
+
+#define PAGE ((size_t)4096)
+#define BUFFER ((size_t)4 << 20)  /* data of a batch at most; two huge pages */
+#define BLOCK ((size_t)256 << 10) /* what a filler works on at once: see filler.c */
+#define NONE UINT32_MAX
+
+enum { CHOSEN, PAGE_CACHE, DIRECT }; /* thaw_fill_options.source */
+enum { STAGE_READ = 1, STAGE_SHORT, STAGE_CHECKSUM, STAGE_TASK, STAGE_OWN };
+
+/* blob.c: a source and its files, opened once as they came and once for direct I/O. */
+struct blob {
+    struct thaw_source source;
+    const int *files;
+    int *direct; /* -1: its file system has none; NULL: not wanted */
+};
+
+int blob_open_direct(struct blob *blob);
+void blob_close_direct(struct blob *blob);
+
+/* Bytes that were read, and how many of these past the page cache. */
+struct portion {
+    size_t got, direct;
+};
+
+/* Reads until `length` or the end of a file; *portion is true also if it fails. */
+int blob_read(const struct blob *blob, bool direct, void *data, uint64_t offset, size_t length,
+              struct portion *portion);
+
+/* How many bytes of these are in the page cache. */
+size_t blob_cached(const struct blob *blob, uint64_t offset, size_t length);
+
+/* batch.c: neighbouring extents that are read together. */
+struct batch {
+    uint64_t first; /* extent */
+    uint32_t count;
+    uint32_t size;   /* bytes in a buffer, with small gaps */
+    uint32_t next;   /* in its queue */
+    uint32_t buffer; /* number in the pool, or NONE */
+    bool cold, warm; /* known not to be, or to be, in the page cache */
+    bool verified;   /* in its buffer */
+};
+
+/* A part of a batch that lies together in a source; it starts at `place` in the buffer. */
+struct segment {
+    uint64_t offset;
+    uint32_t length;
+    uint32_t place;
+    uint16_t source;
+};
+
+void segment_start(struct segment *segment, const struct thaw_extent *extent);
+
+/* Goes on by one extent: false if a new segment, right behind in the buffer, had to be started. */
+bool segment_add(struct segment *segment, const struct thaw_extent *extent);
+
+/* The batches of these extents, in their order; to be freed. */
+struct batch *batches_cut(const struct thaw_extent *extents, size_t count, uint32_t *made);
+
+struct queue {
+    uint32_t head, tail;
+};
+
+/* pool.c: buffers of BUFFER bytes. */
+struct pool {
+    unsigned char *memory;
+    size_t mapped;
+    uint32_t *free; /* a stack: what was used last is used first */
+    uint32_t free_count, count;
+};
+
+int pool_open(struct pool *pool, uint64_t budget, uint32_t wanted);
+unsigned char *pool_buffer(const struct pool *pool, uint32_t buffer);
+void pool_close(struct pool *pool);
+
+/* Anonymous memory of our own that no child of ours gets; NULL if there is none. */
+unsigned char *memory_map(size_t size);
+
+/* placement.c: processors of a memory node that we may run on. */
+struct place {
+    cpu_set_t processors;
+    int node;
+};
+
+/* Looks `nodes` up under `root` (/sys/devices/system/node); returns how many places it made. */
+size_t places_find(const char *root, const int *nodes, size_t count, const cpu_set_t *own,
+                   struct place *places);
+uint32_t places_processors(const struct place *places, size_t count);
+void place_enter(const struct place *place);
+
+/* task.c: the memory of a task. */
+int task_write(pid_t pid, uint64_t address, const unsigned char *data, size_t length);
+
+/* The same without the pages that are zero, whose bytes are added to *zero. */
+int task_write_sparse(pid_t pid, uint64_t address, const unsigned char *data, size_t length,
+                      uint64_t *zero);
+
+/* A thread and where it should run. */
+struct worker {
+    struct thaw_fill *fill;
+    pthread_t thread;
+    struct place place; /* node -1: anywhere */
+};
+
+struct counters {
+    _Atomic uint64_t total, direct, cached, buffered, peak, done, zero;
+};
+
+struct thaw_fill {
+    struct thaw_fill_options options;
+    const struct thaw_extent *extents;
+    size_t count;
+    struct blob *blobs;
+    size_t blob_count;
+    int *files;
+    struct batch *batches;
+    uint32_t batch_count;
+    int *pids; /* NULL: nothing is written */
+    struct counters counters;
+    atomic_bool stop; /* set under the lock, seen by all without it */
+
+    pthread_mutex_t lock;      /* of all that follows */
+    pthread_cond_t work;       /* fillers: a batch became warm or ready, or all is over */
+    pthread_cond_t room;       /* readers: a buffer or a cold batch, or all is read */
+    pthread_cond_t ended;      /* thaw_fill_wait */
+    struct pool pool;
+    struct queue warm, cold, ready;
+    uint32_t fresh;            /* number of the first batch that nobody has looked at */
+    uint32_t unread;           /* batches that are not warm and not read yet */
+    uint32_t left;             /* batches that are not done */
+    bool prefetching, started;
+    uint32_t readers, fillers; /* threads that still run */
+    struct worker *workers[2]; /* readers, fillers */
+    uint32_t worker_count[2];
+    struct thaw_failure failure;
+};
+
+/* queue.c; all with the lock held. */
+void queue_push(struct thaw_fill *fill, struct queue *queue, struct batch *batch);
+struct batch *queue_pop(struct thaw_fill *fill, struct queue *queue);
+struct batch *fresh_pop(struct thaw_fill *fill);
+void batch_was_read(struct thaw_fill *fill);
+void buffer_take(struct thaw_fill *fill, struct batch *batch);
+void buffer_give(struct thaw_fill *fill, struct batch *batch);
+
+/* fill.c and batch.c; without it. */
+void fill_fail(struct thaw_fill *fill, int error, int stage, uint64_t extent);
+bool batch_is_cached(const struct thaw_fill *fill, const struct batch *batch);
+
+/*
+ * reader.c: reads and counts all of `length`, past the page cache if it can be for `cold` data.
+ * Otherwise the stage of the failure, its errno, and in *offset where it stopped.
+ */
+int fill_read(struct thaw_fill *fill, uint16_t source, bool cold, void *data, uint64_t *offset,
+              size_t length, int *error);
+
+/* The threads: of struct worker. */
+void *reader_main(void *worker);
+void *filler_main(void *worker);

@@ -1,0 +1,101 @@
+"""System calls that go wrong under a fill, as tests/native/fault.c makes them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes.filling import CHOSEN, DIRECT, MIB, PAGE_CACHE, READING, scattered
+
+TESTS = Path(__file__).parents[2]
+SIZE = 6 * MIB
+PIECES = scattered(SIZE, 5)
+CHILD = f"""
+import sys
+from pathlib import Path
+from fakes.filling import *
+blob = Blob(Path(sys.argv[1]), noise({SIZE}))
+pieces = scattered({SIZE}, 5)
+source, budget, warm = map(int, sys.argv[2:])
+if not warm:
+    blob.drop()
+with Target({SIZE}) as target:
+    with Fill([blob], pieces, [target.address], source=source, budget=budget) as fill:
+        fill.start([target.pid])
+        try:
+            fill.wait()
+        except OSError as error:
+            print(error.errno, *fill.failure())
+        else:
+            assert target.read() == expected([blob], pieces, 0, {SIZE})
+            print(fill.progress().direct > 0, fill.progress().cached > 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("fault") / "fault.so"
+    source = TESTS / "native" / "fault.c"
+    subprocess.run(
+        ["gcc", "-Wall", "-Werror", "-O2", "-fPIC", "-shared", "-o", made, source], check=True
+    )
+    return made
+
+
+def fill(library: Path, folder: Path, fault: str, source: int, budget: int, warm: bool) -> str:
+    """What a fill in another process says."""
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "FAULT": fault,
+        "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
+    }
+    options = [str(folder), str(source), str(budget), str(int(warm))]
+    ran = subprocess.run(
+        [sys.executable, "-c", CHILD, *options],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
+@pytest.mark.parametrize("budget", [0, 64 * MIB])
+@pytest.mark.parametrize("source", [PAGE_CACHE, DIRECT])
+def test_a_bad_sector(library: Path, tmp_path: Path, source: int, budget: int) -> None:
+    number = len(PIECES) // 2
+    bad = PIECES[number].offset + 5
+    says = fill(library, tmp_path, f"eio {bad}", source, budget, True)
+    raised, error, stage, place = map(int, says.split())
+    assert (raised, error, stage) == (errno.EIO, errno.EIO, READING)
+    # A read fails as a whole; it may have begun with an extent before this one.
+    assert place <= number
+    if budget == 0:
+        assert place == number
+
+
+@pytest.mark.parametrize("budget", [0, 64 * MIB])
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+@pytest.mark.parametrize("fault", ["short", "interrupt", "partial"])
+def test_less_than_was_asked_for(
+    library: Path, tmp_path: Path, fault: str, warm: bool, budget: int
+) -> None:
+    assert "True" in fill(library, tmp_path, fault, CHOSEN, budget, warm)
+
+
+@pytest.mark.parametrize("budget", [0, 64 * MIB])
+def test_a_file_system_without_direct_reading(library: Path, tmp_path: Path, budget: int) -> None:
+    assert fill(library, tmp_path, "nodirect", DIRECT, budget, False) == "False True"
+
+
+@pytest.mark.parametrize("fault", ["misfit", "old"])
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+def test_odd_kernels(library: Path, tmp_path: Path, fault: str, warm: bool) -> None:
+    fill(library, tmp_path, fault, CHOSEN, 64 * MIB, warm)

@@ -17,6 +17,7 @@ VERBS = {
     "ls": "list the snapshots",
     "show": "print what a snapshot was made from and needs",
     "rm": "remove snapshots",
+    "index": "make CRIU's images restorable by Thaw's own engine",
 }
 
 

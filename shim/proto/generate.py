@@ -39,6 +39,7 @@ MODULES = {
     "containerd_pb": ("containerd.proto",),
     "cgroups_v1_pb": ("cgroups_v1.proto",),
     "cgroups_v2_pb": ("cgroups_v2.proto",),
+    "criu_pb": ("criu.proto",),
 }
 
 _PYTHON = {

@@ -2,6 +2,7 @@
 
     NAME/config.json   what it was made from and with (config.py)
     NAME/criu/         CRIU's images, as `criu dump` left them
+    NAME/index/        what of the memory is filled past CRIU (index.py)
     NAME/rootfs/       the overlay's upper directory, whiteouts and extended attributes kept
     NAME/volumes/N/    contents of the tmpfs volumes that the worker uses (/dev/shm)
     NAME/log/          CRIU's log of the dump

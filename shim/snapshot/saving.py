@@ -1,0 +1,88 @@
+"""save.c for Python: bulk memory into files, or out of files, and the extents of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Self
+
+from shim._native import ffi, lib
+from shim.native import check
+
+SIZE = 32  # bytes of struct thaw_run, and of struct thaw_extent
+MEMORY = 4  # stage of a failure: a task's memory could not be read
+
+
+class SaveFailed(OSError):
+    """A read or write failed; `stage` is that of struct thaw_failure (native/thaw.h)."""
+
+    def __init__(self, error: int, stage: int, where: str) -> None:
+        super().__init__(error, f"{where}: {os.strerror(error)}")
+        self.stage = stage
+
+
+class Saving:
+    """A thaw_save that is under way; what is not done when it is closed is given up.
+
+    `runs` is an array of struct thaw_run, `files` are names and descriptors, which stay open as
+    long as this is. With `pids` the bytes are copied from the tasks to the files, and `budget` says
+    how many bytes may be read and not yet written.
+    """
+
+    def __init__(
+        self,
+        runs: bytes,
+        files: Sequence[tuple[str, int]],
+        pids: Sequence[int] = (),
+        threads: int = 0,
+        budget: int = 0,
+    ) -> None:
+        self._runs = ffi.from_buffer("struct thaw_run[]", runs)
+        self._files = files
+        save = ffi.new("struct thaw_save **")
+        result = lib.thaw_save_start(
+            ffi.new("int[]", [fd for _, fd in files]),
+            len(files),
+            self._runs,
+            len(runs) // SIZE,
+            ffi.new("int[]", list(pids)) if pids else ffi.NULL,
+            len(pids),
+            threads,
+            budget,
+            save,
+        )
+        check(result, "cannot begin to save memory")
+        self._save = save[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def wait_read(self) -> None:
+        """Wait until the tasks are needed no longer. Raises SaveFailed."""
+        self._wait(written=False)
+
+    def finish(self) -> bytes:
+        """Wait until all is done: the extents, an array of struct. Raises SaveFailed."""
+        self._wait(written=True)
+        count = ffi.new("size_t *")
+        found = lib.thaw_save_extents(self._save, count)
+        return bytes(ffi.buffer(found, count[0] * SIZE)) if count[0] else b""
+
+    def _wait(self, written: bool) -> None:
+        failure = ffi.new("struct thaw_failure *")
+        if lib.thaw_save_wait(self._save, written, failure) == 0:
+            return
+        where = "memory"
+        if failure.place < len(self._runs):
+            run = self._runs[failure.place]
+            name = self._files[run.source][0] if run.source < len(self._files) else ""
+            where = f"{name}, {run.length} bytes at {run.offset}, {run.address:#x} in memory"
+        raise SaveFailed(failure.error, failure.stage, where)
+
+    def close(self) -> None:
+        """Stop what is under way, and give everything back."""
+        lib.thaw_save_close(self._save)
+        self._save = ffi.NULL

@@ -1,0 +1,362 @@
+"""An index opens if it is whole and right, and says Unfit of everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.images import BASE, LARGE, Images, noise, vma
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shim._native import lib
+from shim.errors import Unfit
+from shim.snapshot import index as indices
+from shim.snapshot.images import PAGE
+from shim.snapshot.index import DOCUMENT, EXTENTS, Index
+from shim.snapshot.indexing import make, write_reason
+
+DATA = noise(2 * LARGE)
+HEADER = 32
+
+
+def crc(data: bytes) -> int:
+    return lib.thaw_crc32c(0, data, len(data))
+
+
+class Made:
+    """Images of two processes with an index, to be spoilt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.images = folder / "images"
+        self.folder = folder / "index"
+        images = Images(self.images)
+        for pid, seed in ((1, 1), (2, 2)):
+            memory = {BASE: noise(2 * LARGE, seed), BASE + 4 * LARGE: noise(PAGE)}
+            images.process(
+                pid, [vma(address, len(data)) for address, data in memory.items()], memory
+            )
+        images.shared(9, {0: noise(LARGE)})
+        images.write()
+        self.index = make(self.images, self.folder)
+
+    def open(self) -> Index:
+        return Index.open(self.folder, self.images)
+
+    def refused(self, words: str) -> None:
+        """It is refused, for a reason, with a remedy."""
+        with pytest.raises(Unfit, match=words) as caught:
+            self.open()
+        assert caught.value.hint.startswith("the snapshot is damaged")
+        assert str(self.folder) in caught.value.message
+
+    def flip(self, path: Path, place: int, bit: int = 0) -> None:
+        data = bytearray(path.read_bytes())
+        data[place] ^= 1 << bit
+        path.write_bytes(data)
+
+    def rewrite(
+        self,
+        change: Callable[[dict[str, Any]], object] = lambda _: None,
+        records: bytes | None = None,
+    ) -> None:
+        """Another document, or other extents, with the checksums that they should have."""
+        document = json.loads((self.folder / DOCUMENT).read_bytes())
+        change(document)
+        self.rewrite_bytes(json.dumps(document).encode(), records)
+
+    def rewrite_bytes(self, text: bytes, records: bytes | None = None) -> None:
+        if records is None:
+            records = (self.folder / EXTENTS).read_bytes()[HEADER:]
+        (self.folder / DOCUMENT).write_bytes(text)
+        count = len(records) // 32
+        header = struct.pack("<8sIIQI", b"THAWEXTS", 1, crc(text), count, crc(records))
+        (self.folder / EXTENTS).write_bytes(header + struct.pack("<I", crc(header)) + records)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path)
+
+
+def test_what_it_says(made: Made) -> None:
+    index = made.open()
+    assert index.reason == ""
+    assert index.tasks == [1, 2]
+    assert index.sources == [("pages-1.img", 2 * LARGE + PAGE), ("pages-2.img", 2 * LARGE + PAGE)]
+    assert (index.count, index.bytes) == (2, 4 * LARGE)
+    assert len(index.extents) == 2 * 32
+    assert index.ranges == [[(BASE, BASE + 2 * LARGE)]] * 2
+    assert index.sizes == {"extents": 4 * LARGE, "zero": 0, "skeleton": 2 * PAGE + LARGE}
+    assert (index.folder, index.images) == (made.folder, made.images)
+
+
+def test_it_holds_what_it_needs(made: Made) -> None:
+    """Opened once, the files of the index may go: only links lead to them."""
+    index = made.open()
+    shutil.rmtree(made.folder)
+    assert sum(array("I", index.extents)[4::8]) == index.bytes
+
+
+def test_a_reason(tmp_path: Path) -> None:
+    write_reason("of another world", tmp_path)
+    index = Index.open(tmp_path, tmp_path / "nowhere")
+    assert (index.reason, index.tasks, index.count, index.bytes) == ("of another world", [], 0, 0)
+    index.check_files()
+
+
+def test_links(made: Made, tmp_path: Path) -> None:
+    (made.images / "descriptors.json").write_text("[]")
+    (made.images / "dump.log").write_text("not for CRIU")
+    made.index = make(made.images, made.folder)
+    made.index.link(tmp_path / "links")
+    leads = {path.name: path.resolve() for path in (tmp_path / "links").iterdir()}
+    skeleton = ["pagemap-1.img", "pagemap-2.img", "pages-1.img", "pages-2.img"]
+    assert leads == {
+        **{name: made.images / name for name in os.listdir(made.images) if name != "dump.log"},
+        **{name: made.folder / name for name in skeleton},
+    }
+    made.index.link(tmp_path / "links")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes its root")
+def test_links_work_in_another_root(made: Made, tmp_path: Path) -> None:
+    """CRIU opens images in tasks that have the container's root, by a descriptor of the folder."""
+    made.index.link(tmp_path / "links")
+    (tmp_path / "root").mkdir()
+    folder = os.open(tmp_path / "links", os.O_RDONLY)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                os.chroot(tmp_path / "root")
+                status = len(os.read(os.open("mm-1.img", os.O_RDONLY, dir_fd=folder), 4)) - 4
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        os.close(folder)
+
+
+def test_links_through_links(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "other").symlink_to("a/b")
+    monkeypatch.chdir(tmp_path)
+    Index.open(Path("index"), Path("images")).link(Path("other/links"))
+    monkeypatch.chdir("/")
+    assert all(path.is_file() for path in (tmp_path / "a" / "b" / "links").iterdir())
+
+
+def test_files_are_checked(made: Made) -> None:
+    made.index.check_files()
+    names = {path.name for path in made.images.iterdir()} - {"pages-1.img", "pages-2.img"}
+    names -= {"pagemap-1.img", "pagemap-2.img"}
+    assert "pages-3.img" in names, "what stays wholly with CRIU"
+    skeleton = {path.name for path in made.folder.iterdir()} - {DOCUMENT, EXTENTS}
+    assert len(skeleton) == 4
+    for folder, found in ((made.images, names), (made.folder, skeleton)):
+        for name in sorted(found):
+            kept = (folder / name).read_bytes()
+            made.flip(folder / name, len(kept) // 2)
+            with pytest.raises(Unfit, match=f"{name} is not what it was"):
+                made.index.check_files()
+            (folder / name).write_bytes(kept[:-1])
+            with pytest.raises(Unfit, match=f"{name} is not what it was"):
+                made.index.check_files()
+            (folder / name).unlink()
+            with pytest.raises(Unfit, match=f"cannot read .*{name}: No such file"):
+                made.index.check_files()
+            (folder / name).symlink_to("/dev/null")
+            with pytest.raises(Unfit, match=f"cannot read .*{name}"):
+                made.index.check_files()
+            (folder / name).unlink()
+            (folder / name).mkdir()
+            with pytest.raises(Unfit, match=f"cannot read .*{name}"):
+                made.index.check_files()
+            (folder / name).rmdir()
+            (folder / name).write_bytes(kept)
+    made.index.check_files()
+
+
+@pytest.mark.parametrize(("name", "step"), [(DOCUMENT, 7), (EXTENTS, 1)])
+def test_flipped_bytes_are_found(made: Made, name: str, step: int) -> None:
+    path = made.folder / name
+    good = path.read_bytes()
+    for place in range(0, len(good), step):
+        made.flip(path, place, place % 8)
+        with pytest.raises(Unfit):
+            made.open()
+        path.write_bytes(good)
+    made.open()
+
+
+@pytest.mark.parametrize(("name", "step"), [(DOCUMENT, 7), (EXTENTS, 1)])
+def test_shorter_files_are_refused(made: Made, name: str, step: int) -> None:
+    path = made.folder / name
+    good = path.read_bytes()
+    for size in range(0, len(good), step):
+        path.write_bytes(good[:size])
+        with pytest.raises(Unfit):
+            made.open()
+    path.write_bytes(good + b"\0")
+    made.refused("another checksum")
+
+
+def test_halves_of_two_indexes(made: Made, tmp_path: Path) -> None:
+    write_reason("another", tmp_path)
+    shutil.copy(tmp_path / DOCUMENT, made.folder / DOCUMENT)
+    made.refused("index.json has another checksum")
+
+
+@pytest.mark.parametrize("name", [DOCUMENT, EXTENTS])
+def test_what_is_missing_or_no_file(made: Made, name: str) -> None:
+    path = made.folder / name
+    path.unlink()
+    made.refused(f"{name} is missing")
+    path.mkdir()
+    made.refused(f"{name} is no file of ours|Is a directory")
+    path.rmdir()
+    path.symlink_to("/dev/zero")
+    made.refused("cannot use the index")
+    path.unlink()
+    os.mkfifo(path)
+    made.refused(f"{name} is no file of ours")
+    path.unlink()
+    path.touch()
+    os.truncate(path, 1 << 40)
+    made.refused(f"{name} is no file of ours")
+
+
+def test_no_folder(made: Made) -> None:
+    shutil.rmtree(made.folder)
+    made.refused(f"{EXTENTS} is missing")
+
+
+def set_to(name: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda document: document.__setitem__(name, value)
+
+
+def rename(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda document: document["sources"][0].__setitem__(0, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_to("format", 2), "another format"),
+        (set_to("reason", None), "reason is no str"),
+        (set_to("reason", "but why"), "extents of images that are not indexed"),
+        (set_to("tasks", {}), "tasks is no list"),
+        (set_to("tasks", ["1"]), "expected a number, found a str"),
+        (set_to("tasks", [-1, 2]), "expected a number"),
+        (set_to("tasks", [True, 2]), "expected a number, found a bool"),
+        (set_to("tasks", [1 << 70, 2]), "expected a number"),
+        (set_to("tasks", [1]), "a task or a file that is not listed"),
+        (set_to("tasks", [1, 7]), "outside what can be filled"),
+        (set_to("sources", [[1]]), "sources are no pairs"),
+        (set_to("sources", [1, 2]), "sources are no pairs"),
+        (set_to("sources", []), "a task or a file that is not listed"),
+        (set_to("sources", [["pages-1.img", 1.5]]), "expected a number"),
+        (rename("/etc/passwd"), "no name of an image"),
+        (rename("../pages-1.img"), "no name of an image"),
+        (rename("pages-1.img\n"), "no name of an image"),
+        (rename("pages-3.img"), "pages-3.img has .* bytes, it had"),
+        (rename("pages-4.img"), "No such file"),
+        (set_to("skeleton", []), "skeleton is no dict"),
+        (set_to("skeleton", {"a/b.img": [1, 2]}), "no name of an image"),
+        (set_to("skeleton", {"a.img": [1]}), "no size and checksum of a.img"),
+        (set_to("images", {"..": [1, 2]}), "no name of an image"),
+        (set_to("images", {"a.img": [1, None]}), "expected a number"),
+        (set_to("sizes", {}), "expected a number, found a NoneType"),
+        (set_to("sizes", {"extents": 1, "zero": 0, "skeleton": 0}), "another size in all"),
+    ],
+    ids=str,
+)
+def test_documents_that_are_wrong(
+    made: Made, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    made.rewrite(change)
+    made.refused(words)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"{", b"\xff", b"[" * 100000, b"null", b'{"format": 1}']
+)
+def test_documents_that_are_none(made: Made, text: bytes) -> None:
+    made.rewrite_bytes(text)
+    made.refused("cannot use the index")
+
+
+def test_extents_that_are_wrong(made: Made) -> None:
+    """Each rule is tested in test_extents.py; here, that they are asked."""
+    records = bytearray(made.index.extents)
+    words = array("Q", made.index.extents)
+    words[0] += 4 * LARGE
+    made.rewrite(records=words.tobytes())
+    made.refused("outside what can be filled there")
+    records[28] = 7
+    made.rewrite(records=bytes(records))
+    made.refused("a task or a file that is not listed")
+    made.rewrite(records=bytes(records[:32]))
+    made.refused("another size in all")
+
+
+def test_a_pages_file_that_has_changed_its_size(made: Made) -> None:
+    path = made.images / "pages-2.img"
+    os.truncate(path, 2 * LARGE)
+    made.refused(r"pages-2\.img has 262144 bytes, it had 266240")
+    path.unlink()
+    made.refused("No such file")
+    path.symlink_to("pages-1.img")
+    made.refused(r"pages-2\.img has ")
+
+
+def test_mappings_that_are_others(made: Made) -> None:
+    path = made.images / "mm-1.img"
+    good = path.read_bytes()
+    path.write_bytes((made.images / "pstree.img").read_bytes())
+    made.refused(r"mm-1\.img begins with other magic numbers")
+    path.unlink()
+    made.refused("outside what can be filled")
+    path.write_bytes(good)
+    made.open()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_whatever_the_bytes_are(made: Made, data: st.DataObject) -> None:
+    """Also with checksums that are right."""
+    records = bytearray(made.index.extents)
+    for _ in range(data.draw(st.integers(0, 3))):
+        records[data.draw(st.integers(0, len(records) - 1))] = data.draw(st.integers(0, 255))
+    text = bytearray((made.folder / DOCUMENT).read_bytes())
+    for _ in range(data.draw(st.integers(0, 2))):
+        text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
+    keep = [(made.folder / name).read_bytes() for name in (DOCUMENT, EXTENTS)]
+    try:
+        made.rewrite_bytes(bytes(text), bytes(records))
+        try:
+            index = made.open()
+        except Unfit:
+            return
+        for task, ranges in enumerate(index.ranges):
+            assert task < 2
+            for start, end in ranges:
+                assert BASE <= start < end <= BASE + 2 * LARGE or end <= BASE + 4 * LARGE + PAGE
+    finally:
+        for name, content in zip((DOCUMENT, EXTENTS), keep, strict=True):
+            (made.folder / name).write_bytes(content)
+
+
+def test_names_of_images() -> None:
+    good = ["pages-1.img", "descriptors.json", "tmpfs-5.tar.gz.img", "ghost-file-1f.img"]
+    bad = ["", ".img", "..", "a/b.img", "dump.log", "stats-dump", ".x.img", "pages-1.img.bak"]
+    assert [name for name in good + bad if indices.READ_BY_CRIU.fullmatch(name)] == good

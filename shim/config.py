@@ -38,6 +38,32 @@ TABLE = (
     Key("snapshots", str, "/var/lib/thaw/snapshots", "Folder of the snapshots; root's alone."),
     Key("criu", str, "", "The criu program; empty: `criu` in PATH. Needs 4.2 or newer."),
     Key("restore.deadline", float, 60.0, "Seconds a restore may take before the cold boot."),
+    Key(
+        "restore.engine",
+        str,
+        "native",
+        "native: bulk memory is filled in parallel; criu: by CRIU alone, as without an index.",
+    ),
+    Key("restore.threads", int, 0, "Threads that fill memory; 0: one per processor."),
+    Key(
+        "restore.memory",
+        float,
+        4.0,
+        "GiB for what is read ahead of a container, at most half of what is free; 0: nothing.",
+    ),
+    Key(
+        "checkpoint.engine",
+        str,
+        "native",
+        "native: bulk memory is saved in parallel; criu: by CRIU alone.",
+    ),
+    Key(
+        "checkpoint.memory",
+        float,
+        4.0,
+        "GiB of a container's memory that may wait for the disk when it runs on; half of what is "
+        "free at most.",
+    ),
     Key("log.level", str, "info", "debug, info, warning or error."),
     Key("BinaryName", str, "runc", "The OCI runtime: runc, or one that is called like it."),
     Key("Root", str, "/run/containerd/runc", "The runtime's state; the namespace is added."),
@@ -48,6 +74,19 @@ TABLE = (
     Key("IoUid", int, 0, "Owner of the container's stdio pipes."),
     Key("IoGid", int, 0, "Group of the container's stdio pipes."),
 )
+
+# What the values of some keys can be: one of some words, or a number within limits.
+WORDS = {
+    "log.level": ("debug", "info", "warning", "error"),
+    "restore.engine": ("native", "criu"),
+    "checkpoint.engine": ("native", "criu"),
+}
+LIMITS = {
+    "restore.deadline": (0.001, 86400.0),
+    "restore.threads": (0.0, 1024.0),
+    "restore.memory": (0.0, 1048576.0),
+    "checkpoint.memory": (0.0, 1048576.0),
+}
 
 
 class Config:
@@ -147,10 +186,14 @@ def _typed(key: Key, value: object, source: str) -> Value:
         raise BadConfiguration(
             f"{source}: criu = {value!r}", hint="an absolute path whose last part is criu"
         )
-    if key.name == "log.level" and value not in ("debug", "info", "warning", "error"):
-        raise BadConfiguration(f"{source}: log.level = {value!r}", hint=key.sentence)
-    if key.name == "restore.deadline" and not 0 < float(str(value)) < 86400:
-        raise BadConfiguration(f"{source}: restore.deadline = {value!r}", hint="seconds, above 0")
+    words = WORDS.get(key.name)
+    if words and value not in words:
+        hint = f"it is one of {', '.join(words)}"
+        raise BadConfiguration(f"{source}: {key.name} = {value!r}", hint=hint)
+    limits = LIMITS.get(key.name)
+    if limits and not limits[0] <= float(str(value)) < limits[1]:
+        hint = f"a number from {limits[0]:g} to {limits[1]:g}"
+        raise BadConfiguration(f"{source}: {key.name} = {value!r}", hint=hint)
     return value  # type: ignore[return-value]
 
 

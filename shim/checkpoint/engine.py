@@ -1,8 +1,8 @@
 """Making a snapshot of a running container. Runs in the engine process.
 
 Everything that must be of one moment is taken while CRIU holds the tasks frozen: its own images,
-and at its `post-dump` stage the overlay's upper directory and the volumes. That stage also comes
-before CRIU removes its link-remap files again, so the copies hold those.
+and at its `post-dump` stage their memory, the overlay's upper directory and the volumes. That stage
+also comes before CRIU removes its link-remap files again, so the copies hold those.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from shim.budget import available, budget_of
 from shim.checkpoint.contents import save_difference, save_volumes, survey
+from shim.checkpoint.pages import Pages, Parallel, Plain
 from shim.criu import GHOST_LIMIT, NETWORK_LOCK, Steering, log_tail
 from shim.errors import CheckpointFailed, FailedPrecondition, ThawError
 from shim.snapshot.config import FORMAT, SnapshotConfig
 from shim.snapshot.fit import never_fits
 from shim.snapshot.host import criu_version, this_host
 from shim.snapshot.image import image_of
+from shim.snapshot.index import FOLDER as INDEX
 from shim.snapshot.mounts import mounts_of
 from shim.snapshot.origin import origin_of
 from shim.snapshot.pack import FOLDER, pack
@@ -83,26 +86,53 @@ def _make(
     with timeline.span("survey"):
         taken = _Moment(work, images, extras)
 
-    def at_post_dump(_pid: int) -> None:
+    def at_post_dump(pages: Pages) -> None:
+        with timeline.span("pages"):
+            pages.save()
         with timeline.span("difference"):
             save_difference(work.upper, taken.difference)
         with timeline.span("volumes"):
             save_volumes(taken.contents, extras)
         if work.details["exit"]:
-            taken.write_config(timeline)
+            finish(pages)
             publish()
+
+    def finish(pages: Pages) -> None:
+        with timeline.span("write"):
+            pages.finish()
+        with timeline.span("index"):
+            pages.index(extras / INDEX)
+        taken.write_config(timeline)
 
     # containerd's own shim keeps the log of a checkpoint here; a snapshot has its own.
     log = extras / "log" if work.details["name"] else Path(work.bundle.path) / "work/criu-work"
-    _dump(work, images, log, at_post_dump, timeline)
-    if not work.details["exit"]:
-        taken.write_config(timeline)
+    refused = ""
+    for pages in _ways(work, images):
+        try:
+            with pages:
+                _dump(work, images, log, pages, at_post_dump, timeline)
+                if not work.details["exit"]:
+                    finish(pages)
+            break
+        except CheckpointFailed:
+            if not pages.refused:
+                raise
+            refused = pages.refused
     return {
         "path": str(images),
         "bytes": taken.bytes,
         "seconds": time.monotonic() - timeline.began,
         "frozen": timeline.seconds("dump"),
+        "refused": refused,  # why CRIU had to dump all of it
     }
+
+
+def _ways(work: Work, images: Path) -> Iterator[Pages]:
+    """Who writes the memory: the second is for what the first refuses."""
+    if work.config.text("checkpoint.engine") == "native":
+        budget = budget_of(work.config.number("checkpoint.memory"), available())
+        yield Parallel(images, work.details["pid"], budget)
+    yield Plain(images)
 
 
 class _Moment:
@@ -142,7 +172,14 @@ class _Moment:
         (self._extras / CONFIG).write_text(config.to_json())
 
 
-def _dump(work: Work, images: Path, log: Path, at_post_dump: Any, timeline: Timeline) -> None:
+def _dump(
+    work: Work,
+    images: Path,
+    log: Path,
+    pages: Pages,
+    at_post_dump: Callable[[Pages], None],
+    timeline: Timeline,
+) -> None:
     work_path = work.details.get("work_path")
     log = Path(work_path) if work_path else log
     log.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -153,7 +190,8 @@ def _dump(work: Work, images: Path, log: Path, at_post_dump: Any, timeline: Time
     if work.details.get("cgroups_mode"):
         options += ["--manage-cgroups-mode", work.details["cgroups_mode"]]
     criu = [NETWORK_LOCK, "link-remap", f"ghost-limit {GHOST_LIMIT}"]
-    steering = Steering(work.folder, criu, {"post-dump": at_post_dump})
+    actions = {"pre-dump": lambda _: pages.divert(), "post-dump": lambda _: at_post_dump(pages)}
+    steering = Steering(work.folder, criu, actions)
     written = open_directory(log)  # by descriptor: a snapshot may have got its name by the end
     try:
         with steering, timeline.span("dump"):

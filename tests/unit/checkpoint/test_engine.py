@@ -1,7 +1,12 @@
-"""A checkpoint as a whole; what runc and CRIU would do is played, the hook's questions included."""
+"""A checkpoint as a whole; what runc and CRIU would do is played, the hook's questions included.
+
+The images are none that could be indexed, so CRIU is asked twice if we were to write the memory;
+that we can do that is shown in test_pages.py.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -12,6 +17,7 @@ import pytest
 from fakes.work import make_work, runc_calls
 
 from shim.checkpoint.engine import checkpoint
+from shim.checkpoint.pages import Parallel
 from shim.criu import GHOST_LIMIT, NETWORK_LOCK
 from shim.errors import (
     AlreadyExists,
@@ -22,6 +28,7 @@ from shim.errors import (
     Unavailable,
 )
 from shim.runc import Runc
+from shim.snapshot.index import Index
 from shim.snapshot.pack import unpacked
 from shim.snapshot.store import Store, check_whole, images_in, open_at
 from shim.work import Work
@@ -38,6 +45,7 @@ class Criu:
         self.options: list[str] = []
         self.configuration: list[str] = []
         self.answer = ""
+        self.dumps: list[list[str]] = []  # what was in the folder for the images, each time
         self.fails_after: str | None = None  # what runc says once post-dump has been
         self.published: list[str] = []  # what there was then
         self._state = folder / "state"
@@ -46,9 +54,12 @@ class Criu:
     def dump(self, options: Sequence[str]) -> None:
         self.options = list(options)
         self.configuration = (self._state / "criu.conf").read_text().splitlines()
+        assert self._ask("pre-dump") == "ok"
+        self.dumps.append(sorted(os.listdir(self.folder("--image-path"))))
         (self.folder("--image-path") / "core-1.img").write_bytes(b"core")
+        (self.folder("--image-path") / f"only-{len(self.dumps)}").touch()
         (self.folder("--work-path") / "dump.log").write_text("(00.1) Error (x.c:1): the cause\n")
-        self.answer = self._ask()
+        self.answer = self._ask("post-dump")
         if self.answer != "ok":
             raise RuntimeFailed("criu failed: the script said no")
         self.published = self._store.names()
@@ -58,12 +69,12 @@ class Criu:
     def folder(self, option: str) -> Path:
         return Path(self.options[self.options.index(option) + 1])
 
-    def _ask(self) -> str:
+    def _ask(self, stage: str) -> str:
         here = os.open(self._state, os.O_PATH)
         with socket.socket(socket.AF_UNIX) as hook:
             hook.connect(f"/proc/self/fd/{here}/hook.sock")
             os.close(here)
-            hook.sendall(b"post-dump 42\n")
+            hook.sendall(f"{stage} 42\n".encode())
             return hook.makefile().readline().strip()
 
 
@@ -165,6 +176,67 @@ def test_a_difference_that_cannot_be_copied(work: Work, criu: Criu, tmp_path: Pa
     assert os.listdir(tmp_path / "snapshots") == []
 
 
+def native(work: Work, engine: str = "native", **changes: Any) -> Work:
+    """The same, with another engine for the memory."""
+    config = {**work.raw["config"], "checkpoint.engine": engine}
+    return Work.parse({**work.raw, "config": config, **changes})
+
+
+def test_criu_writes_the_memory_if_it_is_told_to(work: Work, criu: Criu, tmp_path: Path) -> None:
+    checkpoint(native(work, "criu"))
+    assert criu.dumps == [[]]
+    snapshot = Store(str(tmp_path / "snapshots")).open("one")
+    made = Index.open(snapshot.path / "index", snapshot.criu)
+    assert "inventory.img" in made.reason, "the index says why there is no more of it"
+
+
+@pytest.mark.parametrize("exit", [False, True])
+def test_criu_writes_the_memory_if_we_cannot(
+    work: Work, criu: Criu, tmp_path: Path, exit: bool
+) -> None:
+    """The first dump, into links, is refused while the worker is frozen, and nothing is left."""
+    checkpoint(native(work, exit=exit))
+    first, second = criu.dumps
+    assert first[0] == "pages-1.img"
+    assert second == []
+    snapshot = Store(str(tmp_path / "snapshots")).open("one")
+    assert sorted(os.listdir(snapshot.criu)) == ["core-1.img", "only-2"]
+    check_whole(snapshot, snapshot.criu)
+    assert Index.open(snapshot.path / "index", snapshot.criu).reason
+    assert {"pages", "index", "dump"} <= snapshot.config.timeline.keys()
+    assert ("one" in criu.published) == exit
+
+
+def test_memory_that_cannot_be_written(
+    work: Work, criu: Criu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then CRIU cannot do it either, and it is not asked to."""
+
+    def full(_parallel: Parallel) -> None:
+        raise OSError(errno.ENOSPC, "pages-1.img: No space left on device")
+
+    monkeypatch.setattr(Parallel, "_save", full)
+    with pytest.raises(CheckpointFailed, match=r"pages-1\.img: No space left"):
+        checkpoint(native(work))
+    assert len(criu.dumps) == 1
+    assert os.listdir(tmp_path / "snapshots") == []
+
+
+def test_memory_that_cannot_be_written_once_the_worker_runs_on(
+    work: Work, criu: Criu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_parallel: Parallel) -> None:
+        raise CheckpointFailed("cannot save memory: no space", hint="the container runs on")
+
+    monkeypatch.setattr(Parallel, "_save", lambda _: None)
+    monkeypatch.setattr(Parallel, "finish", full)
+    with pytest.raises(CheckpointFailed, match="no space"):
+        checkpoint(native(work))
+    assert criu.answer == "ok"
+    assert len(criu.dumps) == 1
+    assert os.listdir(tmp_path / "snapshots") == []
+
+
 def test_a_name_that_is_taken(work: Work, criu: Criu, tmp_path: Path) -> None:
     checkpoint(work)
     before = (tmp_path / "snapshots" / "one").stat().st_ino
@@ -228,8 +300,10 @@ def test_into_a_folder_that_containerd_named(
     assert criu.options[criu.options.index("--manage-cgroups-mode") + 1] == "soft"
     assert images_in(images) == {"core-1.img": 4}
     assert not [path for path in images.iterdir() if path.is_dir()], "CRI copies files only"
+    assert not [path for path in images.iterdir() if path.is_symlink()]
     ours = unpacked(images)
     assert ours is not None
     config = open_at(ours).config
     assert (config.difference, config.images) == (False, {"core-1.img": 4})
+    assert Index.open(ours / "index", images).reason
     assert not (tmp_path / "snapshots").exists()

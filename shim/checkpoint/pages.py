@@ -1,0 +1,315 @@
+"""The pages of a dump, written by us in parallel instead of by CRIU in one thread.
+
+CRIU finds a link to /dev/null where it would make a file of pages. It writes its small images as
+ever, the pagemaps included, and what it splices into /dev/null costs nothing. At its `post-dump`
+stage, with the tasks still frozen, the pagemaps say which memory belongs where in which file, and
+native/save.c puts it there: the files are what CRIU would have made, byte by byte, with holes for
+zeros. On the way it makes the extents of the index. The tasks can run again as soon as all is read;
+what is not written by then waits in memory.
+
+The links are made at CRIU's `pre-dump` stage: a runtime that does not hand our action-script to
+CRIU gets a plain dump. Neither CRIU nor runc looks at a pages file again after it was written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol, Self
+
+from shim.errors import CheckpointFailed
+from shim.processes import processes_below
+from shim.removal import remove_folder
+from shim.snapshot import indexing
+from shim.snapshot.images import NotIndexable
+from shim.snapshot.layout import BULK, COMPARED, NO_TASK, Layout, Run, packed
+from shim.snapshot.saving import MEMORY, SIZE, SaveFailed, Saving
+
+# CRIU numbers the files from 1 on, one for every process and every shared memory. If there are
+# more of them than we thought, it makes the rest itself, and those are as good.
+_SLACK = 64
+_NULL = "/dev/null"
+_LINK = re.compile(r"pages-[0-9]+\.img")
+_SHARED = re.compile(r"pagemap-shmem-([0-9]+)\.img")
+
+
+class Pages(Protocol):
+    """Who writes the pages files of one dump, and the index of its images."""
+
+    refused: str  # why CRIU has to do what was tried here
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def divert(self) -> None:
+        """At CRIU's stage pre-dump."""
+
+    def save(self) -> None:
+        """At CRIU's stage post-dump: the tasks are frozen, all small images are written."""
+
+    def finish(self) -> None:
+        """Any time later: wait until they are written. Raises CheckpointFailed."""
+
+    def index(self, folder: Path) -> None:
+        """Then: make the index in `folder`. Raises OSError."""
+
+
+class Plain:
+    """CRIU writes them, as it does without us."""
+
+    refused = ""
+
+    def __init__(self, images: Path) -> None:
+        self._images = images
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def divert(self) -> None:
+        """CRIU finds nothing in its way."""
+
+    def save(self) -> None:
+        """They are there."""
+
+    def finish(self) -> None:
+        """They are written, as far as CRIU cares."""
+
+    def index(self, folder: Path) -> None:
+        """Make the index, or note why there is none. Reads the files."""
+        indexing.make(self._images, folder)
+
+
+class Parallel:
+    """We write them. The images folder has no links of ours in it once this is left.
+
+    `budget` is how many bytes may be read and not yet written.
+    """
+
+    def __init__(self, images: Path, init: int, budget: int = 0) -> None:
+        self.refused = ""
+        self.images = images
+        self._budget = budget
+        self._init = init  # the container's init, a pid of this machine
+        self._before: set[str] = set()
+        self._layout: Layout | None = None
+        self._open = ExitStack()
+        self._saving: Saving | None = None
+        self._extents = b""
+        self._scanned: list[Run] = []  # the runs whose extents are known
+
+    def __enter__(self) -> Self:
+        self._before = set(os.listdir(self.images))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+        if self.refused:
+            # The pages are lost; what is left of these images must not mix with the next ones.
+            for name in set(os.listdir(self.images)) - self._before:
+                remove_folder(str(self.images / name))
+        self._remove_links()
+
+    def divert(self) -> None:
+        """Put links in CRIU's way, as many as it might make files."""
+        pids = processes_below(self._init).values()
+        for number in range(1, len(pids) + len(_shared_memory(pids)) + _SLACK + 1):
+            link = self.images / f"pages-{number}.img"
+            link.unlink(missing_ok=True)
+            link.symlink_to(_NULL)
+
+    def save(self) -> None:
+        """Copy the memory of the frozen tasks to where the pagemaps say.
+
+        Raises CheckpointFailed. `refused` says whether CRIU may be able to do what we are not.
+        """
+        try:
+            self._save()
+        except (NotIndexable, _Unreadable) as error:
+            self.refused = str(error)
+            raise CheckpointFailed(f"memory is not for us to save: {error}") from error
+        except OSError as error:
+            raise CheckpointFailed(f"cannot save memory: {error}") from error
+
+    def _save(self) -> None:
+        layout = indexing.survey(self.images)
+        diverted = {n for n, blob in enumerate(layout.sources) if self._is_link(blob.name)}
+        runs = [run for run in layout.runs if run.source in diverted]
+        files = [(blob.name, -1) for blob in layout.sources]
+        for number in diverted:
+            blob = layout.sources[number]
+            fd = self._open.enter_context(_created(self.images / blob.name, blob.size))
+            files[number] = (blob.name, fd)
+        with _Tasks(layout, self._init) as tasks:
+            records = packed(tasks.placed(run) for run in runs)
+            self._saving = Saving(records, files, tasks.pids, budget=self._budget)
+            self._open.callback(self._saving.close)
+            try:
+                self._saving.wait_read()
+            except SaveFailed as error:
+                if error.stage != MEMORY:
+                    raise
+                raise _Unreadable(str(error)) from error
+        self._remove_links()
+        self._scanned = [run for run in runs if _scanned_now(run)]
+        self._layout = layout
+
+    def finish(self) -> None:
+        """Wait until all is written. Raises CheckpointFailed."""
+        try:
+            self._extents = self._saving.finish() if self._saving is not None else b""
+        except SaveFailed as error:
+            raise CheckpointFailed(
+                f"cannot save memory: {error}", hint="the container runs on"
+            ) from error
+        finally:
+            self._open.close()
+
+    def index(self, folder: Path) -> None:
+        """Make the index, or note why there is none.
+
+        Of the files only those are read that CRIU made after all, and memory that children may
+        share with their parents.
+        """
+        if self._layout is None:  # nobody asked us: CRIU wrote the files
+            indexing.make(self.images, folder)
+            return
+        try:
+            layout = indexing.compare(self._layout, self.images)
+            known = set(self._scanned)
+            rest = [run for run in layout.runs if run.flags & BULK and run not in known]
+            extents = self._extents
+            if rest:
+                found = indexing.scan(replace(layout, runs=rest), self.images)
+                extents = _sorted(extents + found)
+            folder.mkdir(mode=0o700)
+            indexing.write(layout, extents, self.images, folder)
+        except NotIndexable:
+            indexing.make(self.images, folder)  # says so
+
+    def _is_link(self, name: str) -> bool:
+        path = self.images / name
+        return path.is_symlink() and os.readlink(path) == _NULL
+
+    def _remove_links(self) -> None:
+        try:
+            names = os.listdir(self.images)
+        except FileNotFoundError:  # published meanwhile, without any
+            return
+        for name in names:
+            if _LINK.fullmatch(name) and self._is_link(name):
+                (self.images / name).unlink()
+
+
+class _Unreadable(Exception):
+    """There is memory that CRIU dumps and that we cannot read."""
+
+
+def _scanned_now(run: Run) -> bool:
+    """Whether its extents can be made from memory, without a look at a parent's."""
+    return bool(run.flags & BULK) and not run.flags & COMPARED
+
+
+@contextmanager
+def _created(path: Path, size: int) -> Iterator[int]:
+    """An empty file of that length in the place of a link, open for writing."""
+    path.unlink()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        # Measured: native/save.c. And what is not in the page cache need not be written from
+        # there while the worker runs again.
+        fd = os.open(path, flags | os.O_DIRECT, 0o600)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.open(path, (flags & ~os.O_EXCL), 0o600)  # made, then refused
+    try:
+        os.ftruncate(fd, size)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _sorted(extents: bytes) -> bytes:
+    """An array of struct thaw_extent by source, then offset."""
+    records = [extents[at : at + SIZE] for at in range(0, len(extents), SIZE)]
+    # Little-endian: bytes 8 to 15 are the offset, 28 and 29 the source.
+    records.sort(key=lambda record: (record[29], record[28], record[15:7:-1]))
+    return b"".join(records)
+
+
+class _Tasks:
+    """Where the memory of a layout is: the processes, and files for what none of them maps."""
+
+    def __init__(self, layout: Layout, init: int) -> None:
+        self._layout = layout
+        below = processes_below(init)
+        missing = [pid for pid in layout.tasks if pid not in below]
+        if missing:
+            raise _Unreadable(f"process {missing[0]} of the images is not to be found")
+        self.pids = [below[pid] for pid in layout.tasks]
+        self._processes = list(below.values())
+        self._places: dict[int, str] | None = None
+        self._opened: dict[int, int] = {}  # source → task
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._opened.values():
+            os.close(~self.pids[number])
+
+    def placed(self, run: Run) -> Run:
+        """A run as it is saved: extents are wanted of what is not to be compared later."""
+        flags = run.flags & ~BULK if run.flags & COMPARED else run.flags
+        task = self._of_shared(run.source) if run.task == NO_TASK else run.task
+        return run._replace(task=task, flags=flags)
+
+    def _of_shared(self, source: int) -> int:
+        """The number of a task that stands for the shared memory whose pages are `source`."""
+        if source not in self._opened:
+            name = self._layout.pagemaps[source].name
+            found = _SHARED.fullmatch(name)
+            if self._places is None:
+                self._places = _shared_memory(self._processes)
+            place = self._places.get(int(found[1])) if found else None
+            if place is None:
+                raise _Unreadable(f"the memory of {name} is not to be found")
+            self.pids.append(~os.open(place, os.O_RDONLY | os.O_CLOEXEC))
+            self._opened[source] = len(self.pids) - 1
+        return self._opened[source]
+
+
+def _shared_memory(pids: Iterable[int]) -> dict[int, str]:
+    """The shared memory that processes have mapped or open: its shmid → a path that opens it.
+
+    The shmid is the number of its inode in the kernel's own tmpfs (criu/proc_parse.c, memfd.c), of
+    System V memory too.
+    """
+    probe = os.memfd_create("thaw")
+    device = os.fstat(probe).st_dev
+    os.close(probe)
+    found: dict[int, str] = {}
+    for pid in pids:
+        for kind in ("map_files", "fd"):
+            folder = f"/proc/{pid}/{kind}"
+            try:
+                paths = [f"{folder}/{name}" for name in os.listdir(folder)]
+            except OSError:
+                continue  # it has ended
+            for path in paths:
+                try:
+                    info = os.stat(path)
+                except OSError:
+                    continue
+                if info.st_dev == device:
+                    found[info.st_ino & 0xFFFF_FFFF] = path
+    return found

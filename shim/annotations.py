@@ -60,6 +60,7 @@ NAME_LENGTH = 63
 _NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 _NAME_REST = _NAME_FIRST | frozenset("._-")
 _RESERVED = ("auto",)
+_READ_AHEAD = 4  # snapshots of one pod
 
 
 def check_name(name: str) -> str:
@@ -106,11 +107,21 @@ def wish(annotations: Mapping[str, str]) -> Wish | None:
     return None if name is None else Wish(name, container is None)
 
 
-def will_restore(annotations: Mapping[str, str]) -> bool:
-    """Whether this is the sandbox of a pod whose annotations name a snapshot."""
+def named_snapshots(annotations: Mapping[str, str]) -> list[str]:
+    """The snapshots that a pod's containers will ask for, if this is its sandbox: good names only.
+
+    No more than a few: each is read ahead by a process of its own, and a pod may name any number.
+    """
     if annotations.get(CONTAINER_TYPE) != "sandbox":
-        return False
-    return any(key == SNAPSHOT or key.startswith(SNAPSHOT + ".") for key in annotations)
+        return []
+    names: list[str] = []
+    for key, name in sorted(annotations.items()):
+        if (key == SNAPSHOT or key.startswith(SNAPSHOT + ".")) and name not in names:
+            try:
+                names.append(check_name(name))
+            except BadName:
+                continue  # its container will be told
+    return names[:_READ_AHEAD]
 
 
 def fail_instead_of_cold_start(annotations: Mapping[str, str]) -> bool:

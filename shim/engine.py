@@ -3,9 +3,14 @@
     engine.py             the request comes on descriptor 3, with the container's streams
     engine.py undo FILE   remove what an engine that died had made (see work.Work.remember)
 
+One that is started for a pod's sandbox is told first what to read ahead; it is asked again if the
+first container was not the one that the snapshot is of.
+
 It may import what it likes and take the memory it needs. It ends, with everything it has started,
 when the daemon closes the socket or dies.
 """
+
+from __future__ import annotations
 
 import sys
 
@@ -14,14 +19,16 @@ if __name__ == "__main__":
 
 import json
 import os
+import select
 import signal
 import socket
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from shim.errors import ThawError
+from shim.errors import OtherContainer, ThawError
+from shim.restore.bulk import ReadAhead
 from shim.work import Work
 
 SOCKET_FD = 3
@@ -30,19 +37,17 @@ STREAMS = 8  # descriptors that may come with a request
 
 def main(arguments: list[str]) -> int:
     """Serve the one request; the exit status says whether it went well."""
+    ahead = ReadAhead()
     if arguments[:1] == ["undo"]:
         with open(arguments[1]) as file:
             request = json.load(file)
-        return 0 if "error" not in _answer(request, ()) else 1
+        return 0 if "error" not in _answer(request, (), ahead) else 1
     # runc and CRIU inherit it on purpose: should we be killed over a dump, the daemon hears of
     # it when CRIU, too, is done, and does not thaw what CRIU has frozen.
     daemon = socket.socket(fileno=SOCKET_FD)
-    _preload()
-    request, fds = _receive(daemon)
     threading.Thread(target=_end_with, args=(daemon,), daemon=True).start()
-    answer = _answer(request, fds)
-    daemon.sendall(json.dumps(answer).encode() + b"\n")
-    return 1 if "error" in answer else 0
+    _preload()
+    return _serve(_Requests(daemon), daemon, ahead)
 
 
 def _preload() -> None:
@@ -53,32 +58,63 @@ def _preload() -> None:
     import shim.restore.engine  # noqa: F401
 
 
-def _receive(daemon: socket.socket) -> tuple[dict[str, Any], tuple[int, ...]]:
-    line, fds, _, _ = socket.recv_fds(daemon, 65536, STREAMS)
-    while not line.endswith(b"\n"):
-        chunk = daemon.recv(65536)
-        if not chunk:
-            sys.exit(0)  # the daemon did not need us after all
-        line += chunk
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    return json.loads(line), tuple(fds)
+def _serve(requests: _Requests, daemon: socket.socket, ahead: ReadAhead) -> int:
+    while True:
+        request, fds = requests.next()
+        if request["verb"] == "read-ahead":  # wants no answer; what is wrong, the restore will say
+            ahead.begin(request)
+            continue
+        answer = _answer(request, fds, ahead)
+        daemon.sendall(json.dumps(answer).encode() + b"\n")
+        if answer.get("error", {}).get("class") != OtherContainer.__name__:
+            return 1 if "error" in answer else 0
+        for fd in fds:  # what was read ahead is for another container of the pod
+            os.close(fd)
+
+
+class _Requests:
+    """The lines that come from the daemon, each with the descriptors that came along."""
+
+    def __init__(self, daemon: socket.socket) -> None:
+        self._daemon = daemon
+        self._buffer = b""
+        self._fds: list[int] = []
+
+    def next(self) -> tuple[dict[str, Any], tuple[int, ...]]:
+        """The next one. Ends the process if there is none: we were not needed after all."""
+        while b"\n" not in self._buffer:
+            data, fds, _, _ = socket.recv_fds(self._daemon, 65536, STREAMS)
+            if not data:
+                sys.exit(0)
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            self._buffer += data
+            self._fds += fds
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        request: dict[str, Any] = json.loads(line)
+        if request["verb"] == "read-ahead":
+            return request, ()  # has none: they are the next request's
+        fds, self._fds = self._fds, []
+        return request, tuple(fds)
 
 
 def _end_with(daemon: socket.socket) -> None:
     """The socket is our lifeline: when it closes, we and all that we started go."""
-    try:
-        daemon.recv(1)
-    except OSError:
-        pass
+    poll = select.poll()
+    poll.register(daemon, select.POLLRDHUP)
+    poll.poll()
     os.killpg(0, signal.SIGKILL)
 
 
-def _answer(request: Mapping[str, Any], fds: tuple[int, ...]) -> dict[str, Any]:
+def _answer(request: Mapping[str, Any], fds: tuple[int, ...], ahead: ReadAhead) -> dict[str, Any]:
     from shim.checkpoint.engine import checkpoint
     from shim.restore.engine import restore, undo
 
-    verbs = {"checkpoint": checkpoint, "restore": restore, "undo": undo}
+    verbs: dict[str, Callable[[Work], dict[str, Any]]] = {
+        "checkpoint": checkpoint,
+        "restore": lambda work: restore(work, ahead),
+        "undo": undo,
+    }
     try:
         return verbs[request["verb"]](Work.parse(request, fds))
     except ThawError as error:

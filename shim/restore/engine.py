@@ -12,11 +12,13 @@ from typing import Any
 from shim.bundle import read_pid
 from shim.errors import RestoreFailed, ThawError, Unfit
 from shim.restore import plan as planning
+from shim.restore.bulk import Memory, ReadAhead
 from shim.restore.plan import Plan
-from shim.restore.steps import STEPS, Step
+from shim.restore.steps import STEPS, Step, filled_by
 from shim.snapshot.fit import check
 from shim.snapshot.host import require_criu, this_host
 from shim.snapshot.image import image_of
+from shim.snapshot.index import FOLDER as INDEX
 from shim.snapshot.origin import origin_of
 from shim.snapshot.pack import unpacked
 from shim.snapshot.store import Snapshot, Store, check_whole, open_at
@@ -24,19 +26,33 @@ from shim.timeline import Timeline
 from shim.work import Work
 
 
-def restore(work: Work) -> dict[str, Any]:
-    """Restore `work`'s container; answers its init's pid and the timeline.
+def restore(work: Work, ahead: ReadAhead | None = None) -> dict[str, Any]:
+    """Restore `work`'s container; answers its init's pid, the timeline, and how memory came.
 
     Raises Unfit before anything is touched, RestoreFailed and others after everything that was
     done has been undone again.
     """
     timeline = Timeline()
     with timeline.span("plan"):
-        plan = make_plan(work)
-    work.remember()
-    done = []
+        plan, memory = prepare(work, ahead)
     try:
-        for step in STEPS:
+        memory.read_ahead()
+        work.remember()
+        _run(work, plan, filled_by(memory, STEPS), timeline)
+        work.marker.unlink()
+    finally:
+        memory.close()
+    return {
+        "pid": read_pid(work.bundle.pid_file),
+        "timeline": timeline.as_dict(),
+        "memory": memory.report(),
+    }
+
+
+def _run(work: Work, plan: Plan, steps: Sequence[Step], timeline: Timeline) -> None:
+    done: list[Step] = []
+    try:
+        for step in steps:
             done.append(step)
             with timeline.span(step.name):
                 step.do(work, plan)
@@ -44,8 +60,6 @@ def restore(work: Work) -> dict[str, Any]:
         take_back(done, work, plan)
         work.marker.unlink()
         raise
-    work.marker.unlink()
-    return {"pid": read_pid(work.bundle.pid_file), "timeline": timeline.as_dict()}
 
 
 def undo(work: Work) -> dict[str, Any]:
@@ -77,8 +91,11 @@ def take_back(steps: Sequence[Step], work: Work, plan: Plan) -> None:
         raise RestoreFailed(f"cannot undo {'; '.join(failures)}")
 
 
-def make_plan(work: Work) -> Plan:
-    """What a restore of this container would do. Raises Unfit if it cannot be done here."""
+def prepare(work: Work, ahead: ReadAhead | None = None) -> tuple[Plan, Memory]:
+    """What a restore of this container would do, and where its memory comes from.
+
+    Raises Unfit if it cannot be done here.
+    """
     require_criu(work.config)
     spec = work.bundle.spec()
     name = work.details["name"]
@@ -86,14 +103,20 @@ def make_plan(work: Work) -> Plan:
     if name:
         Store(work.config.text("snapshots")).open(name)
     snapshot, images = _open(path, name)
-    if snapshot is None:
-        return planning.bare(work, images)
-    live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
-    check(snapshot.config, live, this_host(), outright=work.details["outright"])
-    check_whole(snapshot, images)
-    plan = planning.make(work, spec, snapshot.config, snapshot.path, images)
-    _refuse_a_live_root(plan)
-    return plan
+    if snapshot is not None:
+        live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
+        check(snapshot.config, live, this_host(), outright=work.details["outright"])
+        check_whole(snapshot, images)
+    folder = (snapshot.path if snapshot is not None else images) / INDEX
+    memory = (ahead or ReadAhead()).take(folder, images, work.config)
+    try:
+        memory.check_files()
+        plan = _plan(work, snapshot, images, memory.index)
+        _refuse_a_live_root(plan)
+    except BaseException:
+        memory.close()
+        raise
+    return plan, memory
 
 
 def _refuse_a_live_root(plan: Plan) -> None:
@@ -104,10 +127,11 @@ def _refuse_a_live_root(plan: Plan) -> None:
         )
 
 
-def _plan(work: Work, snapshot: Snapshot | None, images: Path) -> Plan:
+def _plan(work: Work, snapshot: Snapshot | None, images: Path, index: Path | None = None) -> Plan:
     if snapshot is None:
-        return planning.bare(work, images)
-    return planning.make(work, work.bundle.spec(), snapshot.config, snapshot.path, images)
+        return planning.bare(work, images, index)
+    spec = work.bundle.spec()
+    return planning.make(work, spec, snapshot.config, snapshot.path, images, index)
 
 
 def _open(path: Path, name: str) -> tuple[Snapshot | None, Path]:

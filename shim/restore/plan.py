@@ -32,6 +32,7 @@ class Plan:
 
     snapshot: str
     images: Path
+    index: Path | None  # of the memory that we fill; None: CRIU restores all of it
     difference: Path | None
     upper: Path | None
     scratch: Path | None
@@ -45,6 +46,8 @@ class Plan:
     def describe(self) -> list[str]:
         """The plan in words, one step a line."""
         lines = [f"restore {self.images}"]
+        if self.index:
+            lines.append(f"read ahead and fill what {self.index} lists")
         if self.difference:
             lines.append(f"lay {self.difference} into {self.upper}")
         lines += [f"lay {v.saved} into {v.destination} ({v.source})" for v in self.volumes]
@@ -55,7 +58,12 @@ class Plan:
 
 
 def make(
-    work: Work, spec: dict[str, Any], config: SnapshotConfig, folder: Path, images: Path
+    work: Work,
+    spec: dict[str, Any],
+    config: SnapshotConfig,
+    folder: Path,
+    images: Path,
+    index: Path | None = None,
 ) -> Plan:
     """The plan for restoring the snapshot in `folder` into `work`'s container.
 
@@ -69,34 +77,41 @@ def make(
     return Plan(
         snapshot=str(folder),
         images=images,
+        index=index,
         difference=folder / "rootfs" if config.difference and work.upper else None,
         # Without a difference the root is containerd's affair, and may hold something already.
         upper=work.upper if config.difference else None,
         scratch=work.scratch if config.difference else None,
         volumes=tuple(_volumes(spec, config, folder)),
         hostname=hostname_of(spec, work.bundle),
-        runc_options=_runc_options(work, images),
+        runc_options=_runc_options(work, linked_images(work) if index else images),
         criu_options=_criu_options(config.connections) + _cgroup_options(work, spec),
         mounts=tuple(config.mounts),
         masked_files=_masked_files(spec, config),
     )
 
 
-def bare(work: Work, images: Path) -> Plan:
+def bare(work: Work, images: Path, index: Path | None = None) -> Plan:
     """The plan for images of which nothing is known but that containerd handed them over."""
     return Plan(
         snapshot=str(images),
         images=images,
+        index=index,
         difference=None,
         upper=None,
         scratch=None,
         volumes=(),
         hostname=hostname_of(work.bundle.spec(), work.bundle),
-        runc_options=_runc_options(work, images),
+        runc_options=_runc_options(work, linked_images(work) if index else images),
         criu_options=(NETWORK_LOCK, "link-remap", *_cgroup_options(work, work.bundle.spec())),
         mounts=(),
         masked_files=(),
     )
+
+
+def linked_images(work: Work) -> Path:
+    """Where CRIU finds its images when ours take the place of some: a folder of links."""
+    return work.folder / "images"
 
 
 def _volumes(spec: dict[str, Any], config: SnapshotConfig, folder: Path) -> list[SavedVolume]:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from shim.bundle import namespace_path, read_pid
@@ -23,8 +24,9 @@ from shim.criu import Steering, log_tail
 from shim.errors import NotFound, RestoreFailed, ThawError
 from shim.mount import mount_all, unmount_all
 from shim.removal import remove_folder
+from shim.restore.bulk import Memory
 from shim.restore.hostname import set_hostname
-from shim.restore.plan import Plan
+from shim.restore.plan import Plan, linked_images
 from shim.snapshot.mounts import differences, mounts_of, without
 from shim.snapshot.tree import copy_tree, opened, remove_copied
 from shim.work import Work
@@ -85,17 +87,28 @@ def unmount_rootfs(work: Work, plan: Plan) -> None:
         unmount_all(work.bundle.rootfs)
 
 
-def run_criu(work: Work, plan: Plan) -> None:
-    """`runc restore`: CRIU makes the processes in the new pod's namespaces, cgroup and mounts."""
+def run_criu(work: Work, plan: Plan, memory: Memory | None = None) -> None:
+    """`runc restore`: CRIU makes the processes in the new pod's namespaces, cgroup and mounts.
+
+    What CRIU leaves out of their memory is filled while it waits at its `post-restore` stage; if
+    that fails, CRIU is told so and ends them.
+    """
     log = work.folder / "criu-work"
     log.mkdir(mode=0o700, exist_ok=True)
+    memory = memory or Memory(None)
+    memory.link_images(linked_images(work))
+    steering = Steering(work.folder, list(plan.criu_options), memory.actions())
     try:
-        with Steering(work.folder, list(plan.criu_options), {}):
+        with steering:
             _runc_restore(work, plan)
     except ThawError as error:
+        if isinstance(steering.failure, ThawError):
+            raise steering.failure from error
         tail = log_tail(log / "restore.log")
         hint = "the lines are CRIU's own log" if tail else "CRIU wrote no log: try `criu check`"
-        raise RestoreFailed(f"{error.message}\n{tail}".rstrip(), hint=hint) from error
+        cause = steering.failure or error.message
+        raise RestoreFailed(f"{cause}\n{tail}".rstrip(), hint=hint) from error
+    memory.refuse_unfilled()
 
 
 def _runc_restore(work: Work, plan: Plan) -> None:
@@ -114,6 +127,7 @@ def end_processes(work: Work, plan: Plan) -> None:
         group.remove()
     Path(work.bundle.pid_file).unlink(missing_ok=True)
     remove_folder(f"{work.folder}/criu-work")
+    remove_folder(str(linked_images(work)))
 
 
 def name_host(work: Work, plan: Plan) -> None:
@@ -175,3 +189,9 @@ STEPS = (
     Step("hostname", name_host, name_host_again),
     Step("mounts", check_mounts, nothing),
 )
+
+
+def filled_by(memory: Memory, steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The same steps, with CRIU's leaving the bulk of memory to `memory`."""
+    filling = partial(run_criu, memory=memory)
+    return tuple(replace(step, do=filling) if step.do is run_criu else step for step in steps)

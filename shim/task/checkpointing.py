@@ -71,7 +71,10 @@ def _dump(container: Container, work: dict[str, Any]) -> dict[str, Any]:
         # a caller that is out of patience does not end the dump.
         engine = Engine(container.host.reaper, container.runc.env, children_go_too=False)
         try:
-            return engine.ask(request, [], None)
+            reply = engine.ask(request, [], None)
+            if reply.get("refused"):
+                log.info("dumped by CRIU alone", container=container.id, because=reply["refused"])
+            return reply
         except ThawError:
             _thaw(container)
             raise

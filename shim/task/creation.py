@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from shim import log
-from shim.annotations import check_name, fail_instead_of_cold_start, will_restore, wish
+from shim.annotations import check_name, fail_instead_of_cold_start, named_snapshots, wish
 from shim.bundle import Bundle, annotations_of, namespace_path
 from shim.errors import NoSuchSnapshot, ThawError
 from shim.runc import Runc
@@ -45,8 +45,8 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
         steer_criu(bundle, spec, folder)
         container = _assemble(host, request, bundle, config, spec, folder, source)
         container.create()
-        if will_restore(annotations_of(spec)):
-            host.engines.warm(container.runc.env)
+        for name in named_snapshots(annotations_of(spec)):
+            host.engines.warm(container.runc.env, name, config.as_dict())
         return container
     except BaseException:
         if container is not None:

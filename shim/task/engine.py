@@ -80,6 +80,13 @@ class Engine:
             raise rebuilt(reply["error"])
         return reply
 
+    def tell(self, request: Mapping[str, Any]) -> None:
+        """Send what wants no answer; nothing happens if it has died."""
+        try:
+            self._socket.sendall(jsons.dumps(request) + b"\n")
+        except OSError:
+            pass
+
     def kill(self) -> None:
         """End it and whatever it has started in its process group."""
         self._killed = True
@@ -132,41 +139,47 @@ class Engine:
 
 
 class Engines:
-    """At most one engine started ahead of need: when the sandbox is made, the annotation is known.
+    """Engines started ahead of need: when the sandbox is made, the snapshots are known.
 
-    Its imports (100 ms) and later its page-in run while kubelet still prepares the container.
+    Their imports (100 ms) and their reading run while kubelet still prepares the containers.
     """
 
     def __init__(self, loop: Loop, reaper: Reaper) -> None:
         self._loop = loop
         self._reaper = reaper
         self._lock = Lock()
-        self._spare: Engine | None = None
+        self._spare: dict[str, Engine] = {}  # by the name of the snapshot
 
-    def warm(self, env: Mapping[str, str]) -> None:
-        """Start one, for a container that is going to be restored; it goes if none comes."""
+    def warm(self, env: Mapping[str, str], name: str, config: Mapping[str, Any]) -> None:
+        """Start one for the snapshot `name`; it goes if no container comes for it."""
         engine = Engine(self._reaper, env)
-        with self._lock:
-            before, self._spare = self._spare, engine
-        if before is not None:
-            before.close()
-        self._loop.call_later(SPARE, lambda: self._drop(engine))
+        engine.tell({"verb": "read-ahead", "name": name, "config": config})
+        self.give_back(engine, name)
 
-    def take(self, env: Mapping[str, str]) -> Engine:
-        """The spare one, or a new one."""
+    def take(self, env: Mapping[str, str], name: str) -> Engine:
+        """The spare one for that snapshot, or a new one."""
         with self._lock:
-            engine, self._spare = self._spare, None
+            engine = self._spare.pop(name, None)
         if engine is not None:
             if engine.alive:
                 return engine
             engine.release()
         return Engine(self._reaper, env)
 
-    def _drop(self, engine: Engine) -> None:
+    def give_back(self, engine: Engine, name: str) -> None:
+        """Keep it for another container; it goes if none comes."""
         with self._lock:
-            if self._spare is not engine:
+            before, self._spare[name] = self._spare.get(name), engine
+        if before is not None:
+            before.end()
+            before.release()
+        self._loop.call_later(SPARE, lambda: self._drop(engine, name))
+
+    def _drop(self, engine: Engine, name: str) -> None:
+        with self._lock:
+            if self._spare.get(name) is not engine:
                 return
-            self._spare = None
+            del self._spare[name]
         engine.kill()
         engine.release()
 

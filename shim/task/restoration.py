@@ -55,7 +55,7 @@ class Restoration:
 
     def prepare(self, env: dict[str, str]) -> None:
         """Start the engine, so that its imports are done when Start comes."""
-        self._engine = self._host.engines.take(env)
+        self._engine = self._host.engines.take(env, self._source.name)
 
     def pids(self) -> list[int]:
         """The engine's process, while it is there."""
@@ -85,6 +85,7 @@ class Restoration:
             snapshot=self._source.name or self._source.path,
             seconds=f"{time.monotonic() - began:.3f}",
             timeline=spans,
+            **reply["memory"],
         )
         return True
 
@@ -105,6 +106,13 @@ class Restoration:
         self._over = True
         if engine is not None:
             engine.release()
+
+    def _hand_on(self) -> None:
+        """Leave the engine, and what it has read ahead, to the container that is meant."""
+        engine, self._engine = self._engine, None
+        self._over = True
+        if engine is not None:
+            self._host.engines.give_back(engine, self._source.name)
 
     def _ask(self, container: Container, deadline: float | None) -> dict[str, Any]:
         engine = self._engine
@@ -135,12 +143,13 @@ class Restoration:
         return max(0.0, min(allowed, left - min(COLD_MOST, left * COLD_SHARE)))
 
     def _give_up(self, container: Container, error: ThawError) -> None:
+        if isinstance(error, OtherContainer) and not self._cancelled:
+            log.info("another container is meant", container=container.id, error=error.message)
+            self._hand_on()
+            return
         if self._engine is not None:
             self._engine.end()  # it may still be at work: nothing is undone under its hands
         self.close()
-        if isinstance(error, OtherContainer) and not self._cancelled:
-            log.info("another container is meant", container=container.id, error=error.message)
-            return
         undone = self._undo(container)
         refuse = self._source.must or self._cancelled or undone is not None
         fields = {

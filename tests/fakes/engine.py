@@ -21,12 +21,15 @@ from typing import Any
 
 def main() -> None:
     daemon = socket.socket(fileno=3)
-    line, fds, _, _ = socket.recv_fds(daemon, 1 << 16, 8)
-    while not line.endswith(b"\n"):
-        more = daemon.recv(1 << 16)
+    line = b""
+    fds: list[int] = []
+    while b"\n" not in line or line.startswith(b'{"verb": "read-ahead"'):
+        more, new, _, _ = socket.recv_fds(daemon, 1 << 16, 8)
         if not more:
             return
-        line += more
+        line, fds = line + more, fds + new
+        while line.startswith(b'{"verb": "read-ahead"') and b"\n" in line:
+            line = line.partition(b"\n")[2]
     request = json.loads(line)
     play = play_of(request)
     if play["play"] == "die":
@@ -38,6 +41,7 @@ def main() -> None:
         return
     if play["play"] == "restore":
         play["reply"] = {"pid": launch(play["args"], fds), "timeline": {"criu": 0.5}}
+        play["reply"]["memory"] = {"memory": "native"}
     for fd in fds if play["play"] == "fds" else ():
         os.write(fd, play["write"].encode())
     reply = play.get("reply", {"fds": len(fds), "request": request})

@@ -40,8 +40,7 @@ class Pod:
 
     def release(self) -> None:
         """Close the sockets of engines that nobody has asked anything."""
-        spare = self.node.host.engines._spare
-        if spare is not None:
+        for spare in self.node.host.engines._spare.values():
             spare.release()
         for container in self.service.containers.values():
             if container.restoration is not None:

@@ -17,7 +17,7 @@ from shim.annotations import (
     TABLE,
     check_name,
     fail_instead_of_cold_start,
-    will_restore,
+    named_snapshots,
     wish,
 )
 from shim.errors import BadAnnotation, BadName
@@ -88,18 +88,26 @@ def test_wishes(annotations: dict[str, str], wanted: tuple[str, bool] | None) ->
 
 
 @pytest.mark.parametrize(
-    ("annotations", "expected"),
+    ("annotations", "names"),
     [
-        ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "warm"}, True),
-        ({CONTAINER_TYPE: "sandbox", f"{SNAPSHOT}.a": "warm"}, True),
-        ({CONTAINER_TYPE: "sandbox"}, False),
-        ({CONTAINER_TYPE: "sandbox", ON_FAILURE: "fail"}, False),
-        ({CONTAINER_TYPE: "container", SNAPSHOT: "warm"}, False),
-        ({SNAPSHOT: "warm"}, False),
+        ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "warm"}, ["warm"]),
+        ({CONTAINER_TYPE: "sandbox", f"{SNAPSHOT}.a": "warm"}, ["warm"]),
+        ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "warm", f"{SNAPSHOT}.a": "warm"}, ["warm"]),
+        ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "b", f"{SNAPSHOT}.a": "a"}, ["b", "a"]),
+        ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "../b", f"{SNAPSHOT}.a": "a"}, ["a"]),
+        ({CONTAINER_TYPE: "sandbox"}, []),
+        ({CONTAINER_TYPE: "sandbox", ON_FAILURE: "fail"}, []),
+        ({CONTAINER_TYPE: "container", SNAPSHOT: "warm"}, []),
+        ({SNAPSHOT: "warm"}, []),
     ],
 )
-def test_the_sandbox_knows_beforehand(annotations: dict[str, str], expected: bool) -> None:
-    assert will_restore(annotations) == expected
+def test_the_sandbox_knows_beforehand(annotations: dict[str, str], names: list[str]) -> None:
+    assert named_snapshots(annotations) == names
+
+
+def test_a_pod_has_only_so_many_snapshots_read_ahead() -> None:
+    many = {f"{SNAPSHOT}.{n}": f"s{n}" for n in range(100)}
+    assert len(named_snapshots({CONTAINER_TYPE: "sandbox", **many})) == 4
 
 
 def test_on_failure() -> None:

@@ -18,6 +18,7 @@ from fakes.host import PATIENCE
 
 from shim import engine
 from shim.errors import Unfit
+from shim.restore.bulk import ReadAhead
 
 # As `python3 -IS shim/engine.py`, but for an environment in which Thaw need not be installed.
 PROGRAM = "import sys; from shim import engine; sys.exit(engine.main(sys.argv[1:]))"
@@ -37,6 +38,17 @@ def hang(work):
     while True:
         os.read(os.pipe()[0], 1)
 shim.restore.engine.undo = hang
+sys.exit(engine.main([]))
+"""
+
+OTHER = """
+import sys
+from shim import engine
+from shim.errors import OtherContainer
+import shim.restore.engine
+def other(work, ahead):
+    raise OtherContainer("not this one")
+shim.restore.engine.restore = other
 sys.exit(engine.main([]))
 """
 
@@ -119,11 +131,11 @@ def test_errors_are_answers(daemon: Daemon, tmp_path: Path) -> None:
 
 
 def test_leaves_keep_their_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unfit(_work: object) -> dict[str, Any]:
+    def unfit(_work: object, _ahead: object) -> dict[str, Any]:
         raise Unfit("another image", hint="use that")
 
     monkeypatch.setattr("shim.restore.engine.restore", unfit)
-    assert engine._answer(request(tmp_path, verb="restore"), ()) == {
+    assert engine._answer(request(tmp_path, verb="restore"), (), ReadAhead()) == {
         "error": {"class": "Unfit", "message": "another image", "hint": "use that"}
     }
 
@@ -133,7 +145,7 @@ def test_system_errors_need_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device", "/x")
 
     monkeypatch.setattr("shim.checkpoint.engine.checkpoint", full)
-    error = engine._answer(request(tmp_path, verb="checkpoint"), ())["error"]
+    error = engine._answer(request(tmp_path, verb="checkpoint"), (), ReadAhead())["error"]
     assert "No space left on device: '/x'" in error["message"]
     assert error["hint"] == ""
 
@@ -144,7 +156,24 @@ def test_an_unknown_verb(daemon: Daemon, tmp_path: Path) -> None:
 
 def test_a_daemon_that_needs_it_no_more(daemon: Daemon) -> None:
     daemon.socket.close()
+    assert daemon.process.wait(PATIENCE) in (0, -signal.SIGKILL)
+
+
+def test_what_is_read_ahead_wants_no_answer(daemon: Daemon, tmp_path: Path) -> None:
+    """Nor is it an error if there is nothing to read."""
+    ahead = {"verb": "read-ahead", "name": "one", "config": {"snapshots": str(tmp_path)}}
+    daemon.socket.sendall(json.dumps(ahead).encode() + b"\n")
+    assert daemon.ask(request(tmp_path)) == {}
+
+
+def test_it_stays_for_the_container_that_is_meant(tmp_path: Path) -> None:
+    daemon = Daemon(OTHER)
+    for _ in range(2):
+        answer = daemon.ask(request(tmp_path, verb="restore"))
+        assert answer["error"]["class"] == "OtherContainer"
+    assert daemon.ask(request(tmp_path)) == {}
     assert daemon.process.wait(PATIENCE) == 0
+    daemon.close()
 
 
 def test_it_ends_with_the_daemon_and_takes_its_children_along(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fakes.work import make_work, runc_calls
 from shim.errors import BadName, NoSuchSnapshot, OtherContainer, RestoreFailed, ThawError, Unfit
 from shim.mount import mount_points
 from shim.restore import engine
-from shim.restore.engine import make_plan, restore, take_back, undo
+from shim.restore.engine import prepare, restore, take_back, undo
 from shim.restore.plan import Plan
 from shim.restore.steps import STEPS, Step
 from shim.snapshot.config import SnapshotConfig
@@ -64,6 +64,12 @@ def snapshot(tmp_path: Path, config: SnapshotConfig) -> Path:
     (folder / "rootfs" / "changed").write_text("by the worker")
     (folder / "volumes" / "0" / "mapped").write_text("by the worker")
     return folder
+
+
+def make_plan(work: Work) -> Plan:
+    plan, memory = prepare(work)
+    memory.close()
+    return plan
 
 
 def asked(work: Work, **changes: Any) -> Work:

@@ -113,8 +113,7 @@ def test_on_failure_is_one_of_two_words(pod: Pod, logged: Callable[[], str]) -> 
 
 def test_the_sandbox_of_a_pod_that_is_restored_warms_an_engine(pod: Pod, plays: Any) -> None:
     pod.create("s", *FOREVER, spec=annotated(pod, **{SNAPSHOT: "warm", TYPE: "sandbox"}))
-    spare = pod.node.host.engines._spare
-    assert spare is not None
+    spare = pod.node.host.engines._spare["warm"]
     notes = {SNAPSHOT: "warm", TYPE: "container", NAME: "main"}
     container = pod.create("c", *FOREVER, spec=annotated(pod, **notes))
     assert container.pids() == [spare.pid]
@@ -122,7 +121,7 @@ def test_the_sandbox_of_a_pod_that_is_restored_warms_an_engine(pod: Pod, plays: 
 
 def test_other_sandboxes_do_not(pod: Pod) -> None:
     pod.create("s", *FOREVER, spec=annotated(pod, **{TYPE: "sandbox"}))
-    assert pod.node.host.engines._spare is None
+    assert not pod.node.host.engines._spare
 
 
 def test_what_is_refused_leaves_nothing(pod: Pod) -> None:

@@ -155,9 +155,9 @@ def test_a_program_that_cannot_be_started(node: Node, monkeypatch: pytest.Monkey
 
 def test_a_spare_engine_is_taken_once(node: Node) -> None:
     engines = Engines(node.loop, node.reaper)
-    engines.warm(ENV)
-    spare = engines._spare
-    first, second = engines.take(ENV), engines.take(ENV)
+    engines.warm(ENV, "one", {})
+    spare = engines._spare.get("one")
+    first, second = engines.take(ENV, "one"), engines.take(ENV, "one")
     assert first is spare
     assert second is not spare
     first.close()
@@ -166,12 +166,12 @@ def test_a_spare_engine_is_taken_once(node: Node) -> None:
 
 def test_a_spare_engine_that_died_is_not_handed_out(node: Node) -> None:
     engines = Engines(node.loop, node.reaper)
-    engines.warm(ENV)
-    spare = engines._spare
+    engines.warm(ENV, "one", {})
+    spare = engines._spare.get("one")
     assert spare is not None
     node.reaper.kill(spare.pid, 9)
     node.until(lambda: not spare.alive)
-    taken = engines.take(ENV)
+    taken = engines.take(ENV, "one")
     assert taken is not spare
     assert taken.ask({"play": "reply"}, [], None)
     taken.close()
@@ -179,18 +179,40 @@ def test_a_spare_engine_that_died_is_not_handed_out(node: Node) -> None:
 
 def test_a_second_spare_replaces_the_first(node: Node) -> None:
     engines = Engines(node.loop, node.reaper)
-    engines.warm(ENV)
-    first = engines._spare
+    engines.warm(ENV, "one", {})
+    first = engines._spare.get("one")
     assert first is not None
-    engines.warm(ENV)
+    engines.warm(ENV, "one", {})
     assert not first.alive
-    assert engines._spare is not first
-    engines.take(ENV).close()
+    assert engines._spare["one"] is not first
+    engines.take(ENV, "one").close()
 
 
 def test_a_spare_engine_that_nobody_takes_goes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "SPARE", 0.01)
     engines = Engines(node.loop, node.reaper)
-    engines.warm(ENV)
-    node.until(lambda: engines._spare is None)
+    engines.warm(ENV, "one", {})
+    node.until(lambda: not engines._spare)
     node.until(lambda: not node._children())
+
+
+def test_each_snapshot_has_a_spare_engine_of_its_own(node: Node) -> None:
+    engines = Engines(node.loop, node.reaper)
+    engines.warm(ENV, "one", {})
+    engines.warm(ENV, "two", {})
+    spare = dict(engines._spare)
+    taken = {name: engines.take(ENV, name) for name in ("three", "two", "one")}
+    third = taken.pop("three")
+    assert taken == spare
+    for used in (third, *spare.values()):
+        used.close()
+
+
+def test_an_engine_that_is_given_back_serves_the_next(node: Node) -> None:
+    engines = Engines(node.loop, node.reaper)
+    first = engines.take(ENV, "one")
+    engines.give_back(first, "one")
+    again = engines.take(ENV, "one")
+    assert again is first
+    assert again.ask({"play": "reply"}, [], None)
+    again.close()

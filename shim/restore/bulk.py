@@ -1,0 +1,137 @@
+"""Where the bulk of memory comes from in one restore: from us, read ahead, or from CRIU.
+
+An engine is started when the pod's sandbox is made, and told at once which snapshot the pod names:
+`ReadAhead` begins to read then, long before there is a container. `Memory` is what the steps of
+the restore see of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shim.budget import GIB
+from shim.config import Config
+from shim.errors import RestoreFailed, ThawError
+from shim.restore.memory import Filling, Progress, filling_of
+from shim.snapshot.index import FOLDER, Index
+from shim.snapshot.store import Store
+from shim.timeline import Timeline
+
+NO_INDEX = "the snapshot has no index: `thaw index` makes one"
+SWITCHED_OFF = "restore.engine is criu"
+
+
+class Memory:
+    """The bulk of memory in one restore. Without a filling CRIU brings it, for a `reason`."""
+
+    def __init__(self, filling: Filling | None, reason: str = "") -> None:
+        self.filling = filling
+        self.reason = reason
+        self._timeline = Timeline()
+        self._filled: Progress | None = None
+
+    @property
+    def index(self) -> Path | None:
+        """The folder of the index that is used."""
+        return self.filling.index.folder if self.filling is not None else None
+
+    def check_files(self) -> None:
+        """Raise Unfit unless all that CRIU will read is what it was."""
+        if self.filling is not None:
+            self.filling.index.check_files()
+
+    def read_ahead(self) -> None:
+        """Begin to read, if that has not begun yet."""
+        if self.filling is not None:
+            self.filling.prefetch()
+
+    def link_images(self, folder: Path) -> None:
+        """Make the folder in which CRIU finds what is left to it."""
+        if self.filling is not None:
+            self.filling.index.link(folder)
+
+    def actions(self) -> dict[str, Callable[[int], None]]:
+        """What is to be done at which of CRIU's stages."""
+        return {"post-restore": self._fill} if self.filling is not None else {}
+
+    def refuse_unfilled(self) -> None:
+        """Raise RestoreFailed if CRIU has gone on without us."""
+        if self.filling is not None and self._filled is None:
+            raise RestoreFailed(
+                "CRIU did not stop for its memory",
+                hint="does something override its configuration?",
+            )
+
+    def report(self) -> dict[str, str]:
+        """Words for the log: which engine, and how much how fast, or why not ours."""
+        if self._filled is None:
+            return {"memory": "criu", "because": self.reason}
+        seconds = self._timeline.seconds("fill")
+        gib = self._filled.total / GIB
+        return {
+            "memory": "native",
+            "gib": f"{gib:.3f}",
+            "fill": f"{seconds:.3f}",
+            "ahead": f"{self._filled.peak / GIB:.3f}",
+        }
+
+    def close(self) -> None:
+        """Give buffers, threads and files back."""
+        if self.filling is not None:
+            self.filling.close()
+
+    def _fill(self, init: int) -> None:
+        assert self.filling is not None
+        with self._timeline.span("fill"):
+            self._filled = self.filling.fill(init)
+
+
+class ReadAhead:
+    """What this process has begun to read before it was told of a container; nothing at first."""
+
+    def __init__(self) -> None:
+        self._filling: Filling | None = None
+        self._identity = (0, 0)
+
+    def begin(self, request: Mapping[str, Any]) -> None:
+        """Begin with the snapshot that is named; what is wrong with it, the restore will say."""
+        config = Config(request["config"])
+        try:
+            snapshot = Store(config.text("snapshots")).open(request["name"])
+            memory = self.take(snapshot.path / FOLDER, snapshot.criu, config)
+            memory.read_ahead()
+            self._identity = _identity(snapshot.path / FOLDER)
+            self._filling = memory.filling
+            memory.check_files()  # for CRIU's sake: they are in the page cache then
+        except (ThawError, OSError):
+            return
+
+    def take(self, folder: Path, images: Path, config: Config) -> Memory:
+        """The memory for a restore from the index in `folder`: what was begun, or a new one.
+
+        Raises Unfit if the index is damaged.
+        """
+        begun, self._filling = self._filling, None
+        if begun is not None:
+            if begun.index.folder == folder and _identity(folder) == self._identity:
+                return Memory(begun)
+            begun.close()  # of another snapshot, or of one that had this name
+        if config.text("restore.engine") != "native":
+            return Memory(None, SWITCHED_OFF)
+        if not folder.is_dir():
+            return Memory(None, NO_INDEX)
+        index = Index.open(folder, images)
+        if index.reason:
+            return Memory(None, index.reason)
+        return Memory(filling_of(index, config))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        info = os.stat(folder, follow_symlinks=False)
+    except OSError:
+        return (0, 0)
+    return (info.st_dev, info.st_ino)

@@ -1,0 +1,292 @@
+"""The bulk of a worker's memory, filled past CRIU: read ahead, then written in parallel.
+
+CRIU restores the skeleton. At its `post-restore` stage every process has its final mappings and
+waits in CRIU's restorer code; then `Filling.fill` writes the extents into them and verifies each
+one's checksum. Only after that may CRIU go on: a process that has not got all of its memory never
+runs. The threads, buffers and reads are native (native/fill.c); see snapshot/index.py for what an
+extent is.
+
+Nobody has to enter the pod's cgroup for this: a page that process_vm_writev brings in is charged to
+the memory cgroup of the process that it is for, also in shared memory that is mapped there
+(mm/shmem.c charges the faulting mapping's mm). The buffers are ours and charged to us.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import os
+import stat
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from shim._native import ffi, lib
+from shim.budget import available, budget_of
+from shim.config import Config
+from shim.errors import RestoreFailed, Unfit
+from shim.native import check
+from shim.processes import processes_below
+from shim.restore.numa import nodes_for
+from shim.snapshot.index import Index
+
+_TURN = 100  # milliseconds between two looks at the progress
+_DAMAGED = "the snapshot is damaged: remove it with `thaw rm` and make it again"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a fill is, in bytes; see struct thaw_progress."""
+
+    total: int
+    direct: int
+    cached: int
+    buffered: int
+    peak: int
+    done: int
+    zero: int
+
+
+@dataclass(frozen=True)
+class Stripes:
+    """Folders over which each file is spread: `unit` bytes (whole pages) to each in turn."""
+
+    unit: int
+    folders: tuple[Path, ...]
+
+
+class Filling:
+    """The fill of one index. Its files are opened at once, so that they stay what they are.
+
+    They are CRIU's own, or `stripes` of these. Raises Unfit if one is not what the index says.
+    Closing it at any time ends all threads.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        *,
+        threads: int = 0,
+        budget: int = 0,
+        source: int = 0,
+        stripes: Stripes | None = None,
+    ) -> None:
+        self.index = index
+        self._stripes = stripes or Stripes(0, (index.images,))
+        self._fds = _open_sources(index, self._stripes)
+        self._extents = ffi.from_buffer("struct thaw_extent[]", index.extents)
+        self._fill: Any = None
+        try:
+            self._fill = self._open(threads, budget, source)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def prefetch(self) -> None:
+        """Begin to read what is not in the page cache, as far as the budget goes."""
+        check(lib.thaw_fill_prefetch(self._fill), "cannot read ahead")
+
+    def fill(self, init: int, seconds: float | None = None) -> Progress:
+        """Write everything into the processes of `init`'s tree (a pid of ours) and verify it.
+
+        Raises RestoreFailed at the first failure, after `seconds`, or if a process of the index is
+        not there or has other mappings than it had.
+        """
+        pids = self._processes(init)
+        self._refuse_other_mappings(pids)
+        return self._run(pids, nodes_for(init), seconds)
+
+    def verify(self, seconds: float | None = None) -> Progress:
+        """Read everything and compare it with the checksums, for nobody."""
+        return self._run([], [], seconds)
+
+    def cancel(self) -> None:
+        """Make a `fill` that runs in another thread end soon, with RestoreFailed."""
+        lib.thaw_fill_cancel(self._fill)
+
+    def progress(self) -> Progress:
+        """How far it is; from any thread."""
+        now = ffi.new("struct thaw_progress *")
+        lib.thaw_fill_progress(self._fill, now)
+        return Progress(*(getattr(now, field.name) for field in fields(Progress)))
+
+    def close(self) -> None:
+        """End all threads and give buffers and files back."""
+        fill, self._fill = self._fill, None
+        if fill is not None:
+            lib.thaw_fill_close(fill)
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            os.close(fd)
+
+    def _open(self, threads: int, budget: int, source: int) -> Any:
+        blobs = self.index.sources
+        sources = ffi.new("struct thaw_source[]", len(blobs))
+        for number, blob in enumerate(blobs):
+            sources[number].size = blob.size
+            sources[number].unit = self._stripes.unit
+            sources[number].stripes = len(self._stripes.folders)
+            sources[number].first = number * len(self._stripes.folders)
+        options = ffi.new("struct thaw_fill_options *")
+        options.budget = budget
+        options.fillers = threads
+        options.source = source
+        made = ffi.new("struct thaw_fill **")
+        result = lib.thaw_fill_open(
+            sources,
+            len(blobs),
+            ffi.new("int[]", self._fds),
+            self._extents,
+            self.index.count,
+            options,
+            made,
+        )
+        check(result, "cannot prepare the fill of", str(self.index.folder))
+        return made[0]
+
+    def _processes(self, init: int) -> list[int]:
+        """The pids of the index's tasks, in its order."""
+        found = processes_below(init)
+        missing = [task for task in self.index.tasks if task not in found]
+        if missing:
+            raise RestoreFailed(
+                f"no process {missing[0]} to fill", hint="has it ended while it was restored?"
+            )
+        return [found[task] for task in self.index.tasks]
+
+    def _refuse_other_mappings(self, pids: Sequence[int]) -> None:
+        for number, pid in enumerate(pids):
+            writable = writable_ranges(pid)
+            starts = [start for start, _ in writable]
+            for start, end in self.index.ranges[number]:
+                at = bisect.bisect_right(starts, start) - 1
+                if at < 0 or writable[at][1] < end:
+                    raise RestoreFailed(
+                        f"process {self.index.tasks[number]} has no writable memory at "
+                        f"{start:#x}-{end:#x}",
+                        hint="is the index of other images? `thaw index` makes it anew",
+                    )
+
+    def _run(self, pids: list[int], nodes: list[int], seconds: float | None) -> Progress:
+        result = lib.thaw_fill_start(
+            self._fill,
+            ffi.new("int[]", pids) if pids else ffi.NULL,
+            len(pids),
+            ffi.new("int[]", nodes) if nodes else ffi.NULL,
+            len(nodes),
+        )
+        if result == -errno.ECANCELED:
+            raise self._failure(result)
+        check(result, "cannot fill memory")
+        return self._wait(seconds)
+
+    def _wait(self, seconds: float | None) -> Progress:
+        ends = None if seconds is None else time.monotonic() + seconds
+        while True:
+            result = lib.thaw_fill_wait(self._fill, _TURN)
+            if result == 0:
+                return self.progress()
+            if result != -errno.ETIMEDOUT:
+                raise self._failure(result)
+            if ends is not None and time.monotonic() > ends:
+                self.cancel()
+                done = self.progress()
+                raise RestoreFailed(
+                    f"memory was not filled in time: {done.done} of {done.total} bytes"
+                )
+
+    def _failure(self, result: int) -> RestoreFailed:
+        failure = ffi.new("struct thaw_failure *")
+        lib.thaw_fill_failure(self._fill, failure)
+        if result == -errno.ECANCELED:
+            return RestoreFailed("the fill was cancelled")
+        extent = self._extents[failure.place]
+        blob = self.index.sources[extent.source].name
+        place = f"{blob} at {extent.offset} ({extent.length} bytes)"
+        reason = os.strerror(failure.error) if failure.error else os.strerror(-result)
+        return {
+            _READ: RestoreFailed(f"cannot read {place}: {reason}", hint="is the disk well?"),
+            _SHORT: RestoreFailed(f"{place} is cut off", hint=_DAMAGED),
+            _CHECKSUM: RestoreFailed(f"{place} has another checksum", hint=_DAMAGED),
+            _TASK: RestoreFailed(
+                f"cannot write {extent.length} bytes at {extent.address:#x} of process "
+                f"{self.index.tasks[extent.task]}: {reason}",
+                hint="has it been killed, by the memory limit of the pod perhaps?",
+            ),
+        }.get(failure.stage, RestoreFailed(f"cannot fill memory: {reason}"))
+
+
+_READ, _SHORT, _CHECKSUM, _TASK = 1, 2, 3, 4  # the stages of struct thaw_failure
+
+
+def filling_of(index: Index, config: Config) -> Filling:
+    """The fill of an index, as the operator's configuration has it."""
+    return Filling(
+        index,
+        threads=int(config.number("restore.threads")),
+        budget=budget_of(config.number("restore.memory"), available()),
+    )
+
+
+def writable_ranges(pid: int) -> list[tuple[int, int]]:
+    """Where a process can write, adjoining mappings as one, by address."""
+    ranges: list[tuple[int, int]] = []
+    with open(f"/proc/{pid}/maps") as file:
+        for line in file:
+            addresses, permissions, _ = line.split(" ", 2)
+            if permissions[1] != "w":
+                continue
+            start, end = (int(part, 16) for part in addresses.split("-"))
+            if ranges and ranges[-1][1] == start:
+                ranges[-1] = (ranges[-1][0], end)
+            else:
+                ranges.append((start, end))
+    return ranges
+
+
+def stripe_size(size: int, unit: int, count: int, number: int) -> int:
+    """Bytes in one of `count` stripes of a file of `size` bytes; a unit of 0 means one file."""
+    if not unit:
+        return size
+    turns, rest = divmod(size, unit * count)
+    return turns * unit + max(0, min(unit, rest - number * unit))
+
+
+def _open_sources(index: Index, stripes: Stripes) -> list[int]:
+    """The files of all sources, each with its stripes in order."""
+    with ExitStack() as opened:
+        fds = []
+        for blob in index.sources:
+            for number, folder in enumerate(stripes.folders):
+                size = stripe_size(blob.size, stripes.unit, len(stripes.folders), number)
+                fds.append(_open_source(folder / blob.name, size))
+                opened.callback(os.close, fds[-1])
+        opened.pop_all()
+        return fds
+
+
+def _open_source(path: Path, size: int) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise Unfit(f"cannot read {path}: {error.strerror}", hint=_DAMAGED) from error
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode) or info.st_size != size:
+        os.close(fd)
+        raise Unfit(f"{path} has {info.st_size} bytes, it had {size}", hint=_DAMAGED)
+    return fd

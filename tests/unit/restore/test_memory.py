@@ -1,0 +1,254 @@
+"""Memory filled into real processes, and every way in which that is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shim._native import lib
+from shim.budget import GIB
+from shim.config import Config
+from shim.errors import RestoreFailed, ThawError, Unfit
+from shim.restore.bulk import NO_INDEX, SWITCHED_OFF, Memory, ReadAhead
+from shim.restore.memory import (
+    Filling,
+    Stripes,
+    stripe_size,
+    writable_ranges,
+)
+from shim.snapshot.index import Document, Index
+from shim.snapshot.layout import Blob
+
+PAGE = 4096
+SIZE = 8 << 20
+PIECE = 1 << 20
+NAME = "pages-1.img"
+TARGET = f"""\
+import ctypes, mmap, signal, sys
+area = mmap.mmap(-1, {SIZE}, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+print(ctypes.addressof(ctypes.c_char.from_buffer(area)), flush=True)
+while True:
+    signal.pause()
+"""
+
+
+class Target:
+    """A process with memory to be filled."""
+
+    def __init__(self) -> None:
+        argv = [sys.executable, "-c", TARGET]
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        self.pid = self.process.pid
+        self.address = int(self.process.stdout.readline())
+
+    def memory(self) -> bytes:
+        with open(f"/proc/{self.pid}/mem", "rb") as file:
+            file.seek(self.address)
+            return file.read(SIZE)
+
+    def close(self) -> None:
+        self.process.kill()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.process.wait()
+
+
+@pytest.fixture
+def target() -> Iterator[Target]:
+    made = Target()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> bytes:
+    made = os.urandom(SIZE)
+    (tmp_path / NAME).write_bytes(made)
+    return made
+
+
+def index_of(target: Target, folder: Path, data: bytes, **changes: int) -> Index:
+    """An index of one task whose memory is `data`, from one file."""
+    address = changes.get("address", target.address)
+    records = b""
+    for offset in range(0, SIZE, PIECE):
+        piece = data[offset : offset + PIECE]
+        crc = lib.thaw_crc32c(0, piece, PIECE)
+        records += struct.pack("<QQIIIHH", address + offset, offset, PIECE, crc, 0, 0, 1)
+    size = changes.get("size", SIZE)
+    sizes = {"extents": SIZE, "zero": 0, "skeleton": 0}
+    document = Document("", [changes.get("task", target.pid)], [Blob(NAME, size)], {}, {}, sizes)
+    return Index(folder, folder, document, records, [[(address, address + SIZE)]])
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 20, 1 << 30])
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_it_is_filled(
+    target: Target, tmp_path: Path, data: bytes, threads: int, budget: int
+) -> None:
+    with Filling(index_of(target, tmp_path, data), threads=threads, budget=budget) as filling:
+        filling.prefetch()
+        progress = filling.fill(target.pid)
+    assert progress.done == progress.total == SIZE
+    assert target.memory() == data
+
+
+@pytest.mark.parametrize("folders", [1, 2, 3])
+def test_it_is_filled_from_stripes(
+    target: Target, tmp_path: Path, data: bytes, folders: int
+) -> None:
+    unit = 3 * PAGE
+    stripes = Stripes(unit, tuple(tmp_path / f"disk{n}" for n in range(folders)))
+    for number, folder in enumerate(stripes.folders):
+        folder.mkdir()
+        turns = range(number * unit, SIZE, folders * unit)
+        (folder / NAME).write_bytes(b"".join(data[turn : turn + unit] for turn in turns))
+    with Filling(index_of(target, tmp_path / "none", data), stripes=stripes) as filling:
+        filling.fill(target.pid)
+    assert target.memory() == data
+
+
+@given(size=st.integers(0, 100), unit=st.integers(1, 9), count=st.integers(1, 9))
+def test_sizes_of_stripes(size: int, unit: int, count: int) -> None:
+    sizes = [0] * count
+    for byte in range(size):
+        sizes[byte // unit % count] += 1
+    assert [stripe_size(size, unit, count, n) for n in range(count)] == sizes
+
+
+def test_it_is_verified_for_nobody(target: Target, tmp_path: Path, data: bytes) -> None:
+    with Filling(index_of(target, tmp_path, data)) as filling:
+        assert filling.verify().done == SIZE
+    assert target.memory() == bytes(SIZE)
+
+
+def refused(filling: Filling, target: Target, words: str) -> ThawError:
+    with filling, pytest.raises(RestoreFailed, match=words) as refusal:
+        filling.fill(target.pid)
+    return refusal.value
+
+
+def test_a_flipped_bit(target: Target, tmp_path: Path, data: bytes) -> None:
+    spoilt = bytearray(data)
+    spoilt[5 * PIECE + 17] ^= 1
+    (tmp_path / NAME).write_bytes(spoilt)
+    words = f"pages-1.img at {5 * PIECE} .* has another checksum"
+    error = refused(Filling(index_of(target, tmp_path, data)), target, words)
+    assert "damaged" in error.hint
+
+
+def test_a_file_that_has_shrunk_since_it_was_opened(
+    target: Target, tmp_path: Path, data: bytes
+) -> None:
+    filling = Filling(index_of(target, tmp_path, data))
+    os.truncate(tmp_path / NAME, SIZE // 2)
+    refused(filling, target, "is cut off")
+
+
+def test_a_file_of_another_size(target: Target, tmp_path: Path, data: bytes) -> None:
+    os.truncate(tmp_path / NAME, SIZE // 2)
+    with pytest.raises(Unfit, match=rf"has {SIZE // 2} bytes, it had {SIZE}"):
+        Filling(index_of(target, tmp_path, data))
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "nothing"])
+def test_what_is_no_file(target: Target, tmp_path: Path, data: bytes, kind: str) -> None:
+    (tmp_path / NAME).unlink()
+    if kind == "link":
+        (tmp_path / NAME).symlink_to("/etc/passwd")
+    elif kind == "fifo":
+        os.mkfifo(tmp_path / NAME)
+    with pytest.raises(Unfit):
+        Filling(index_of(target, tmp_path, data))
+
+
+def test_a_process_that_is_not_there(target: Target, tmp_path: Path, data: bytes) -> None:
+    refused(Filling(index_of(target, tmp_path, data, task=1)), target, "no process 1 to fill")
+
+
+def test_memory_that_is_not_there(target: Target, tmp_path: Path, data: bytes) -> None:
+    index = index_of(target, tmp_path, data, address=0x10000)
+    refused(Filling(index), target, "no writable memory at 0x10000-")
+    assert target.memory() == bytes(SIZE)
+
+
+def test_a_process_that_was_killed(target: Target, tmp_path: Path, data: bytes) -> None:
+    filling = Filling(index_of(target, tmp_path, data))
+    target.process.send_signal(signal.SIGKILL)
+    target.process.wait()
+    refused(filling, target, "no process")
+
+
+def test_cancelled_before_it_began(target: Target, tmp_path: Path, data: bytes) -> None:
+    filling = Filling(index_of(target, tmp_path, data))
+    filling.cancel()
+    refused(filling, target, "cancelled")
+
+
+def test_closing_gives_everything_back(target: Target, tmp_path: Path, data: bytes) -> None:
+    before = os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")
+    for _ in range(3):
+        filling = Filling(index_of(target, tmp_path, data), budget=1 << 20)
+        filling.prefetch()
+        filling.close()
+        filling.close()
+    assert (os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")) == before
+
+
+def test_where_a_process_can_write(target: Target) -> None:
+    found = writable_ranges(target.pid)
+    assert any(start <= target.address < target.address + SIZE <= end for start, end in found)
+    assert found == sorted(found)
+    assert all(end < start for (_, end), (start, _) in pairwise(found))
+
+
+# -- what a restore sees of it --------------------------------------------------------------------
+
+
+def test_switched_off(tmp_path: Path) -> None:
+    config = Config({"restore.engine": "criu"})
+    memory = ReadAhead().take(tmp_path, tmp_path, config)
+    assert (memory.filling, memory.reason) == (None, SWITCHED_OFF)
+    assert memory.report() == {"memory": "criu", "because": SWITCHED_OFF}
+
+
+def test_without_an_index(tmp_path: Path) -> None:
+    memory = ReadAhead().take(tmp_path / "index", tmp_path, Config())
+    assert (memory.filling, memory.reason) == (None, NO_INDEX)
+    memory.read_ahead()
+    memory.link_images(tmp_path / "images")
+    memory.refuse_unfilled()
+    memory.close()
+    assert memory.actions() == {}
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_damaged_index(tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    with pytest.raises(Unfit):
+        ReadAhead().take(tmp_path / "index", tmp_path, Config())
+
+
+def test_a_fill_and_what_is_said_of_it(target: Target, tmp_path: Path, data: bytes) -> None:
+    memory = Memory(Filling(index_of(target, tmp_path, data)))
+    with pytest.raises(RestoreFailed, match="did not stop for its memory"):
+        memory.refuse_unfilled()
+    memory.read_ahead()
+    memory.actions()["post-restore"](target.pid)
+    memory.refuse_unfilled()
+    memory.close()
+    said = memory.report()
+    assert (said["memory"], said["gib"]) == ("native", f"{SIZE / GIB:.3f}")
+    assert float(said["fill"]) >= 0
+    assert target.memory() == data

@@ -132,6 +132,14 @@ def copied_snapshot(lane: Lane, name: str, copy: str) -> Path:
     return target
 
 
+def drop_cache(path: Path) -> None:
+    """Take a file out of the page cache."""
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
 def edit_config(snapshot: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change a snapshot's config document in place."""
     path = snapshot / "config.json"

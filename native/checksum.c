@@ -3,7 +3,7 @@
  *
  * The crc32 instruction of SSE4.2 takes 8 bytes, one may start every cycle, and its result is there
  * after three: three streams side by side keep it busy. Measured (2.5 GHz Xeon of 2019, one core,
- * hot in its L2): 20 GB/s with three streams, 7.9 with one, 1.9 by tables.
+ * hot in its L2): 23 GB/s with three streams, 8.2 with one, 2.3 by tables.
  */
 #include "thaw.h"
 

@@ -3,8 +3,9 @@
  * the tasks do not exist yet also what it does hold, to verify it and to have it in huge pages.
  *
  * There is no io_uring here: preads of whole batches by two to four threads give what a disk has
- * (GiB/s, 1/2/4/8/16 readers: 2.4/2.5/2.5/2.3/2.3 and 0.6/0.9/0.7/0.9/1.0 on two virtual disks;
- * fio --direct=1 --bs=4M on the second 0.6/1.0/0.7/0.8/0.8, with io_uring and 16 at once 0.8).
+ * (GiB/s, 1/2/4/8/16 readers: 2.4/2.5/2.5/2.3/2.3 on one virtual disk; on another, in turn with
+ * fio --direct=1 --bs=4M, four readers 0.9-1.2 and fio 0.65-0.8 with two or four jobs, where
+ * fio's io_uring with 16 reads at once was no faster than its pread).
  */
 #include "fill.h"
 
@@ -42,7 +43,8 @@ static bool read_segment(struct thaw_fill *fill, const struct batch *batch,
     unsigned char *data = pool_buffer(&fill->pool, batch->buffer) + segment->place;
     uint64_t offset = segment->offset;
     int error;
-    int stage = fill_read(fill, segment->source, !batch->warm, data, &offset, segment->length, &error);
+    int stage = fill_read(fill, segment->source, !batch->warm, data, &offset, segment->length,
+                          &error);
 
     if (stage != 0)
         fill_fail(fill, error, stage, extent_at(fill, batch, segment->source, offset));

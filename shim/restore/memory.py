@@ -190,9 +190,8 @@ class Filling:
             ffi.new("int[]", nodes) if nodes else ffi.NULL,
             len(nodes),
         )
-        if result == -errno.ECANCELED:
+        if result < 0:  # what was read ahead may have been wrong already
             raise self._failure(result)
-        check(result, "cannot fill memory")
         return self._wait(seconds)
 
     def _wait(self, seconds: float | None) -> Progress:

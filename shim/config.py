@@ -49,7 +49,7 @@ TABLE = (
         "restore.memory",
         float,
         4.0,
-        "GiB for what is read ahead of a container, at most half of what is free; 0: nothing.",
+        "GiB for what is read ahead for a pod, at most half of what is free; 0: nothing.",
     ),
     Key(
         "checkpoint.engine",

@@ -64,6 +64,7 @@ def _serve(requests: _Requests, daemon: socket.socket, ahead: ReadAhead) -> int:
         if request["verb"] == "read-ahead":  # wants no answer; what is wrong, the restore will say
             ahead.begin(request)
             continue
+        ahead.called()
         answer = _answer(request, fds, ahead)
         daemon.sendall(json.dumps(answer).encode() + b"\n")
         if answer.get("error", {}).get("class") != OtherContainer.__name__:
@@ -85,7 +86,7 @@ class _Requests:
         while b"\n" not in self._buffer:
             data, fds, _, _ = socket.recv_fds(self._daemon, 65536, STREAMS)
             if not data:
-                sys.exit(0)
+                os._exit(0)  # there may be threads at work that must not see the end of Python
             for fd in fds:
                 os.set_inheritable(fd, False)
             self._buffer += data

@@ -101,7 +101,7 @@ def _make(
         with timeline.span("write"):
             pages.finish()
         with timeline.span("index"):
-            pages.index(extras / INDEX)
+            _index(pages, extras / INDEX)
         taken.write_config(timeline)
 
     # containerd's own shim keeps the log of a checkpoint here; a snapshot has its own.
@@ -111,6 +111,7 @@ def _make(
         try:
             with pages:
                 _dump(work, images, log, pages, at_post_dump, timeline)
+                pages.ensure_saved()
                 if not work.details["exit"]:
                     finish(pages)
             break
@@ -125,6 +126,15 @@ def _make(
         "frozen": timeline.seconds("dump"),
         "refused": refused,  # why CRIU had to dump all of it
     }
+
+
+def _index(pages: Pages, folder: Path) -> None:
+    try:
+        pages.index(folder)
+    except OSError as error:
+        raise CheckpointFailed(
+            f"cannot make the index {folder}: {error.strerror or error}", hint="is the disk full?"
+        ) from error
 
 
 def _ways(work: Work, images: Path) -> Iterator[Pages]:

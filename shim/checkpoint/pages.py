@@ -53,6 +53,9 @@ class Pages(Protocol):
     def save(self) -> None:
         """At CRIU's stage post-dump: the tasks are frozen, all small images are written."""
 
+    def ensure_saved(self) -> None:
+        """After CRIU has ended: raise CheckpointFailed if the memory is in no file."""
+
     def finish(self) -> None:
         """Any time later: wait until they are written. Raises CheckpointFailed."""
 
@@ -69,6 +72,7 @@ class Plain:
         self._images = images
 
     def __enter__(self) -> Self:
+        _remove_links(self._images)  # of a dump that was killed here: CRIU would write through them
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,7 +82,15 @@ class Plain:
         """CRIU finds nothing in its way."""
 
     def save(self) -> None:
-        """They are there."""
+        """They are there, and as long as they must be, as far as we understand the pagemaps."""
+        try:
+            layout = indexing.survey(self._images)
+        except NotIndexable:
+            return
+        _check_sizes(layout, self._images)
+
+    def ensure_saved(self) -> None:
+        """CRIU has said so."""
 
     def finish(self) -> None:
         """They are written, as far as CRIU cares."""
@@ -100,6 +112,7 @@ class Parallel:
         self._budget = budget
         self._init = init  # the container's init, a pid of this machine
         self._before: set[str] = set()
+        self._diverted = False
         self._layout: Layout | None = None
         self._open = ExitStack()
         self._saving: Saving | None = None
@@ -107,6 +120,7 @@ class Parallel:
         self._scanned: list[Run] = []  # the runs whose extents are known
 
     def __enter__(self) -> Self:
+        _remove_links(self.images)
         self._before = set(os.listdir(self.images))
         return self
 
@@ -116,10 +130,11 @@ class Parallel:
             # The pages are lost; what is left of these images must not mix with the next ones.
             for name in set(os.listdir(self.images)) - self._before:
                 remove_folder(str(self.images / name))
-        self._remove_links()
+        _remove_links(self.images)
 
     def divert(self) -> None:
         """Put links in CRIU's way, as many as it might make files."""
+        self._diverted = True
         pids = processes_below(self._init).values()
         for number in range(1, len(pids) + len(_shared_memory(pids)) + _SLACK + 1):
             link = self.images / f"pages-{number}.img"
@@ -141,7 +156,7 @@ class Parallel:
 
     def _save(self) -> None:
         layout = indexing.survey(self.images)
-        diverted = {n for n, blob in enumerate(layout.sources) if self._is_link(blob.name)}
+        diverted = {n for n, blob in enumerate(layout.sources) if _is_link(self.images / blob.name)}
         runs = [run for run in layout.runs if run.source in diverted]
         files = [(blob.name, -1) for blob in layout.sources]
         for number in diverted:
@@ -158,9 +173,18 @@ class Parallel:
                 if error.stage != MEMORY:
                     raise
                 raise _Unreadable(str(error)) from error
-        self._remove_links()
+        _remove_links(self.images)
+        _check_sizes(layout, self.images)
         self._scanned = [run for run in runs if _scanned_now(run)]
         self._layout = layout
+
+    def ensure_saved(self) -> None:
+        """Raise CheckpointFailed if CRIU has not stopped for us, but has taken our way."""
+        if self._diverted and self._layout is None:
+            raise CheckpointFailed(
+                "CRIU did not stop for the memory to be saved",
+                hint="does something override its configuration?",
+            )
 
     def finish(self) -> None:
         """Wait until all is written. Raises CheckpointFailed."""
@@ -195,18 +219,27 @@ class Parallel:
         except NotIndexable:
             indexing.make(self.images, folder)  # says so
 
-    def _is_link(self, name: str) -> bool:
-        path = self.images / name
-        return path.is_symlink() and os.readlink(path) == _NULL
 
-    def _remove_links(self) -> None:
-        try:
-            names = os.listdir(self.images)
-        except FileNotFoundError:  # published meanwhile, without any
-            return
-        for name in names:
-            if _LINK.fullmatch(name) and self._is_link(name):
-                (self.images / name).unlink()
+def _is_link(path: Path) -> bool:
+    return path.is_symlink() and os.readlink(path) == _NULL
+
+
+def _remove_links(images: Path) -> None:
+    try:
+        names = os.listdir(images)
+    except FileNotFoundError:  # published meanwhile, without any
+        return
+    for name in names:
+        if _LINK.fullmatch(name) and _is_link(images / name):
+            (images / name).unlink()
+
+
+def _check_sizes(layout: Layout, images: Path) -> None:
+    """Right after a dump a pages file of another size means that the dump is no good."""
+    try:
+        indexing.check_sizes(layout, images)
+    except NotIndexable as error:
+        raise CheckpointFailed(f"the dump is not whole: {error}") from error
 
 
 class _Unreadable(Exception):

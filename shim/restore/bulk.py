@@ -14,10 +14,11 @@ from typing import Any
 
 from shim.budget import GIB
 from shim.config import Config
-from shim.errors import RestoreFailed, ThawError
+from shim.errors import RestoreFailed
 from shim.restore.memory import Filling, Progress, filling_of
 from shim.snapshot.index import FOLDER, Index
 from shim.snapshot.store import Store
+from shim.snapshot.tree import open_directory
 from shim.timeline import Timeline
 
 NO_INDEX = "the snapshot has no index: `thaw index` makes one"
@@ -48,14 +49,13 @@ class Memory:
         if self.filling is not None:
             self.filling.prefetch()
 
-    def link_images(self, folder: Path) -> None:
-        """Make the folder in which CRIU finds what is left to it."""
-        if self.filling is not None:
-            self.filling.index.link(folder)
-
-    def actions(self) -> dict[str, Callable[[int], None]]:
-        """What is to be done at which of CRIU's stages."""
-        return {"post-restore": self._fill} if self.filling is not None else {}
+    def actions(self, images: Path) -> dict[str, Callable[[int], None]]:
+        """What is to be done at which of CRIU's stages; makes the folder that CRIU reads from."""
+        if self.filling is None:
+            return {}
+        link = self.filling.index.link
+        link(images, pagemaps=False)
+        return {"pre-restore": lambda _: link(images), "post-restore": self._fill}
 
     def refuse_unfilled(self) -> None:
         """Raise RestoreFailed if CRIU has gone on without us."""
@@ -94,31 +94,36 @@ class ReadAhead:
 
     def __init__(self) -> None:
         self._filling: Filling | None = None
-        self._identity = (0, 0)
+        # Held open, so that no other folder can get its inode number.
+        self._folder = -1
+        self._oom_score = ""
 
     def begin(self, request: Mapping[str, Any]) -> None:
         """Begin with the snapshot that is named; what is wrong with it, the restore will say."""
         config = Config(request["config"])
+        shared_by = max(1, int(request.get("shared_by", 1)))
+        memory = None
         try:
+            self._volunteer()
             snapshot = Store(config.text("snapshots")).open(request["name"])
-            memory = self.take(snapshot.path / FOLDER, snapshot.criu, config)
+            memory = self.take(snapshot.path / FOLDER, snapshot.criu, config, shared_by)
             memory.read_ahead()
-            self._identity = _identity(snapshot.path / FOLDER)
-            self._filling = memory.filling
             memory.check_files()  # for CRIU's sake: they are in the page cache then
-        except (ThawError, OSError):
-            return
+            if memory.filling is not None:
+                self._folder = open_directory(snapshot.path / FOLDER)
+                self._filling = memory.filling
+        except Exception:  # noqa: BLE001 - none of it matters before there is a container
+            if memory is not None:
+                memory.close()
 
-    def take(self, folder: Path, images: Path, config: Config) -> Memory:
+    def take(self, folder: Path, images: Path, config: Config, shared_by: int = 1) -> Memory:
         """The memory for a restore from the index in `folder`: what was begun, or a new one.
 
-        Raises Unfit if the index is damaged.
+        `shared_by` processes share the budget. Raises Unfit if the index is damaged.
         """
-        begun, self._filling = self._filling, None
+        begun = self._begun(folder)
         if begun is not None:
-            if begun.index.folder == folder and _identity(folder) == self._identity:
-                return Memory(begun)
-            begun.close()  # of another snapshot, or of one that had this name
+            return Memory(begun)
         if config.text("restore.engine") != "native":
             return Memory(None, SWITCHED_OFF)
         if not folder.is_dir():
@@ -126,12 +131,48 @@ class ReadAhead:
         index = Index.open(folder, images)
         if index.reason:
             return Memory(None, index.reason)
-        return Memory(filling_of(index, config))
+        return Memory(filling_of(index, config, shared_by))
+
+    def called(self) -> None:
+        """A container has come: from here on the kernel spares us as it spares the shim."""
+        if self._oom_score:
+            _write_oom_score(self._oom_score)
+
+    def _volunteer(self) -> None:
+        """Be killed before any worker while all we do is to save time."""
+        with open(_OOM_SCORE) as file:
+            self._oom_score = file.read()
+        _write_oom_score(str(max(_FIRST_TO_GO, int(self._oom_score))))
+
+    def _begun(self, folder: Path) -> Filling | None:
+        """What was begun, if it is the index that is in `folder` now."""
+        begun, self._filling = self._filling, None
+        held, self._folder = self._folder, -1
+        if begun is None:
+            return None
+        try:
+            if begun.index.folder == folder and _same(held, folder):
+                return begun
+        finally:
+            os.close(held)
+        begun.close()  # of another snapshot, or of one that had this name
+        return None
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+_OOM_SCORE = "/proc/self/oom_score_adj"
+_FIRST_TO_GO = 900
+
+
+def _write_oom_score(score: str) -> None:
     try:
-        info = os.stat(folder, follow_symlinks=False)
+        with open(_OOM_SCORE, "w") as file:
+            file.write(score)
     except OSError:
-        return (0, 0)
-    return (info.st_dev, info.st_ino)
+        pass  # not allowed to: then as it is
+
+
+def _same(held: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(held), os.stat(folder, follow_symlinks=False))
+    except OSError:
+        return False

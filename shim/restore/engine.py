@@ -21,7 +21,7 @@ from shim.snapshot.image import image_of
 from shim.snapshot.index import FOLDER as INDEX
 from shim.snapshot.origin import origin_of
 from shim.snapshot.pack import unpacked
-from shim.snapshot.store import Snapshot, Store, check_whole, open_at
+from shim.snapshot.store import Snapshot, Store, check_whole, held, open_at
 from shim.timeline import Timeline
 from shim.work import Work
 
@@ -33,15 +33,16 @@ def restore(work: Work, ahead: ReadAhead | None = None) -> dict[str, Any]:
     done has been undone again.
     """
     timeline = Timeline()
-    with timeline.span("plan"):
-        plan, memory = prepare(work, ahead)
-    try:
-        memory.read_ahead()
-        work.remember()
-        _run(work, plan, filled_by(memory, STEPS), timeline)
-        work.marker.unlink()
-    finally:
-        memory.close()
+    with held(Path(work.details["snapshot"])):
+        with timeline.span("plan"):
+            plan, memory = prepare(work, ahead)
+        try:
+            memory.read_ahead()
+            work.remember()
+            _run(work, plan, filled_by(memory, STEPS), timeline)
+            work.marker.unlink()
+        finally:
+            memory.close()
     return {
         "pid": read_pid(work.bundle.pid_file),
         "timeline": timeline.as_dict(),

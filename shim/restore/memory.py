@@ -99,7 +99,9 @@ class Filling:
 
     def prefetch(self) -> None:
         """Begin to read what is not in the page cache, as far as the budget goes."""
-        check(lib.thaw_fill_prefetch(self._fill), "cannot read ahead")
+        result = lib.thaw_fill_prefetch(self._fill)
+        if result < 0:  # what was read ahead before may have been wrong
+            raise self._failure(result)
 
     def fill(self, init: int, seconds: float | None = None) -> Progress:
         """Write everything into the processes of `init`'s tree (a pid of ours) and verify it.
@@ -233,12 +235,15 @@ class Filling:
 _READ, _SHORT, _CHECKSUM, _TASK = 1, 2, 3, 4  # the stages of struct thaw_failure
 
 
-def filling_of(index: Index, config: Config) -> Filling:
-    """The fill of an index, as the operator's configuration has it."""
+def filling_of(index: Index, config: Config, shared_by: int = 1) -> Filling:
+    """The fill of an index, as the operator's configuration has it.
+
+    `shared_by` processes read ahead for one pod and share its budget.
+    """
     return Filling(
         index,
         threads=int(config.number("restore.threads")),
-        budget=budget_of(config.number("restore.memory"), available()),
+        budget=budget_of(config.number("restore.memory"), available()) // shared_by,
     )
 
 

@@ -91,13 +91,14 @@ def run_criu(work: Work, plan: Plan, memory: Memory | None = None) -> None:
     """`runc restore`: CRIU makes the processes in the new pod's namespaces, cgroup and mounts.
 
     What CRIU leaves out of their memory is filled while it waits at its `post-restore` stage; if
-    that fails, CRIU is told so and ends them.
+    that fails, CRIU is told so and ends them. A runtime that does not hand our configuration to
+    CRIU restores nothing: the pagemaps are put in their place at CRIU's `pre-restore` stage.
     """
     log = work.folder / "criu-work"
     log.mkdir(mode=0o700, exist_ok=True)
     memory = memory or Memory(None)
-    memory.link_images(linked_images(work))
-    steering = Steering(work.folder, list(plan.criu_options), memory.actions())
+    actions = memory.actions(linked_images(work))
+    steering = Steering(work.folder, list(plan.criu_options), actions)
     try:
         with steering:
             _runc_restore(work, plan)

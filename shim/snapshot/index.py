@@ -118,17 +118,22 @@ class Index:
                 if found != wanted:
                     raise Unfit(f"{folder / name} is not what it was", hint=DAMAGED)
 
-    def link(self, target: Path) -> None:
+    def link(self, target: Path, *, pagemaps: bool = True) -> None:
         """Make the folder from which CRIU restores: links to its images and to the skeleton.
 
-        They are relative: CRIU opens some images in tasks that have the container's root already,
-        by a descriptor of the folder. From there the way up still leads through our own mounts.
+        Without the pagemaps CRIU cannot restore anything: they come with a second call, once it is
+        known that CRIU will stop for the memory that they lack.
+
+        The links are relative: CRIU opens some images in tasks that have the container's root
+        already, by a descriptor of the folder. From there the way up leads through our own mounts.
         """
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
         here = os.path.realpath(target)
         for folder, sums in ((self.images, self._images), (self.folder, self._skeleton)):
             there = os.path.relpath(os.path.realpath(folder), here)
             for name in sums:
+                if name.startswith("pagemap-") and not pagemaps:
+                    continue
                 (target / name).unlink(missing_ok=True)
                 (target / name).symlink_to(f"{there}/{name}")
 

@@ -177,6 +177,25 @@ def _taken(path: Path) -> AlreadyExists:
     )
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep a snapshot from being removed, or indexed anew, while it is restored from.
+
+    Its files are opened one by one, by name and partly by CRIU: all must be of one snapshot.
+    What is no folder is held by nobody; opening it says why it is none.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)  # waits for one that is about to remove it
+        yield
+    finally:
+        os.close(fd)
+
+
 def open_at(path: Path) -> Snapshot:
     """The snapshot in a folder, wherever that is. Raises Unfit unless it is root's alone."""
     check_owner(path)

@@ -45,14 +45,21 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
         steer_criu(bundle, spec, folder)
         container = _assemble(host, request, bundle, config, spec, folder, source)
         container.create()
-        for name in named_snapshots(annotations_of(spec)):
-            host.engines.warm(container.runc.env, name, config.as_dict())
+        _read_ahead(host, container, named_snapshots(annotations_of(spec)))
         return container
     except BaseException:
         if container is not None:
             _undo(container)
         remove_state(folder)
         raise
+
+
+def _read_ahead(host: Host, container: Container, names: list[str]) -> None:
+    """Begin to read what the pod's containers will ask for; it only saves time."""
+    try:
+        host.engines.warm(container.runc.env, names, container.config.as_dict())
+    except (ThawError, OSError) as error:
+        log.warning("not read ahead", container=container.id, error=error)
 
 
 def container_folder(config: Config, namespace: str, container_id: str) -> str:

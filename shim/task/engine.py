@@ -98,8 +98,8 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended."""
-        return not self._ended.is_set()
+        """Whether it has neither ended nor been told to."""
+        return not self._killed and not self._ended.is_set()
 
     def release(self) -> None:
         """Let it end, without waiting for that."""
@@ -148,40 +148,64 @@ class Engines:
         self._loop = loop
         self._reaper = reaper
         self._lock = Lock()
-        self._spare: dict[str, Engine] = {}  # by the name of the snapshot
+        self._spare: dict[str, _Spare] = {}  # by the name of the snapshot
 
-    def warm(self, env: Mapping[str, str], name: str, config: Mapping[str, Any]) -> None:
-        """Start one for the snapshot `name`; it goes if no container comes for it."""
-        engine = Engine(self._reaper, env)
-        engine.tell({"verb": "read-ahead", "name": name, "config": config})
-        self.give_back(engine, name)
+    def warm(self, env: Mapping[str, str], names: Sequence[str], config: Mapping[str, Any]) -> None:
+        """Start one for each of these snapshots; it goes if no container comes for it."""
+        for name in names:
+            engine = Engine(self._reaper, env)
+            request = {"name": name, "config": config, "shared_by": len(names)}
+            engine.tell({"verb": "read-ahead", **request})
+            self._end(self._keep(engine, name))
 
     def take(self, env: Mapping[str, str], name: str) -> Engine:
         """The spare one for that snapshot, or a new one."""
         with self._lock:
-            engine = self._spare.pop(name, None)
-        if engine is not None:
-            if engine.alive:
-                return engine
-            engine.release()
+            spare = self._spare.pop(name, None)
+        if spare is not None:
+            if spare.engine.alive:
+                return spare.engine
+            spare.engine.release()
         return Engine(self._reaper, env)
 
     def give_back(self, engine: Engine, name: str) -> None:
-        """Keep it for another container; it goes if none comes."""
+        """Keep it for another container, unless there is one already; it goes if none comes."""
         with self._lock:
-            before, self._spare[name] = self._spare.get(name), engine
-        if before is not None:
-            before.end()
-            before.release()
-        self._loop.call_later(SPARE, lambda: self._drop(engine, name))
+            there = self._spare.get(name)
+        if there is not None and there.engine.alive:
+            self._end(_Spare(engine))
+        else:
+            self._end(self._keep(engine, name))
 
-    def _drop(self, engine: Engine, name: str) -> None:
+    def _keep(self, engine: Engine, name: str) -> _Spare | None:
+        """Make it the spare one; the one before it."""
+        spare = _Spare(engine)
         with self._lock:
-            if self._spare.get(name) is not engine:
-                return
+            before, self._spare[name] = self._spare.get(name), spare
+        self._loop.call_later(SPARE, lambda: self._drop(spare, name))
+        return before
+
+    def _end(self, spare: _Spare | None) -> None:
+        if spare is not None:
+            spare.engine.end()
+            spare.engine.release()
+
+    def _drop(self, spare: _Spare, name: str) -> None:
+        with self._lock:
+            if self._spare.get(name) is not spare:
+                return  # taken, and perhaps given back since: then it has another time to go
             del self._spare[name]
-        engine.kill()
-        engine.release()
+        spare.engine.kill()
+        spare.engine.release()
+
+
+class _Spare:
+    """One stay of an engine among the spare ones."""
+
+    __slots__ = ("engine",)
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
 
 
 def rebuilt(error: Mapping[str, str]) -> ThawError:

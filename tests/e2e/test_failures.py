@@ -62,6 +62,16 @@ def overwrite(name: str) -> Spoil:
     return lambda snapshot: (snapshot / name).write_bytes(b"?" * (snapshot / name).stat().st_size)
 
 
+def unnoticed(name: str) -> Spoil:
+    """Without an index nobody looks at the images but CRIU."""
+
+    def spoil(snapshot: Path) -> None:
+        shutil.rmtree(snapshot / "index")
+        overwrite(name)(snapshot)
+
+    return spoil
+
+
 def remove(pattern: str) -> Spoil:
     def removed(snapshot: Path) -> None:
         for path in snapshot.glob(pattern):
@@ -124,14 +134,16 @@ CASES = {
     "cut pages": Case("Unfit", "pages-1.img has", spoil=truncate("criu/pages-1.img")),
     "no pages": Case("Unfit", "pages-1.img is missing", spoil=remove("criu/pages-1.img")),
     "no core": Case("Unfit", "core-1.img is missing", spoil=remove("criu/core-1.img")),
-    "other bytes": Case("RestoreFailed", "Error (criu/", spoil=overwrite("criu/core-1.img")),
+    "other bytes": Case("Unfit", "is not what it was", spoil=overwrite("criu/core-1.img")),
+    "no CRIU's bytes": Case("RestoreFailed", "Error (criu/", spoil=unnoticed("criu/core-1.img")),
+    "no index": Case("Unfit", "cannot use the index", spoil=remove("index/*")),
     "no images": Case("Unfit", "criu", spoil=lambda path: shutil.rmtree(path / "criu")),
     "no difference": Case("Unfit", "rootfs", spoil=lambda path: shutil.rmtree(path / "rootfs")),
     "criu fails": Case("RestoreFailed", "runc restore", criu=CRIU_FAILS),
     "criu is no CRIU": Case("RestoreFailed", "runc restore", criu="echo no\n"),
     "criu is none": Case("RestoreFailed", "runc restore", criu="exit 127\n"),
 }
-REFUSED = ("absent", "tag", "args", "other bytes", "criu is none")
+REFUSED = ("absent", "tag", "args", "other bytes", "no CRIU's bytes", "criu is none")
 
 
 @pytest.fixture(scope="module")

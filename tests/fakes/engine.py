@@ -23,14 +23,15 @@ def main() -> None:
     daemon = socket.socket(fileno=3)
     line = b""
     fds: list[int] = []
-    while b"\n" not in line or line.startswith(b'{"verb": "read-ahead"'):
-        more, new, _, _ = socket.recv_fds(daemon, 1 << 16, 8)
-        if not more:
-            return
-        line, fds = line + more, fds + new
-        while line.startswith(b'{"verb": "read-ahead"') and b"\n" in line:
-            line = line.partition(b"\n")[2]
-    request = json.loads(line)
+    request: dict[str, Any] = {"verb": "read-ahead"}
+    while request.get("verb") == "read-ahead":  # wants no answer
+        while b"\n" not in line:
+            more, new, _, _ = socket.recv_fds(daemon, 1 << 16, 8)
+            if not more:
+                return
+            line, fds = line + more, fds + new
+        first, _, line = line.partition(b"\n")
+        request = json.loads(first)
     play = play_of(request)
     if play["play"] == "die":
         os._exit(3)

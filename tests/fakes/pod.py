@@ -41,7 +41,7 @@ class Pod:
     def release(self) -> None:
         """Close the sockets of engines that nobody has asked anything."""
         for spare in self.node.host.engines._spare.values():
-            spare.release()
+            spare.engine.release()
         for container in self.service.containers.values():
             if container.restoration is not None:
                 container.restoration.close()

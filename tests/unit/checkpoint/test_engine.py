@@ -228,7 +228,8 @@ def test_memory_that_cannot_be_written_once_the_worker_runs_on(
     def full(_parallel: Parallel) -> None:
         raise CheckpointFailed("cannot save memory: no space", hint="the container runs on")
 
-    monkeypatch.setattr(Parallel, "_save", lambda _: None)
+    for done in ("_save", "ensure_saved"):
+        monkeypatch.setattr(Parallel, done, lambda _: None)
     monkeypatch.setattr(Parallel, "finish", full)
     with pytest.raises(CheckpointFailed, match="no space"):
         checkpoint(native(work))

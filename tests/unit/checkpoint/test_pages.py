@@ -261,3 +261,22 @@ def test_a_folder_that_has_another_name_by_the_end(
 
     worker.save(parallel, {"post-dump": publish})
     assert links(tmp_path / "published") == []
+
+
+def test_links_that_a_killed_dump_left_are_in_nobodys_way(tmp_path: Path) -> None:
+    """CRIU opens its files through them, and the memory would be lost."""
+    for way in (Plain(tmp_path), Parallel(tmp_path, os.getpid())):
+        (tmp_path / "pages-1.img").symlink_to("/dev/null")
+        (tmp_path / "pages-of-mine.img").symlink_to("/dev/null")
+        with way:
+            assert not (tmp_path / "pages-1.img").is_symlink()
+            assert (tmp_path / "pages-of-mine.img").is_symlink()
+        (tmp_path / "pages-of-mine.img").unlink()
+
+
+def test_a_dump_that_did_not_stop_for_its_memory_is_none(tmp_path: Path) -> None:
+    with Parallel(tmp_path, os.getpid()) as way:
+        way.ensure_saved()
+        way.divert()
+        with pytest.raises(CheckpointFailed, match="did not stop for the memory"):
+            way.ensure_saved()

@@ -227,10 +227,9 @@ def test_without_an_index(tmp_path: Path) -> None:
     memory = ReadAhead().take(tmp_path / "index", tmp_path, Config())
     assert (memory.filling, memory.reason) == (None, NO_INDEX)
     memory.read_ahead()
-    memory.link_images(tmp_path / "images")
+    assert memory.actions(tmp_path / "images") == {}
     memory.refuse_unfilled()
     memory.close()
-    assert memory.actions() == {}
     assert not (tmp_path / "images").exists()
 
 
@@ -245,7 +244,7 @@ def test_a_fill_and_what_is_said_of_it(target: Target, tmp_path: Path, data: byt
     with pytest.raises(RestoreFailed, match="did not stop for its memory"):
         memory.refuse_unfilled()
     memory.read_ahead()
-    memory.actions()["post-restore"](target.pid)
+    memory.actions(tmp_path / "images")["post-restore"](target.pid)
     memory.refuse_unfilled()
     memory.close()
     said = memory.report()

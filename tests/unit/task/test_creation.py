@@ -113,7 +113,7 @@ def test_on_failure_is_one_of_two_words(pod: Pod, logged: Callable[[], str]) -> 
 
 def test_the_sandbox_of_a_pod_that_is_restored_warms_an_engine(pod: Pod, plays: Any) -> None:
     pod.create("s", *FOREVER, spec=annotated(pod, **{SNAPSHOT: "warm", TYPE: "sandbox"}))
-    spare = pod.node.host.engines._spare["warm"]
+    spare = pod.node.host.engines._spare["warm"].engine
     notes = {SNAPSHOT: "warm", TYPE: "container", NAME: "main"}
     container = pod.create("c", *FOREVER, spec=annotated(pod, **notes))
     assert container.pids() == [spare.pid]

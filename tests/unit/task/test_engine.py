@@ -155,8 +155,8 @@ def test_a_program_that_cannot_be_started(node: Node, monkeypatch: pytest.Monkey
 
 def test_a_spare_engine_is_taken_once(node: Node) -> None:
     engines = Engines(node.loop, node.reaper)
-    engines.warm(ENV, "one", {})
-    spare = engines._spare.get("one")
+    engines.warm(ENV, ["one"], {})
+    spare = engines._spare["one"].engine
     first, second = engines.take(ENV, "one"), engines.take(ENV, "one")
     assert first is spare
     assert second is not spare
@@ -166,9 +166,8 @@ def test_a_spare_engine_is_taken_once(node: Node) -> None:
 
 def test_a_spare_engine_that_died_is_not_handed_out(node: Node) -> None:
     engines = Engines(node.loop, node.reaper)
-    engines.warm(ENV, "one", {})
-    spare = engines._spare.get("one")
-    assert spare is not None
+    engines.warm(ENV, ["one"], {})
+    spare = engines._spare["one"].engine
     node.reaper.kill(spare.pid, 9)
     node.until(lambda: not spare.alive)
     taken = engines.take(ENV, "one")
@@ -179,28 +178,26 @@ def test_a_spare_engine_that_died_is_not_handed_out(node: Node) -> None:
 
 def test_a_second_spare_replaces_the_first(node: Node) -> None:
     engines = Engines(node.loop, node.reaper)
-    engines.warm(ENV, "one", {})
-    first = engines._spare.get("one")
-    assert first is not None
-    engines.warm(ENV, "one", {})
+    engines.warm(ENV, ["one"], {})
+    first = engines._spare["one"].engine
+    engines.warm(ENV, ["one"], {})
     assert not first.alive
-    assert engines._spare["one"] is not first
+    assert engines._spare["one"].engine is not first
     engines.take(ENV, "one").close()
 
 
 def test_a_spare_engine_that_nobody_takes_goes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "SPARE", 0.01)
     engines = Engines(node.loop, node.reaper)
-    engines.warm(ENV, "one", {})
+    engines.warm(ENV, ["one"], {})
     node.until(lambda: not engines._spare)
     node.until(lambda: not node._children())
 
 
 def test_each_snapshot_has_a_spare_engine_of_its_own(node: Node) -> None:
     engines = Engines(node.loop, node.reaper)
-    engines.warm(ENV, "one", {})
-    engines.warm(ENV, "two", {})
-    spare = dict(engines._spare)
+    engines.warm(ENV, ["one", "two"], {})
+    spare = {name: kept.engine for name, kept in engines._spare.items()}
     taken = {name: engines.take(ENV, name) for name in ("three", "two", "one")}
     third = taken.pop("three")
     assert taken == spare
@@ -216,3 +213,38 @@ def test_an_engine_that_is_given_back_serves_the_next(node: Node) -> None:
     assert again is first
     assert again.ask({"play": "reply"}, [], None)
     again.close()
+
+
+def test_what_is_given_back_does_not_displace_what_has_read_ahead(node: Node) -> None:
+    engines = Engines(node.loop, node.reaper)
+    engines.warm(ENV, ["one"], {})
+    spare, newcomer = engines._spare["one"].engine, Engine(node.reaper, ENV)
+    engines.give_back(newcomer, "one")
+    assert not newcomer.alive
+    assert engines.take(ENV, "one") is spare
+    spare.close()
+
+
+def test_an_engine_that_was_cancelled_is_handed_to_nobody(node: Node) -> None:
+    engines = Engines(node.loop, node.reaper)
+    first = engines.take(ENV, "one")
+    first.kill()
+    engines.give_back(first, "one")
+    second = engines.take(ENV, "one")
+    assert second is not first
+    first.close()
+    second.close()
+
+
+def test_who_comes_back_has_all_its_time_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = Engines(node.loop, node.reaper)
+    monkeypatch.setattr(engine, "SPARE", 0.05)
+    engines.warm(ENV, ["one"], {})
+    monkeypatch.setattr(engine, "SPARE", 60.0)
+    taken = engines.take(ENV, "one")
+    engines.give_back(taken, "one")
+    over: list[bool] = []
+    node.loop.call_later(0.2, lambda: over.append(True))
+    node.until(lambda: bool(over))
+    assert engines.take(ENV, "one") is taken
+    taken.close()

@@ -75,7 +75,7 @@ struct batch *batches_cut(const struct thaw_extent *extents, size_t count, uint3
 
 /*
  * A few missing pages are read in on the way: that is still cheaper than reading all of it from a
- * disk. Nothing is asked if the answer would make no difference.
+ * disk. With direct I/O alone the answer would make no difference, so nothing is asked.
  */
 bool batch_is_cached(const struct thaw_fill *fill, const struct batch *batch) {
     const struct thaw_extent *extent = &fill->extents[batch->first];

@@ -44,16 +44,30 @@ static struct spot find(const struct thaw_source *source, uint64_t offset, size_
     return spot;
 }
 
+/*
+ * EINVAL and EOPNOTSUPP say that the file system has no direct I/O, the others that there is no
+ * way in (no /proc, or files handed over by somebody who may read them when we may not). Too many
+ * open files (EMFILE, ENFILE), for one, is no reason to read more slowly without a word.
+ */
+static bool has_no_direct(int error) {
+    return error == EINVAL || error == EOPNOTSUPP || error == EACCES || error == EPERM ||
+           error == ENOENT;
+}
+
 int blob_open_direct(struct blob *blob) {
     blob->direct = calloc(blob->source.stripes, sizeof(*blob->direct));
     if (blob->direct == NULL)
         return -ENOMEM;
+    for (uint32_t stripe = 0; stripe < blob->source.stripes; stripe++)
+        blob->direct[stripe] = -1;
     for (uint32_t stripe = 0; stripe < blob->source.stripes; stripe++) {
         char path[32];
 
         /* A descriptor's flags are everybody's who has a copy of it: open the file anew. */
         snprintf(path, sizeof(path), "/proc/self/fd/%d", blob->files[stripe]);
         blob->direct[stripe] = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+        if (blob->direct[stripe] < 0 && !has_no_direct(errno))
+            return -errno;
     }
     return 0;
 }

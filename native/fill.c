@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #define NODES "/sys/devices/system/node"
 
@@ -31,7 +32,8 @@ static bool is_sane(const struct thaw_source *sources, size_t source_count,
         const struct thaw_extent *extent = &extents[number];
 
         if (extent->source >= source_count || extent->length == 0 || extent->length > BUFFER ||
-            extent->length % PAGE != 0 || extent->offset > sources[extent->source].size ||
+            extent->length % PAGE != 0 || extent->offset % PAGE != 0 ||
+            extent->offset > sources[extent->source].size ||
             extent->length > sources[extent->source].size - extent->offset)
             return false;
     }
@@ -140,11 +142,19 @@ static void start_workers(struct thaw_fill *fill, int kind, uint32_t count, void
     fill->worker_count[kind] = *running;
 }
 
+/*
+ * How many processors we may run on, and which. The kernel has no answer that fits (EINVAL) where
+ * there may be more than CPU_SETSIZE of them: none is named then, so that nothing is pinned.
+ */
 static uint32_t own_processors(cpu_set_t *own) {
+    long online;
+
     CPU_ZERO(own);
-    if (sched_getaffinity(0, sizeof(*own), own) < 0)
-        CPU_SET(0, own);
-    return (uint32_t)CPU_COUNT(own);
+    if (sched_getaffinity(0, sizeof(*own), own) == 0)
+        return (uint32_t)CPU_COUNT(own);
+    CPU_ZERO(own);
+    online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? (uint32_t)online : 1;
 }
 
 /* Without readers (no buffers, no threads) the fillers read everything themselves. */
@@ -179,16 +189,24 @@ int thaw_fill_prefetch(struct thaw_fill *fill) {
 }
 
 static int take_pids(struct thaw_fill *fill, const int *pids, size_t count) {
+    int err = 0;
+
     if (pids == NULL)
         return 0;
     for (size_t number = 0; number < fill->count; number++)
-        if (fill->extents[number].task >= count)
+        if (fill->extents[number].task >= count) /* with no pids at all, every one */
             return -EINVAL;
-    fill->pids = calloc(count + 1, sizeof(*pids));
-    if (fill->pids == NULL)
-        return -ENOMEM;
-    memcpy(fill->pids, pids, count * sizeof(*pids));
-    return 0;
+    if (count >= NONE)
+        return -EINVAL;
+    fill->tasks = tasks_open(pids, count, &err);
+    fill->task_count = fill->tasks != NULL ? (uint32_t)count : 0;
+    return err;
+}
+
+static void drop_pids(struct thaw_fill *fill) {
+    tasks_close(fill->tasks, fill->task_count);
+    fill->tasks = NULL;
+    fill->task_count = 0;
 }
 
 static int start_fillers(struct thaw_fill *fill, const int *nodes, size_t node_count) {
@@ -227,6 +245,10 @@ int thaw_fill_start(struct thaw_fill *fill, const int *pids, size_t pid_count, c
         err = start_fillers(fill, nodes, node_count);
         fill->started = err == 0;
         pthread_cond_broadcast(&fill->room); /* what is warm is no longer for the readers */
+        if (err < 0) {
+            drop_pids(fill); /* no filler has seen them */
+            fill_fail_locked(fill, -err, STAGE_OWN, NOWHERE);
+        }
     }
     pthread_mutex_unlock(&fill->lock);
     return err;
@@ -263,19 +285,23 @@ int thaw_fill_wait(struct thaw_fill *fill, int milliseconds) {
     return err;
 }
 
-void fill_fail(struct thaw_fill *fill, int error, int stage, uint64_t extent) {
-    pthread_mutex_lock(&fill->lock);
+void fill_fail_locked(struct thaw_fill *fill, int error, int stage, uint64_t extent) {
     if (fill->failure.error == 0 && !(fill->started && fill->left == 0))
         fill->failure = (struct thaw_failure){error, stage, extent};
     fill->stop = true;
     pthread_cond_broadcast(&fill->work);
     pthread_cond_broadcast(&fill->room);
     pthread_cond_broadcast(&fill->ended);
+}
+
+void fill_fail(struct thaw_fill *fill, int error, int stage, uint64_t extent) {
+    pthread_mutex_lock(&fill->lock);
+    fill_fail_locked(fill, error, stage, extent);
     pthread_mutex_unlock(&fill->lock);
 }
 
 void thaw_fill_cancel(struct thaw_fill *fill) {
-    fill_fail(fill, ECANCELED, STAGE_OWN, 0);
+    fill_fail(fill, ECANCELED, STAGE_OWN, NOWHERE);
 }
 
 void thaw_fill_progress(struct thaw_fill *fill, struct thaw_progress *progress) {
@@ -315,7 +341,7 @@ void thaw_fill_close(struct thaw_fill *fill) {
     free(fill->batches);
     free(fill->blobs);
     free(fill->files);
-    free(fill->pids);
+    drop_pids(fill);
     pthread_cond_destroy(&fill->ended);
     pthread_cond_destroy(&fill->room);
     pthread_cond_destroy(&fill->work);

@@ -1,12 +1,13 @@
 /*
  * What the files of the filler share. thaw.h has the outside of it.
  *
- * The extents are cut once into batches (batch.c). A batch is handed around under one lock: from
- * `fresh` to `cold` (a reader will read it into a buffer of the pool) or to `warm` (it is in the
- * page cache, where a filler finds it, if no reader had the time and the room to copy it before the
- * fillers started), from there to `ready`, and it is done when a filler has verified it and written
- * it into its tasks. It takes milliseconds to work on one and less than a microsecond to hand it
- * on, so one lock is enough.
+ * The extents are cut once into batches (batch.c). A batch is handed around under one lock. Fresh
+ * ones have not been looked at. A reader that takes one asks the page cache: what is not there it
+ * reads into a buffer of the pool, and the batch is `ready`; what is there becomes `warm`. A filler
+ * that takes a fresh one keeps it if it is warm and leaves it to the readers as `cold` if not.
+ * Readers copy warm ones too, until the fillers start; then a filler reads them from the cache. A
+ * batch is done when a filler has verified it and written it into its tasks. It takes milliseconds
+ * to work on one and less than a microsecond to hand it on, so one lock is enough.
  */
 #pragma once
 
@@ -22,6 +23,7 @@
 #define BUFFER ((size_t)4 << 20)  /* data of a batch at most; two huge pages */
 #define BLOCK ((size_t)256 << 10) /* what a filler works on at once: see filler.c */
 #define NONE UINT32_MAX
+#define NOWHERE UINT64_MAX /* thaw_failure.place of what is no extent's fault */
 
 enum { CHOSEN, PAGE_CACHE, DIRECT }; /* thaw_fill_options.source */
 enum { STAGE_READ = 1, STAGE_SHORT, STAGE_CHECKSUM, STAGE_TASK, STAGE_OWN };
@@ -30,7 +32,7 @@ enum { STAGE_READ = 1, STAGE_SHORT, STAGE_CHECKSUM, STAGE_TASK, STAGE_OWN };
 struct blob {
     struct thaw_source source;
     const int *files;
-    int *direct; /* -1: its file system has none; NULL: not wanted */
+    int *direct; /* -1: this file cannot be opened for it; NULL: not wanted */
 };
 
 int blob_open_direct(struct blob *blob);
@@ -106,12 +108,25 @@ size_t places_find(const char *root, const int *nodes, size_t count, const cpu_s
 uint32_t places_processors(const struct place *places, size_t count);
 void place_enter(const struct place *place);
 
-/* task.c: the memory of a task. */
-int task_write(pid_t pid, uint64_t address, const unsigned char *data, size_t length);
+/* task.c: a process and its memory. */
+struct task {
+    pid_t pid;
+    int pidfd; /* or one of task.c's reasons for having none */
+};
+
+/* Holds on to `count` processes; one that is gone fails when it is used. NULL: *err says why. */
+struct task *tasks_open(const int *pids, size_t count, int *err);
+void tasks_close(struct task *tasks, size_t count);
+
+/* The number of a task that has ended; `count` if there is none. */
+uint32_t tasks_find_gone(const struct task *tasks, uint32_t count);
+
+int task_write(const struct task *task, uint64_t address, const unsigned char *data,
+               size_t length);
 
 /* The same without the pages that are zero, whose bytes are added to *zero. */
-int task_write_sparse(pid_t pid, uint64_t address, const unsigned char *data, size_t length,
-                      uint64_t *zero);
+int task_write_sparse(const struct task *task, uint64_t address, const unsigned char *data,
+                      size_t length, uint64_t *zero);
 
 /* A thread and where it should run. */
 struct worker {
@@ -133,18 +148,19 @@ struct thaw_fill {
     int *files;
     struct batch *batches;
     uint32_t batch_count;
-    int *pids; /* NULL: nothing is written */
+    struct task *tasks; /* NULL: nothing is written */
+    uint32_t task_count;
     struct counters counters;
     atomic_bool stop; /* set under the lock, seen by all without it */
 
     pthread_mutex_t lock;      /* of all that follows */
     pthread_cond_t work;       /* fillers: a batch became warm or ready, or all is over */
-    pthread_cond_t room;       /* readers: a buffer or a cold batch, or all is read */
+    pthread_cond_t room;       /* readers: a buffer, a cold batch, all is read or fillers start */
     pthread_cond_t ended;      /* thaw_fill_wait */
     struct pool pool;
     struct queue warm, cold, ready;
     uint32_t fresh;            /* number of the first batch that nobody has looked at */
-    uint32_t unread;           /* batches that are not warm and not read yet */
+    uint32_t unread;           /* batches neither read nor found to be warm yet */
     uint32_t left;             /* batches that are not done */
     bool prefetching, started;
     uint32_t readers, fillers; /* threads that still run */
@@ -161,8 +177,9 @@ void batch_was_read(struct thaw_fill *fill);
 void buffer_take(struct thaw_fill *fill, struct batch *batch);
 void buffer_give(struct thaw_fill *fill, struct batch *batch);
 
-/* fill.c and batch.c; without it. */
+/* fill.c and batch.c; without it, but for what says so. */
 void fill_fail(struct thaw_fill *fill, int error, int stage, uint64_t extent);
+void fill_fail_locked(struct thaw_fill *fill, int error, int stage, uint64_t extent);
 bool batch_is_cached(const struct thaw_fill *fill, const struct batch *batch);
 
 /*

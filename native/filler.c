@@ -54,13 +54,16 @@ static bool write_block(struct thaw_fill *fill, uint64_t number, uint64_t at,
     uint64_t zero = 0;
     int err;
 
-    if (fill->pids == NULL)
+    if (fill->tasks == NULL)
         return true;
+    /* Reading may have taken seconds, and whoever cancelled waits to have the task for itself. */
+    if (atomic_load_explicit(&fill->stop, memory_order_relaxed))
+        return false;
     if ((extent->flags & 1) != 0)
-        err = task_write_sparse(fill->pids[extent->task], extent->address + at, data, length,
+        err = task_write_sparse(&fill->tasks[extent->task], extent->address + at, data, length,
                                 &zero);
     else
-        err = task_write(fill->pids[extent->task], extent->address + at, data, length);
+        err = task_write(&fill->tasks[extent->task], extent->address + at, data, length);
     if (err < 0)
         fill_fail(fill, -err, STAGE_TASK, number);
     count(&fill->counters.zero, zero);
@@ -68,8 +71,9 @@ static bool write_block(struct thaw_fill *fill, uint64_t number, uint64_t at,
 }
 
 /*
- * Verified when it is written already: a difference ends the whole restore, and nothing runs
- * before its end. `data` is NULL if it is to be read.
+ * Verified when it is written already: a difference ends the whole restore. That nothing runs
+ * before is not our doing: the caller refuses CRIU's action-script, and CRIU then kills the tasks
+ * instead of letting them go on. `data` is NULL if it is to be read.
  */
 static bool fill_extent(struct bench *bench, const struct batch *batch, uint64_t number,
                         const unsigned char *data) {
@@ -169,6 +173,25 @@ static void release(struct thaw_fill *fill, struct batch *batch) {
     pthread_mutex_unlock(&fill->lock);
 }
 
+/*
+ * A batch is done, with the lock held. Of zero pages nothing is written, and what was written last
+ * may have been long ago: before all is reported as done, every task must still be there.
+ */
+static void finish_batch(struct thaw_fill *fill) {
+    uint32_t gone;
+    uint64_t extent = 0;
+
+    if (fill->left == 1 && fill->tasks != NULL &&
+        (gone = tasks_find_gone(fill->tasks, fill->task_count)) < fill->task_count) {
+        while (extent < fill->count && fill->extents[extent].task != gone)
+            extent++;
+        fill_fail_locked(fill, ESRCH, STAGE_TASK, extent < fill->count ? extent : NOWHERE);
+        return;
+    }
+    if (--fill->left == 0)
+        pthread_cond_broadcast(&fill->work);
+}
+
 static void work(struct bench *bench) {
     struct thaw_fill *fill = bench->fill;
     struct batch *batch;
@@ -182,8 +205,8 @@ static void work(struct bench *bench) {
         if (batch->buffer != NONE)
             release(fill, batch);
         pthread_mutex_lock(&fill->lock);
-        if (fine && --fill->left == 0)
-            pthread_cond_broadcast(&fill->work);
+        if (fine)
+            finish_batch(fill);
     }
     pthread_mutex_unlock(&fill->lock);
 }
@@ -196,7 +219,7 @@ void *filler_main(void *arg) {
     place_enter(&worker->place);
     bench.block = memory_map(BLOCK);
     if (bench.block == NULL)
-        fill_fail(fill, ENOMEM, STAGE_OWN, 0);
+        fill_fail(fill, ENOMEM, STAGE_OWN, NOWHERE);
     else
         work(&bench);
     if (bench.block != NULL)

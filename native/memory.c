@@ -71,6 +71,10 @@ int thaw_memory_read(int pid, char *buffer, struct iovec *pieces, size_t count, 
         if (got < 0 && errno == EINTR) {
             continue;
         }
+        if (got < 0 && errno != EFAULT) { /* no process, no right: the other door is shut too */
+            *place = at;
+            return -errno;
+        }
         if (got <= 0) { /* not the first page of what is wanted: partial reads are reported */
             int result = read_by_force(pid, buffer, pieces + at);
 

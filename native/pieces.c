@@ -10,25 +10,35 @@
 #include <string.h>
 #include <unistd.h>
 
-/* True if the caller's O_DIRECT was the reason and has been given up. */
-static bool without_direct(int fd) {
-    int flags = fcntl(fd, F_GETFL);
+/*
+ * Whether a call that failed is worth another try: O_DIRECT may have been the reason, and is given
+ * up. Another thread may have done that since the call, so one more try is due in either case.
+ */
+static bool without_direct(int fd, int error, bool *retried) {
+    int flags;
 
-    return errno == EINVAL && flags >= 0 && flags & O_DIRECT &&
-           fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0;
+    if (error != EINVAL || *retried) {
+        return false;
+    }
+    *retried = true;
+    flags = fcntl(fd, F_GETFL);
+    return flags >= 0 && (!(flags & O_DIRECT) || fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0);
 }
 
 /* Reads a piece from a file; zero or the errno, ENODATA where the file ends. */
 static int read_piece(int fd, uint64_t offset, char *data, size_t length) {
+    bool retried = false;
+
     for (size_t done = 0; done < length;) {
         ssize_t got = pread(fd, data + done, length - done, (off_t)(offset + done));
+        int error = errno;
 
         if (got > 0) {
             done += (size_t)got;
         } else if (got == 0) {
             return ENODATA;
-        } else if (errno != EINTR && !without_direct(fd)) {
-            return errno;
+        } else if (error != EINTR && !without_direct(fd, error, &retried)) {
+            return error;
         }
     }
     return 0;
@@ -91,9 +101,11 @@ static bool fetch_from_tasks(struct worker *worker, const struct group *group) {
 
 static bool write_pending(struct worker *worker, int fd, uint32_t run) {
     struct span *span = &worker->pending;
+    bool retried = false;
 
     while (span->length) {
         ssize_t put = pwrite(fd, span->data, span->length, (off_t)span->offset);
+        int error = errno;
 
         if (put > 0) {
             span->data += put;
@@ -101,8 +113,8 @@ static bool write_pending(struct worker *worker, int fd, uint32_t run) {
             span->length -= (size_t)put;
         } else if (put == 0) {
             return thaw_save_fail(worker->save, EIO, OWN, run);
-        } else if (errno != EINTR && !without_direct(fd)) {
-            return thaw_save_fail(worker->save, errno, OWN, run);
+        } else if (error != EINTR && !without_direct(fd, error, &retried)) {
+            return thaw_save_fail(worker->save, error, OWN, run);
         }
     }
     return true;

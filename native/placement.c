@@ -6,6 +6,7 @@
 #include <linux/mempolicy.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -36,7 +37,8 @@ static bool place_find(const char *root, int node, const cpu_set_t *own, struct 
     file = fopen(path, "re");
     if (file == NULL)
         return false;
-    found = fgets(text, sizeof(text), file) != NULL;
+    /* A line without its end is cut off, perhaps within a number. */
+    found = fgets(text, sizeof(text), file) != NULL && strchr(text, '\n') != NULL;
     fclose(file);
     if (!found)
         return false;

@@ -32,6 +32,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static bool check(struct thaw_save *save, const struct thaw_run *run, size_t fd_count,
                   size_t pid_count) {
@@ -89,8 +90,16 @@ static void choose(struct thaw_save *save, uint32_t asked, uint64_t budget) {
         bytes += save->runs[i].length;
     }
     if (!threads) {
-        threads = sched_getaffinity(0, sizeof(ours), &ours) == 0 ? (uint64_t)CPU_COUNT(&ours) : 1;
+        long online = sysconf(_SC_NPROCESSORS_ONLN);
+
+        threads = online > 0 ? (uint64_t)online : 1;
+        if (sched_getaffinity(0, sizeof(ours), &ours) == 0) { /* not beyond CPU_SETSIZE */
+            threads = (uint64_t)CPU_COUNT(&ours);
+        }
         threads += save->pids ? WRITERS : 0;
+    }
+    if (save->pids && threads > budget / GROUP) { /* each needs a buffer, which counts */
+        threads = budget / GROUP ? budget / GROUP : 1;
     }
     threads = threads < bytes / GROUP + 1 ? threads : bytes / GROUP + 1;
     threads = threads < MOST_THREADS ? threads : MOST_THREADS;
@@ -116,7 +125,7 @@ static void start(struct thaw_save *save) {
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (!save->threads) {
-        thaw_save_fail(save, error, OWN, 0);
+        thaw_save_fail(save, error, OWN, UINT64_MAX);
     }
 }
 
@@ -145,7 +154,7 @@ static void gather(struct thaw_save *save) {
     }
     save->extents = calloc(sum + 1, sizeof(*save->extents));
     if (!save->extents) {
-        thaw_save_fail(save, ENOMEM, OWN, 0);
+        thaw_save_fail(save, ENOMEM, OWN, UINT64_MAX);
         return;
     }
     for (uint32_t i = 0; i < save->threads; i++) {
@@ -229,7 +238,7 @@ int thaw_save_run(const int *fds, size_t fd_count, const struct thaw_run *runs, 
     int result = thaw_save_start(fds, fd_count, runs, count, pids, pid_count, threads, 0, save);
 
     if (result < 0) {
-        *failure = (struct thaw_failure){.error = -result, .stage = OWN};
+        *failure = (struct thaw_failure){-result, OWN, UINT64_MAX};
         return result;
     }
     result = thaw_save_wait(*save, 1, failure);
@@ -259,7 +268,7 @@ void thaw_save_close(struct thaw_save *save) {
         return;
     }
     if (!save->joined) {
-        thaw_save_fail(save, ECANCELED, OWN, 0);
+        thaw_save_fail(save, ECANCELED, OWN, UINT64_MAX);
         join(save);
     }
     drop_all(save, save->first);

@@ -51,7 +51,10 @@ static bool take(struct thaw_save *save, struct group *group) {
             break;
         }
     }
-    save->exhausted = save->next == save->count;
+    if (save->next == save->count && !save->exhausted) {
+        save->exhausted = true; /* who waits for a buffer to read into need not wait any more */
+        pthread_cond_broadcast(&save->changed);
+    }
     return group->count > 0;
 }
 
@@ -61,6 +64,29 @@ void thaw_save_drop(struct thaw_save *save, struct group *group) {
     }
     free(group);
     save->groups--;
+}
+
+/*
+ * Not by malloc, which would keep it when it is given back. Aligned for huge pages, and not for
+ * children: what a fork has just shared, direct I/O may write from the wrong copy (open(2), NOTES).
+ */
+static char *map_buffer(void) {
+    char *map = mmap(NULL, GROUP + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                     -1, 0);
+    size_t skipped;
+
+    if (map == MAP_FAILED) {
+        return map;
+    }
+    skipped = (HUGE_PAGE - (uintptr_t)map % HUGE_PAGE) % HUGE_PAGE;
+    if (skipped) {
+        munmap(map, skipped);
+    }
+    map += skipped;
+    munmap(map + GROUP, HUGE_PAGE - skipped);
+    madvise(map, GROUP, MADV_HUGEPAGE);
+    madvise(map, GROUP, MADV_DONTFORK);
+    return map;
 }
 
 /* A buffer that is free, or NULL if there may not be more of them now. */
@@ -77,10 +103,8 @@ static struct group *spare(struct thaw_save *save) {
     group = calloc(1, sizeof(*group));
     if (group) {
         save->groups++;
-        /* Not by malloc, which would keep it when it is given back. */
-        group->buffer = mmap(NULL, GROUP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        group->buffer = map_buffer();
         if (group->buffer != MAP_FAILED) {
-            madvise(group->buffer, GROUP, MADV_HUGEPAGE);
             return group;
         }
         thaw_save_drop(save, group);
@@ -138,7 +162,7 @@ static struct group *next(struct thaw_save *save, bool *write) {
             return group;
         }
         if (!save->groups && !save->exhausted) { /* not even one buffer */
-            save->failure = (struct thaw_failure){.error = ENOMEM, .stage = OWN};
+            save->failure = (struct thaw_failure){ENOMEM, OWN, UINT64_MAX};
             return NULL;
         }
         pthread_cond_wait(&save->changed, &save->lock);

@@ -93,8 +93,9 @@ struct thaw_source {
 /* What went wrong first. */
 struct thaw_failure {
     int error;      /* errno; 0: nothing */
-    int stage;      /* 1 reading, 2 the file is too short, 3 checksum, 4 the task's memory, 5 own */
-    uint64_t place; /* number of the extent or run */
+    int stage;      /* 1 reading a file, 2 it is too short, 3 checksum, 4 the task's memory, or */
+                    /* 5 own: threads, memory, cancelled, nonsense asked for, writing a file */
+    uint64_t place; /* number of the extent or run; UINT64_MAX: none is to blame */
 };
 
 /* fill.c ------------------------------------------------------------------------------------- */
@@ -102,7 +103,7 @@ struct thaw_failure {
 struct thaw_fill;
 
 struct thaw_fill_options {
-    uint64_t budget;   /* bytes of read-ahead buffers at most */
+    uint64_t budget;   /* bytes of read-ahead buffers at most; less than 4 MiB: none */
     uint32_t readers;  /* threads that read ahead, past the page cache; 0: chosen */
     uint32_t fillers;  /* threads that verify and write; 0: one per processor that we may use */
     uint32_t source;   /* 0 chosen per piece by what is cached, 1 page cache, 2 direct I/O */
@@ -137,8 +138,9 @@ int thaw_fill_open(const struct thaw_source *sources, size_t source_count, const
 int thaw_fill_prefetch(struct thaw_fill *fill);
 
 /*
- * Starts writing into the tasks; task N of the extents is the process pids[N]. No pids: only
- * verifies. With `nodes`, the threads are spread over the processors of these NUMA nodes and
+ * Starts writing into the tasks; task N of the extents is the process pids[N], which is held on to
+ * by a descriptor. NULL instead of pids: only verifies. -EINVAL if a task of the extents has no
+ * pid. With `nodes`, the threads are spread over the processors of these NUMA nodes and
  * the memory they touch first comes from there.
  */
 int thaw_fill_start(struct thaw_fill *fill, const int *pids, size_t pid_count, const int *nodes,
@@ -156,7 +158,10 @@ void thaw_fill_cancel(struct thaw_fill *fill);
 void thaw_fill_progress(struct thaw_fill *fill, struct thaw_progress *progress);
 void thaw_fill_failure(struct thaw_fill *fill, struct thaw_failure *failure);
 
-/* Cancels, waits for all threads, gives everything back. */
+/*
+ * Cancels, waits for all threads, gives everything back. No other call may be under way, in any
+ * thread, or follow: the fill is gone.
+ */
 void thaw_fill_close(struct thaw_fill *fill);
 
 /* save.c ------------------------------------------------------------------------------------- */
@@ -181,20 +186,26 @@ struct thaw_save;
  * With `pids`, the bytes are read from the tasks' memory and written to the files: opened for
  * writing, best with O_DIRECT, empty and as long as they shall be, since zeros become holes. A pid
  * below zero means the file ~pid, whose offsets the addresses are then. `budget` is how many bytes
- * may be read and not yet written; the tasks are needed no longer once all is read. Without
+ * may be read and not yet written, 8 MiB at least; a thread needs 8 MiB of it, so there are no more
+ * threads than that gives. The tasks are needed no longer once all is read. Without
  * `pids`, the bytes are read from the files, opened for reading. Where O_DIRECT is refused, it is
  * taken off the file.
  *
- * The arrays are copied, the descriptors are not. Fails only if there is no memory.
+ * The arrays are copied, the descriptors are not. -ENOMEM is the only error here; all others, also
+ * runs that make no sense and threads that cannot be started, are thaw_save_wait's to tell.
  */
 int thaw_save_start(const int *fds, size_t fd_count, const struct thaw_run *runs, size_t count,
                     const int *pids, size_t pid_count, uint32_t threads, uint64_t budget,
                     struct thaw_save **save);
 
-/* Waits until all is read, or, with `written`, done: 0, or -errno of the first failure. */
+/*
+ * Waits until all is read, or, with `written`, done: 0, or -errno of the first failure. After a
+ * failure without `written`, threads may still be at the tasks and descriptors: they are in use
+ * until thaw_save_close.
+ */
 int thaw_save_wait(struct thaw_save *save, int written, struct thaw_failure *failure);
 
-/* The same from start to end, with the least budget; nothing is left of one that failed. */
+/* From start to end with the least budget: one thread, with `pids`. A failure leaves nothing. */
 int thaw_save_run(const int *fds, size_t fd_count, const struct thaw_run *runs, size_t count,
                   const int *pids, size_t pid_count, uint32_t threads, struct thaw_save **save,
                   struct thaw_failure *failure);

@@ -19,6 +19,7 @@ if __name__ == "__main__":
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -45,6 +46,10 @@ def main(arguments: list[str]) -> int:
     # runc and CRIU inherit it on purpose: should we be killed over a dump, the daemon hears of
     # it when CRIU, too, is done, and does not thaw what CRIU has frozen.
     daemon = socket.socket(fileno=SOCKET_FD)
+    # Two descriptors for each file of pages and one for each task: more than the usual 1024 at
+    # times. runc raises its own limit as Go does, CRIU too; what is restored gets its image's.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     threading.Thread(target=_end_with, args=(daemon,), daemon=True).start()
     _preload()
     return _serve(_Requests(daemon), daemon, ahead)

@@ -170,6 +170,7 @@ class Parallel:
             try:
                 self._saving.wait_read()
             except SaveFailed as error:
+                self._saving.close()  # its threads may still read what `tasks` is about to close
                 if error.stage != MEMORY:
                     raise
                 raise _Unreadable(str(error)) from error

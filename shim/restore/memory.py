@@ -8,7 +8,9 @@ extent is.
 
 Nobody has to enter the pod's cgroup for this: a page that process_vm_writev brings in is charged to
 the memory cgroup of the process that it is for, also in shared memory that is mapped there
-(mm/shmem.c charges the faulting mapping's mm). The buffers are ours and charged to us.
+(mm/shmem.c charges the faulting mapping's mm). The buffers are ours and charged to us. So are page
+tables: they are charged to whoever faults them in (GFP_PGTABLE_USER is accounted to `current`), and
+about 2 MiB per GiB of 4 KiB pages stays with the engine's cgroup for as long as the worker lives.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import bisect
 import errno
 import os
 import stat
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -35,6 +38,10 @@ from shim.restore.numa import nodes_for
 from shim.snapshot.index import Index
 
 _TURN = 100  # milliseconds between two looks at the progress
+_KILLED = (
+    "has it been killed? A page that cannot be had shows as EFAULT, "
+    "e.g. when the memory limit of the pod is reached"
+)
 _DAMAGED = "the snapshot is damaged: remove it with `thaw rm` and make it again"
 
 
@@ -63,7 +70,8 @@ class Filling:
     """The fill of one index. Its files are opened at once, so that they stay what they are.
 
     They are CRIU's own, or `stripes` of these. Raises Unfit if one is not what the index says.
-    Closing it at any time ends all threads.
+    Closing it at any time ends all threads; `cancel` and `progress` may then still be called, by
+    other threads too, but not while one of the other methods is under way.
     """
 
     def __init__(
@@ -80,6 +88,8 @@ class Filling:
         self._fds = _open_sources(index, self._stripes)
         self._extents = ffi.from_buffer("struct thaw_extent[]", index.extents)
         self._fill: Any = None
+        self._lock = threading.Lock()  # of closing, against `cancel` and `progress`
+        self._last = Progress(0, 0, 0, 0, 0, 0, 0)
         try:
             self._fill = self._open(threads, budget, source)
         except BaseException:
@@ -115,21 +125,27 @@ class Filling:
 
     def verify(self, seconds: float | None = None) -> Progress:
         """Read everything and compare it with the checksums, for nobody."""
-        return self._run([], [], seconds)
+        return self._run(None, [], seconds)
 
     def cancel(self) -> None:
         """Make a `fill` that runs in another thread end soon, with RestoreFailed."""
-        lib.thaw_fill_cancel(self._fill)
+        with self._lock:
+            if self._fill is not None:
+                lib.thaw_fill_cancel(self._fill)
 
     def progress(self) -> Progress:
         """How far it is; from any thread."""
-        now = ffi.new("struct thaw_progress *")
-        lib.thaw_fill_progress(self._fill, now)
-        return Progress(*(getattr(now, field.name) for field in fields(Progress)))
+        with self._lock:
+            if self._fill is not None:
+                now = ffi.new("struct thaw_progress *")
+                lib.thaw_fill_progress(self._fill, now)
+                self._last = Progress(*(getattr(now, field.name) for field in fields(Progress)))
+            return self._last
 
     def close(self) -> None:
         """End all threads and give buffers and files back."""
-        fill, self._fill = self._fill, None
+        with self._lock:
+            fill, self._fill = self._fill, None
         if fill is not None:
             lib.thaw_fill_close(fill)
         fds, self._fds = self._fds, []
@@ -184,11 +200,11 @@ class Filling:
                         hint="is the index of other images? `thaw index` makes it anew",
                     )
 
-    def _run(self, pids: list[int], nodes: list[int], seconds: float | None) -> Progress:
+    def _run(self, pids: list[int] | None, nodes: list[int], seconds: float | None) -> Progress:
         result = lib.thaw_fill_start(
             self._fill,
-            ffi.new("int[]", pids) if pids else ffi.NULL,
-            len(pids),
+            ffi.new("int[]", pids) if pids is not None else ffi.NULL,  # no pids: nothing is written
+            len(pids or ()),
             ffi.new("int[]", nodes) if nodes else ffi.NULL,
             len(nodes),
         )
@@ -206,6 +222,7 @@ class Filling:
                 raise self._failure(result)
             if ends is not None and time.monotonic() > ends:
                 self.cancel()
+                lib.thaw_fill_wait(self._fill, -1)  # nobody touches a task any more
                 done = self.progress()
                 raise RestoreFailed(
                     f"memory was not filled in time: {done.done} of {done.total} bytes"
@@ -216,20 +233,25 @@ class Filling:
         lib.thaw_fill_failure(self._fill, failure)
         if result == -errno.ECANCELED:
             return RestoreFailed("the fill was cancelled")
+        reason = os.strerror(failure.error) if failure.error else os.strerror(-result)
+        if failure.stage not in (_READ, _SHORT, _CHECKSUM, _TASK):
+            return RestoreFailed(f"cannot fill memory: {reason}")
+        if failure.place >= len(self._extents):  # a task that nothing is to be written to
+            return RestoreFailed(f"cannot fill memory of a process: {reason}", hint=_KILLED)
         extent = self._extents[failure.place]
         blob = self.index.sources[extent.source].name
         place = f"{blob} at {extent.offset} ({extent.length} bytes)"
-        reason = os.strerror(failure.error) if failure.error else os.strerror(-result)
-        return {
+        failures = {
             _READ: RestoreFailed(f"cannot read {place}: {reason}", hint="is the disk well?"),
             _SHORT: RestoreFailed(f"{place} is cut off", hint=_DAMAGED),
             _CHECKSUM: RestoreFailed(f"{place} has another checksum", hint=_DAMAGED),
             _TASK: RestoreFailed(
                 f"cannot write {extent.length} bytes at {extent.address:#x} of process "
                 f"{self.index.tasks[extent.task]}: {reason}",
-                hint="has it been killed, by the memory limit of the pod perhaps?",
+                hint=_KILLED,
             ),
-        }.get(failure.stage, RestoreFailed(f"cannot fill memory: {reason}"))
+        }
+        return failures[failure.stage]
 
 
 _READ, _SHORT, _CHECKSUM, _TASK = 1, 2, 3, 4  # the stages of struct thaw_failure

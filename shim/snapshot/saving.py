@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from typing import Self
@@ -11,6 +12,7 @@ from shim.native import check
 
 SIZE = 32  # bytes of struct thaw_run, and of struct thaw_extent
 MEMORY = 4  # stage of a failure: a task's memory could not be read
+_OWN = 5
 
 
 class SaveFailed(OSError):
@@ -23,6 +25,8 @@ class SaveFailed(OSError):
 
 class Saving:
     """A thaw_save that is under way; what is not done when it is closed is given up.
+
+    After a failure, too, its threads may use tasks and descriptors until it is closed.
 
     `runs` is an array of struct thaw_run, `files` are names and descriptors, which stay open as
     long as this is. With `pids` the bytes are copied from the tasks to the files, and `budget` says
@@ -72,6 +76,8 @@ class Saving:
         return bytes(ffi.buffer(found, count[0] * SIZE)) if count[0] else b""
 
     def _wait(self, written: bool) -> None:
+        if not self._save:
+            raise SaveFailed(errno.ECANCELED, _OWN, "memory")
         failure = ffi.new("struct thaw_failure *")
         if lib.thaw_save_wait(self._save, written, failure) == 0:
             return

@@ -103,7 +103,7 @@ static void write_list(const char *root, int node, const char *list) {
 }
 
 static void check_places(const char *root) {
-    const int nodes[] = {0, 1, 2, 3, 9, -1, 5000, 4};
+    const int nodes[] = {0, 1, 2, 3, 9, -1, 5000, 4, 5};
     struct place places[8];
     cpu_set_t own;
 
@@ -112,10 +112,11 @@ static void check_places(const char *root) {
     write_list(root, 2, "\n"); /* memory only */
     write_list(root, 3, "500-9999\n");
     write_list(root, 4, "2,zebra\n");
+    write_list(root, 5, "0-1"); /* cut off */
     CPU_ZERO(&own);
     for (size_t cpu = 0; cpu < 11; cpu += 2)
         CPU_SET(cpu, &own);
-    CHECK(places_find(root, nodes, 8, &own, places) == 3);
+    CHECK(places_find(root, nodes, 9, &own, places) == 3);
     CHECK(places[0].node == 0 && CPU_COUNT(&places[0].processors) == 4);
     CHECK(CPU_ISSET(10, &places[0].processors) && !CPU_ISSET(4, &places[0].processors));
     CHECK(places[1].node == 1 && CPU_COUNT(&places[1].processors) == 2);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -33,6 +34,7 @@ from fakes.filling import (
 
 SIZE = 18 * MIB + 3 * PAGE
 READ_ONLY = 1
+NOWHERE = (1 << 64) - 1
 ALL_SIGNALS = 0xFFFFFFFE7FFBFEFF  # but SIGKILL, SIGSTOP and the two of the C library
 
 pytestmark = pytest.mark.parametrize("budget", [0, 4 * MIB, 64 * MIB])
@@ -114,6 +116,59 @@ def test_a_task_that_is_gone(blob: Blob, budget: int) -> None:
         assert fill.failure()[:2] == (errno.ESRCH, TASK)
 
 
+def test_a_task_that_is_gone_is_missed_if_nothing_is_written(tmp_path: Path, budget: int) -> None:
+    """Zero pages are not, and nobody would know."""
+    blob = Blob(tmp_path / "zeros", bytes(SIZE))
+    pieces = [Piece(at, PAGE, at, flags=SPARSE) for at in range(0, MIB, PAGE)]
+    with Target(SIZE) as target, Fill([blob], pieces, [target.address], budget=budget) as fill:
+        target.kill()
+        target.process.wait()
+        fill.start([target.pid])
+        assert code(fill) == errno.ESRCH
+        assert fill.failure() == (errno.ESRCH, TASK, 0)
+    blob.close()
+
+
+def test_tasks_without_pids(blob: Blob, budget: int) -> None:
+    with Fill([blob], in_a_row(SIZE), budget=budget) as fill:
+        with pytest.raises(OSError, match="Invalid"):
+            fill.start([])
+        fill.start()  # nothing of it has stayed
+        fill.wait()
+
+
+def test_tasks_for_which_there_are_no_descriptors(blob: Blob, budget: int) -> None:
+    """Of the pidfds too few: that is said, waiting says so too, and what was opened is closed."""
+    before = len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pids = [os.getpid()] * 2000
+    with Fill([blob], in_a_row(SIZE), budget=budget) as fill:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(1000, limits[1]), limits[1]))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                fill.start(pids)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_files_for_which_there_are_no_descriptors(blob: Blob, budget: int) -> None:
+    """No reason to read through the page cache without a word."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(blob.fds[0])]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 8, limits[1]))
+    with suppress(OSError):
+        while True:
+            taken.append(os.dup(blob.fds[0]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            Fill([blob], in_a_row(SIZE), budget=budget)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
+
+
 def test_a_task_that_dies(blob: Blob, endless: list[Piece], budget: int) -> None:
     with Target(4 * MIB) as target, Fill([blob], endless, [target.address], budget=budget) as fill:
         fill.start([target.pid])
@@ -149,7 +204,7 @@ def test_cancelled_before_anything(blob: Blob, budget: int) -> None:
     with Fill([blob], in_a_row(SIZE), budget=budget) as fill:
         fill.cancel()
         assert code(fill) == errno.ECANCELED
-        assert fill.failure() == (errno.ECANCELED, OWN, 0)
+        assert fill.failure() == (errno.ECANCELED, OWN, NOWHERE)
         for call in (fill.prefetch, fill.start):
             with pytest.raises(OSError, match="canceled"):
                 call()
@@ -224,6 +279,7 @@ def test_a_task_that_nobody_named(blob: Blob, budget: int) -> None:
         Piece(0, 4 * MIB + PAGE, 0),
         Piece(0, 0, 0),
         Piece(0, PAGE + 1, 0),
+        Piece(1, PAGE, 0),
     ],
     ids=str,
 )

@@ -46,6 +46,35 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+SAVE = """
+import os, sys
+from shim._native import lib
+from shim.snapshot.layout import ANONYMOUS, BULK, Run, packed
+from shim.snapshot.saving import Saving
+runs = packed([Run(1 << 30, 0, 256 << 20, 0, 0, ANONYMOUS | BULK)])
+path = sys.argv[1]
+open(path, "w").truncate(256 << 20)
+for _ in range(30):
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    with Saving(runs, [("pages", fd)], threads=16) as saving:
+        saving.finish()
+    os.close(fd)
+"""
+
+
+def test_threads_that_find_out_together_that_there_is_no_direct_io(
+    library: Path, tmp_path: Path
+) -> None:
+    """One takes O_DIRECT off the file, which was the others' reason too."""
+    environment = {**os.environ, "LD_PRELOAD": str(library), "FAULT": "misfit"}
+    subprocess.run(
+        [sys.executable, "-c", SAVE, str(tmp_path / "pages")],
+        env={**environment, "PYTHONPATH": str(TESTS.parent)},
+        check=True,
+        timeout=60,
+    )
+
+
 def fill(library: Path, folder: Path, fault: str, source: int, budget: int, warm: bool) -> str:
     """What a fill in another process says."""
     environment = {

@@ -230,7 +230,7 @@ def test_a_task_that_is_gone(tmp_path: Path) -> None:
     os.waitpid(gone, 0)
     with opened(tmp_path / "pages") as files, pytest.raises(Failed) as caught:
         save(files, [Run(PAGE, 0, PAGE)], [gone])
-    assert caught.value == Failed(errno.ENOENT, MEMORY, 0)
+    assert caught.value == Failed(errno.ESRCH, MEMORY, 0)
 
 
 def test_a_full_disk(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -89,6 +90,7 @@ def index_of(target: Target, folder: Path, data: bytes, **changes: int) -> Index
     size = changes.get("size", SIZE)
     sizes = {"extents": SIZE, "zero": 0, "skeleton": 0}
     document = Document("", [changes.get("task", target.pid)], [Blob(NAME, size)], {}, {}, sizes)
+    records *= changes.get("times", 1)
     return Index(folder, folder, document, records, [[(address, address + SIZE)]])
 
 
@@ -194,6 +196,25 @@ def test_cancelled_before_it_began(target: Target, tmp_path: Path, data: bytes) 
     filling = Filling(index_of(target, tmp_path, data))
     filling.cancel()
     refused(filling, target, "cancelled")
+
+
+def test_not_in_time(target: Target, tmp_path: Path, data: bytes) -> None:
+    """Nobody touches the process once that has been said."""
+    with Filling(index_of(target, tmp_path, data, times=2000), threads=2) as filling:
+        with pytest.raises(RestoreFailed, match="not filled in"):
+            filling.fill(target.pid, seconds=0)
+        done = filling.progress().done
+        time.sleep(0.05)
+        assert filling.progress().done == done
+
+
+def test_after_it_was_closed(target: Target, tmp_path: Path, data: bytes) -> None:
+    filling = Filling(index_of(target, tmp_path, data))
+    filling.fill(target.pid)
+    filling.progress()
+    filling.close()
+    filling.cancel()
+    assert filling.progress().done == SIZE
 
 
 def test_closing_gives_everything_back(target: Target, tmp_path: Path, data: bytes) -> None:

@@ -49,6 +49,28 @@ def test_budgets(tmp_path: Path, budget: int, threads: int) -> None:
     assert (tmp_path / "pages").read_bytes() == data
 
 
+def test_no_more_threads_than_the_budget_gives(tmp_path: Path) -> None:
+    """Each has a buffer of 8 MiB of its own."""
+    memory = Memory(32)
+    memory.write(memory.start, b"x" * 32 * WINDOW)
+    before = len(os.listdir("/proc/self/task"))
+    with opened(tmp_path / "pages") as files:
+        os.ftruncate(files[0], 32 * WINDOW)
+        runs = run_of(memory, 32 * WINDOW)
+        with Saving(runs, [("pages", files[0])], [os.getpid()], 5, 16 << 20) as saving:
+            assert len(os.listdir("/proc/self/task")) <= before + 2
+            saving.finish()
+
+
+def test_closed_too_early(tmp_path: Path) -> None:
+    with opened(tmp_path / "pages") as files:
+        saving = Saving(b"", [("pages", files[0])])
+        saving.close()
+        saving.close()
+        with pytest.raises(SaveFailed):
+            saving.finish()
+
+
 def test_given_up(tmp_path: Path) -> None:
     """Closed at any time, no thread, descriptor or memory is left."""
     memory = Memory(16)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shim.config import Config
-from shim.errors import InvalidArgument
+from shim.errors import FailedPrecondition, InvalidArgument
+from shim.snapshot import pack
 from shim.snapshot.index import FOLDER
 
 _MIB = 1 << 20
+_MOST_THREADS = 1024
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="a snapshot, or CRIU's images")
     parser.add_argument(
-        "--threads", type=int, default=0, metavar="N", help="default: one per processor"
+        "--threads", type=_threads, default=0, metavar="N", help="default: one per processor"
     )
 
 
@@ -31,8 +37,16 @@ def run(args: argparse.Namespace, _config: Config) -> int:
             f"{args.folder} has no CRIU images in it",
             hint="a snapshot is meant, or the folder with inventory.img",
         )
+    # A restore looks into the folder, packed or not, and nowhere else.
+    if (images / pack.PACK).exists() or (images / pack.FOLDER).exists():
+        raise InvalidArgument(
+            f"{images} is a checkpoint that containerd asked for: its index is in {pack.PACK}",
+            hint="another index beside it would not be used: make the checkpoint again",
+        )
     folder = args.folder / FOLDER
-    made = make(images, folder, args.threads)
+    with _alone(args.folder):  # rather now than after all is read
+        pass
+    made = make(images, folder, args.threads, _alone(args.folder))
     if made.reason:
         print(f"{folder}: not indexed, CRIU restores it alone: {made.reason}")
         return 0
@@ -42,6 +56,28 @@ def run(args: argparse.Namespace, _config: Config) -> int:
         f"{shown['skeleton']} left to CRIU"
     )
     return 0
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep restores from beginning, which hold a shared lock; see snapshot/store.py."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(
+                f"{folder} is being restored from", hint="try again when that is over"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def _threads(text: str) -> int:
+    if not (text.isdecimal() and int(text) <= _MOST_THREADS):
+        raise argparse.ArgumentTypeError(f"{text} is no number from 0 to {_MOST_THREADS}")
+    return int(text)
 
 
 def _has_images(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,8 +228,8 @@ class Memfds:
             for inode in inodes
             if not inode.seals & _WRITE_SEALS and inode.hugetlb_flag is None
         }
-        counted = [inode.shmid for inode in inodes]
-        self.writable -= {shmid for shmid in counted if counted.count(shmid) > 1}
+        counted = Counter(inode.shmid for inode in inodes)
+        self.writable -= {shmid for shmid, times in counted.items() if times > 1}
 
     def object_of(self, vma: pb.Vma) -> int | None:
         """The shmid of the shared memory that is mapped there, as pagemaps are named after it."""

@@ -22,14 +22,16 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shim._native import ffi, lib
 from shim.errors import Unfit
 from shim.native import check
+from shim.proto import criu_pb as pb
 from shim.snapshot import extents as listed
 from shim.snapshot.extents import Columns, Range
 from shim.snapshot.images import NotIndexable, mappings
@@ -39,15 +41,25 @@ FOLDER = "index"
 DOCUMENT = "index.json"
 EXTENTS = "extents"
 FORMAT = 1
+ANEW = "`thaw index` makes it anew, if CRIU's images are whole"
+OTHER_VERSION = "its index is of another version of Thaw: `thaw index` makes it anew"
 DAMAGED = "the snapshot is damaged: remove it with `thaw rm` and make it again"
 
 _HEADER = struct.Struct("<8sIIQII")  # magic, format, document, count, records, header before this
 _MAGIC = b"THAWEXTS"
-_LARGEST = 1 << 30  # bytes of a file of ours
+# Bytes that files of ours may have: the extents of 1 TiB, of 256 KiB each (most have 4 MiB), and
+# the names and checksums of 100,000 images.
+_MOST_EXTENTS = 128 << 20
+_MOST_TEXT = 8 << 20
 # What CRIU and runc read; runc keeps the standard descriptors' targets there.
 READ_BY_CRIU = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*\.img|descriptors\.json")
+_MEMORY = re.compile(r"mm-[0-9]+\.img")
 
 Sums = dict[str, tuple[int, int]]  # name → size in bytes, CRC-32C
+
+
+class _OtherVersion(Exception):
+    """The index is whole, as far as that can be known, and not of our FORMAT."""
 
 
 @dataclass(frozen=True)
@@ -92,31 +104,28 @@ class Index:
 
         It is complete; its extents are in files that are as large as they were, and go to memory
         that the processes have (mm-*.img) and that can be filled. Whether CRIU's images are
-        otherwise what they were says check_files().
+        otherwise what they were says check_files(). One of another version has a `reason`.
         """
-        try:
-            records, text = _parts(_read(folder / EXTENTS), _read(folder / DOCUMENT))
-            document = _document(text)
-            ranges = _check(document, records, images)
-        except (ValueError, NotIndexable, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise Unfit(f"cannot use the index {folder}: {reason}", hint=DAMAGED) from error
-        return cls(folder, images, document, records, ranges)
+        with _refusing(folder, ANEW):
+            try:
+                records = _records(_read(folder / EXTENTS, _MOST_EXTENTS))
+                document = _document(_read(folder / DOCUMENT, _MOST_TEXT), records.text)
+            except _OtherVersion:
+                return cls(folder, images, bare(OTHER_VERSION), b"", [])
+            columns = _columns(document, records.extents)
+        with _refusing(folder, DAMAGED):
+            vmas = _mappings(document, images)
+        with _refusing(folder, ANEW):
+            ranges = listed.check(columns, [source.size for source in document.sources], vmas)
+        return cls(folder, images, document, records.extents, ranges)
 
     def check_files(self) -> None:
         """Raise Unfit unless all files that CRIU would read are what they were.
 
         Reads them all. The data of extents is not among them: it is verified when it is filled.
         """
-        for folder, sums in ((self.folder, self._skeleton), (self.images, self._images)):
-            for name, wanted in sums.items():
-                try:
-                    found = checksum(folder / name)
-                except OSError as error:
-                    reason = f"cannot read {folder / name}: {error.strerror}"
-                    raise Unfit(reason, hint=DAMAGED) from error
-                if found != wanted:
-                    raise Unfit(f"{folder / name} is not what it was", hint=DAMAGED)
+        _check_files(self.folder, self._skeleton, ANEW)
+        _check_files(self.images, self._images, DAMAGED)
 
     def link(self, target: Path, *, pagemaps: bool = True) -> None:
         """Make the folder from which CRIU restores: links to its images and to the skeleton.
@@ -151,8 +160,16 @@ def checksum(path: Path) -> tuple[int, int]:
         os.close(fd)
 
 
+def bare(reason: str) -> Document:
+    """The document of images that are not indexed."""
+    return Document(reason, [], [], {}, {}, {"extents": 0, "zero": 0, "skeleton": 0})
+
+
 def write(folder: Path, document: Document, records: bytes) -> None:
-    """Write the document and the extents; the rest of the index is there."""
+    """Write the document and the extents; the rest of the index is there.
+
+    Raises NotIndexable if they are larger than what is opened.
+    """
     text = json.dumps(
         {
             "format": FORMAT,
@@ -166,6 +183,8 @@ def write(folder: Path, document: Document, records: bytes) -> None:
         indent=1,
         sort_keys=True,
     ).encode()
+    if len(text) > _MOST_TEXT or _HEADER.size + len(records) > _MOST_EXTENTS:
+        raise NotIndexable("there are too many images, or too many pieces of memory")
     (folder / DOCUMENT).write_bytes(text)
     count = len(records) // listed.SIZE
     header = _HEADER.pack(_MAGIC, FORMAT, _crc(text), count, _crc(records), 0)
@@ -176,42 +195,71 @@ def _crc(data: bytes) -> int:
     return lib.thaw_crc32c(0, data, len(data))
 
 
-def _read(path: Path) -> bytes:
+@contextmanager
+def _refusing(folder: Path, hint: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, NotIndexable, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise Unfit(f"cannot use the index {folder}: {reason}", hint=hint) from error
+
+
+def _check_files(folder: Path, sums: Sums, hint: str) -> None:
+    for name, wanted in sums.items():
+        try:
+            found = checksum(folder / name)
+        except OSError as error:
+            raise Unfit(f"cannot read {folder / name}: {error.strerror}", hint=hint) from error
+        if found != wanted:
+            raise Unfit(f"{folder / name} is not what it was", hint=hint)
+
+
+def _read(path: Path, most: int) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise ValueError(f"{path.name} is missing") from None
     with open(fd, "rb") as file:
         info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST:
+        if not stat.S_ISREG(info.st_mode) or info.st_size > most:
             raise ValueError(f"{path.name} is no file of ours")
-        return file.read(_LARGEST)
+        return file.read(most)
 
 
-def _parts(data: bytes, text: bytes) -> tuple[bytes, bytes]:
-    """The records of the extents' file and the document, both verified."""
+class _Records(NamedTuple):
+    """What the extents' file holds."""
+
+    extents: bytes  # struct thaw_extent[]
+    text: int  # the document's checksum
+
+
+def _records(data: bytes) -> _Records:
     if len(data) < _HEADER.size:
         raise ValueError(f"{EXTENTS} is cut off")
     magic, version, of_text, count, of_records, of_header = _HEADER.unpack_from(data)
-    if magic != _MAGIC or version != FORMAT:
+    if magic != _MAGIC:
         raise ValueError(f"{EXTENTS} is of another format")
     if of_header != _crc(data[: _HEADER.size - 4]):
         raise ValueError(f"the header of {EXTENTS} has another checksum")
-    records = data[_HEADER.size :]
-    if len(records) != count * listed.SIZE or _crc(records) != of_records:
+    if version != FORMAT:
+        raise _OtherVersion
+    extents = data[_HEADER.size :]
+    if len(extents) != count * listed.SIZE or _crc(extents) != of_records:
         raise ValueError(f"{EXTENTS} has another checksum")
-    if _crc(text) != of_text:
+    return _Records(extents, of_text)
+
+
+def _document(text: bytes, checksum: int) -> Document:
+    if _crc(text) != checksum:
         raise ValueError(f"{DOCUMENT} has another checksum")
-    return records, text
-
-
-def _document(text: bytes) -> Document:
     try:
         found = json.loads(text)
     except RecursionError:
         raise ValueError(f"{DOCUMENT} is nested too deeply") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(found, dict) or type(found.get("format")) is not int:
         raise ValueError(f"{DOCUMENT} is of another format")
+    if found["format"] != FORMAT:
+        raise _OtherVersion
     sizes = _typed(found, "sizes", dict)
     return Document(
         reason=_typed(found, "reason", str),
@@ -258,17 +306,30 @@ def _sums(items: Mapping[str, Any]) -> Sums:
     return sums
 
 
-def _check(document: Document, records: bytes, images: Path) -> list[list[Range]]:
-    """What the extents cover in each task. Raises ValueError, NotIndexable or OSError."""
+def _columns(document: Document, records: bytes) -> Columns:
+    """The extents, if they and the document can be of one index."""
     columns = Columns.of(records)
     if document.reason and columns.lengths:
         raise ValueError("there are extents of images that are not indexed")
     if sum(columns.lengths) != document.sizes["extents"]:
         raise ValueError("the extents have another size in all")
+    # By number, extents of one task (or file) that is listed twice would not overlap.
+    if len(set(document.tasks)) != len(document.tasks):
+        raise ValueError("a task is listed twice")
+    if len({source.name for source in document.sources}) != len(document.sources):
+        raise ValueError("a file is listed twice")
+    return columns
+
+
+def _mappings(document: Document, images: Path) -> list[list[pb.Vma]]:
+    """What CRIU's images say of each task. Raises ValueError, NotIndexable or OSError."""
     for source in document.sources:
         _check_size(images / source.name, source.size)
-    vmas = [mappings(images, task) for task in document.tasks]
-    return listed.check(columns, [source.size for source in document.sources], vmas)
+    if not document.tasks:
+        return []
+    if len(document.tasks) > sum(1 for name in os.listdir(images) if _MEMORY.fullmatch(name)):
+        raise ValueError("an mm-*.img is missing")
+    return [mappings(images, task) for task in document.tasks]
 
 
 def _check_size(path: Path, size: int) -> None:

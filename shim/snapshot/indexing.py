@@ -15,6 +15,7 @@ import os
 import stat
 from array import array
 from bisect import bisect_left, bisect_right
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from shim.snapshot import index, skeleton
@@ -29,13 +30,19 @@ from shim.snapshot.sharing import compare
 __all__ = ["NotIndexable", "compare", "make", "scan", "survey", "write", "write_reason"]
 
 
-def make(images: Path, folder: Path, threads: int = 0) -> Index:
+def make(
+    images: Path,
+    folder: Path,
+    threads: int = 0,
+    alone: AbstractContextManager[object] | None = None,
+) -> Index:
     """Make the index of `images` in `folder`, in the place of one that is there, and open it.
 
     Images that cannot be indexed have an index, too: one that says why. `threads`: 0 for one per
-    processor. The same images always make the same index. Raises OSError.
+    processor; `alone` as of replacing(). The same images always make the same index. Raises
+    OSError.
     """
-    with replacing(folder) as draft:
+    with replacing(folder, alone) as draft:
         try:
             layout = survey(images)
             check_sizes(layout, images)
@@ -85,7 +92,7 @@ def write(layout: Layout, extents: bytes, images: Path, folder: Path) -> None:
 
     What was bulk and anonymous and is in no extent was zero and is dropped. Extents from files that
     have nothing bulk (any longer) are left out. Raises NotIndexable if the pages files are not
-    those of the layout.
+    those of the layout, or if the index would be too large to be opened.
     """
     assert not any(run.flags & COMPARED for run in layout.runs), "compare() comes first"
     check_sizes(layout, images)
@@ -116,8 +123,7 @@ def write(layout: Layout, extents: bytes, images: Path, folder: Path) -> None:
 
 def write_reason(reason: str, folder: Path) -> None:
     """Write an index, into a folder that is empty, that only says why there is none."""
-    sizes = {"extents": 0, "zero": 0, "skeleton": 0}
-    index.write(folder, Document(reason, [], [], {}, {}, sizes), b"")
+    index.write(folder, index.bare(reason), b"")
     _sync_all(folder)
 
 

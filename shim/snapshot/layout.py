@@ -12,6 +12,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -223,25 +224,49 @@ class _Mappings:
 
     def runs(self, shmid: int, source: int, pagemap: Pagemap) -> Iterator[Run]:
         """The runs of one object: where they can, in mappings that can be written."""
-        mappings = sorted(self._found.get(shmid, []), key=lambda m: (not m.bulk, m.task, m.address))
+        ranked = sorted(self._found.get(shmid, []), key=lambda m: (not m.bulk, m.task, m.address))
         if shmid in self._ipc:  # System V's: they come with their namespace
-            mappings = [mapping._replace(bulk=False) for mapping in mappings]
+            ranked = [mapping._replace(bulk=False) for mapping in ranked]
+        stretches = _stretches(ranked)
+        place = 0
         for start, offset, length in pagemap.pieces():
             done = 0
             while done < length:
-                mapping, part = _covering(mappings, start + done, length - done)
-                yield _shared_run(mapping, start + done, offset + done, part, source)
+                at, end = start + done, start + length
+                while place < len(stretches) and stretches[place].end <= at:
+                    place += 1
+                here = stretches[place] if place < len(stretches) else _Stretch(end, end, None)
+                mapping, until = (None, here.start) if at < here.start else (here.mapping, here.end)
+                part = min(until, end) - at
+                yield _shared_run(mapping, at, offset + done, part, source)
                 done += part
 
 
-def _covering(mappings: list[_Mapping], at: int, length: int) -> tuple[_Mapping | None, int]:
-    """The best mapping of the shared memory at an offset, and for how many bytes to take it."""
-    for rank, mapping in enumerate(mappings):
-        if mapping.start <= at < mapping.end:
-            better = (m.start - at for m in mappings[:rank] if m.start > at)
-            return mapping, min([length, mapping.end - at, *better])
-    # Mapped nowhere, up to where the next mapping begins.
-    return None, min([length, *(m.start - at for m in mappings if m.start > at)])
+class _Stretch(NamedTuple):
+    start: int  # bytes in the shared memory
+    end: int
+    mapping: _Mapping | None
+
+
+def _stretches(ranked: list[_Mapping]) -> list[_Stretch]:
+    """Where which mapping is the first of those there, in order; nothing where there is none.
+
+    There may be thousands, and tasks may be stopped meanwhile: one pass over where they begin and
+    end, with a heap of those that were begun.
+    """
+    coming = sorted(range(len(ranked)), key=lambda rank: ranked[rank].start, reverse=True)
+    begun: list[int] = []  # ranks; one that has ended goes when it is the best
+    found: list[_Stretch] = []
+    for at, until in pairwise(sorted({place for m in ranked for place in m[:2]})):
+        while coming and ranked[coming[-1]].start <= at:
+            heappush(begun, coming.pop())
+        while begun and ranked[begun[0]].end <= at:
+            heappop(begun)
+        if begun:
+            best = ranked[begun[0]]
+            joins = found and found[-1].end == at and found[-1].mapping is best
+            found.append(_Stretch(found.pop().start if joins else at, until, best))
+    return found
 
 
 def _shared_run(mapping: _Mapping | None, at: int, offset: int, length: int, source: int) -> Run:

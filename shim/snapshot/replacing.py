@@ -9,23 +9,25 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from shim.removal import remove_folder
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, alone: AbstractContextManager[object] | None = None) -> Iterator[Path]:
     """An empty folder to write into; it becomes `folder` at the end, or is removed on any error.
 
-    Who looks meanwhile sees the old one, none for an instant, then the new one.
+    Who looks meanwhile sees the old one, none for an instant, then the new one. `alone` is entered
+    for that instant: it keeps away those who would mind, or raises.
     """
     _sweep(folder)
     draft, lock = _begin(folder)
     try:
         yield draft
-        _replace(draft, folder)
+        with alone or nullcontext():
+            _replace(draft, folder)
     except BaseException:
         remove_folder(str(draft))
         raise
@@ -93,8 +95,11 @@ def _replace(draft: Path, folder: Path) -> None:
     else:
         try:
             os.rename(draft, folder)
-        except BaseException:
-            os.rename(old, folder)
+        except BaseException as error:
+            try:
+                os.rename(old, folder)
+            except OSError as another:  # the first one is the cause: it is raised
+                error.add_note(f"what was {folder} is {old} now: {another}")
             raise
         remove_folder(str(old))
     sync(folder.parent)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +19,12 @@ from typing import Self
 
 from shim.snapshot.images import PAGE, NotIndexable
 from shim.snapshot.layout import ANONYMOUS, BULK, COMPARED, SMALL, Layout, Pair, Run
-from shim.snapshot.skeleton import Range, united
+from shim.snapshot.skeleton import Range
 
 _SLICE = 1 << 20  # bytes read and compared at once: both halves stay in the L2 cache
 _PIECE = 16 << 20  # bytes compared by one thread
 _THREADS = min(8, len(os.sched_getaffinity(0)))  # more wait for each other: bytes are compared
+_GAP = SMALL  # bytes between equal pages in which nothing can be bulk
 _CHEAP = 64 << 20  # bytes of a pages file that may be copied whatever it brings
 _ZEROS = bytes(_SLICE)
 _ZERO_PAGE = bytes(PAGE)
@@ -88,7 +89,7 @@ class _Files:
 
 
 def _equal(layout: Layout, files: _Files) -> list[list[Range]]:
-    """For each pages file, where pages are that stay with CRIU."""
+    """For each pages file, where pages are that stay with CRIU: in order, none twice."""
     private: list[list[Run]] = [[] for _ in layout.tasks]
     for run in layout.runs:
         if run.source < len(layout.tasks):  # the pagemaps of processes come first
@@ -101,12 +102,30 @@ def _equal(layout: Layout, files: _Files) -> list[list[Range]]:
     ]
     equal: list[list[Range]] = [[] for _ in layout.sources]
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = threads.map(lambda both: list(_equal_pages(files, *both)), twice)
+        found = threads.map(lambda both: list(_joined(_equal_pages(files, *both))), twice)
         for (child, parent), ranges in zip(twice, found, strict=True):
             for start, end in ranges:
                 equal[child.source].append((child.offset + start, child.offset + end))
                 equal[parent.source].append((parent.offset + start, parent.offset + end))
-    return [united(ranges) for ranges in equal]
+    return [list(_joined(sorted(ranges))) for ranges in equal]
+
+
+def _joined(ranges: Iterable[Range]) -> Iterator[Range]:
+    """Ranges, which come in order, as one with the gaps in which nothing can be bulk.
+
+    Pages that are equal by turns would be a range and two runs each, hundreds of thousands in a
+    gibibyte; what is between them stays with CRIU either way.
+    """
+    first = last = -_GAP
+    for start, end in ranges:
+        if start - last < _GAP:
+            last = max(last, end)
+            continue
+        if last > 0:
+            yield first, last
+        first, last = start, end
+    if last > 0:
+        yield first, last
 
 
 def _common(children: list[Run], parents: list[Run], pair: Pair) -> Iterator[tuple[Run, Run]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,28 +40,38 @@ def draw(measured: dict[str, Any], path: Path) -> None:
     machine = measured["machine"]
     figure.suptitle(
         f"{machine['processors']} processors, {machine['memory_gib']} GiB of memory, "
-        f"CRIU {machine['criu']}, {rows[0]['pages'] if rows else ''} pages"
+        f"CRIU {machine['criu']}"
     )
     metadata = {"Date": None} if path.suffix == ".svg" else None
     figure.savefig(path, metadata=metadata)
 
 
 def _throughput(axes: Axes, rows: Sequence[Row]) -> None:
-    """Of the largest worker in the fewest processes, which scales worst."""
-    size = max(row["size_gib"] for row in rows)
-    processes = min(row["processes"] for row in rows if row["size_gib"] == size)
-    chosen = [row for row in rows if (row["size_gib"], row["processes"]) == (size, processes)]
+    """Of the worker that was restored with most numbers of threads; of these, the largest."""
+    kinds = Counter((row["size_gib"], -row["processes"], row["pages"]) for row in rows)
+    size, processes, pages = max(kinds, key=lambda kind: (kinds[kind], kind))
+    chosen = [
+        row
+        for row in rows
+        if (row["size_gib"], row["processes"], row["pages"]) == (size, -processes, pages)
+    ]
     _lines(axes, chosen, _RATES, lambda row: row["threads"])
-    axes.set(xlabel="threads", ylabel="GiB/s", title=f"Throughput, {size:g} GiB")
+    axes.set(xlabel="threads", ylabel="GiB/s", title=f"Throughput, {size:g} GiB, {pages} pages")
     axes.set_xticks(sorted({row["threads"] for row in chosen}))
     _finish(axes)
 
 
 def _time(axes: Axes, rows: Sequence[Row]) -> None:
-    """Of all sizes, with the most threads."""
-    threads = max(row["threads"] for row in rows)
+    """Of all sizes, with the number of threads that most of them had; in one process."""
+    pages = Counter(row["pages"] for row in rows).most_common(1)[0][0]
     processes = min(row["processes"] for row in rows)
-    chosen = [row for row in rows if (row["threads"], row["processes"]) == (threads, processes)]
+    alike = [row for row in rows if (row["pages"], row["processes"]) == (pages, processes)]
+    sizes = {(row["threads"], row["size_gib"]) for row in alike}
+    counts = Counter(threads for threads, _ in sizes)
+    threads = max(counts, key=lambda number: (counts[number], number))
+    chosen = sorted(
+        (row for row in alike if row["threads"] == threads), key=lambda row: float(row["size_gib"])
+    )
     _lines(axes, chosen, _TIMES, lambda row: row["size_gib"])
     axes.set(xlabel="GiB", ylabel="seconds", title=f"Time to restore, {threads} threads")
     axes.set_xlim(left=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 from array import array
@@ -19,8 +20,8 @@ from hypothesis import strategies as st
 from shim._native import lib
 from shim.errors import Unfit
 from shim.snapshot import index as indices
-from shim.snapshot.images import PAGE
-from shim.snapshot.index import DOCUMENT, EXTENTS, Index
+from shim.snapshot.images import PAGE, NotIndexable
+from shim.snapshot.index import ANEW, DAMAGED, DOCUMENT, EXTENTS, Index
 from shim.snapshot.indexing import make, write_reason
 
 DATA = noise(2 * LARGE)
@@ -50,11 +51,11 @@ class Made:
     def open(self) -> Index:
         return Index.open(self.folder, self.images)
 
-    def refused(self, words: str) -> None:
+    def refused(self, words: str, hint: str = ANEW) -> None:
         """It is refused, for a reason, with a remedy."""
         with pytest.raises(Unfit, match=words) as caught:
             self.open()
-        assert caught.value.hint.startswith("the snapshot is damaged")
+        assert caught.value.hint == hint
         assert str(self.folder) in caught.value.message
 
     def flip(self, path: Path, place: int, bit: int = 0) -> None:
@@ -169,11 +170,13 @@ def test_files_are_checked(made: Made) -> None:
             with pytest.raises(Unfit, match=f"{name} is not what it was"):
                 made.index.check_files()
             (folder / name).write_bytes(kept[:-1])
-            with pytest.raises(Unfit, match=f"{name} is not what it was"):
+            with pytest.raises(Unfit, match=f"{name} is not what it was") as caught:
                 made.index.check_files()
+            assert caught.value.hint == (DAMAGED if folder == made.images else ANEW)
             (folder / name).unlink()
-            with pytest.raises(Unfit, match=f"cannot read .*{name}: No such file"):
+            with pytest.raises(Unfit, match=f"cannot read .*{name}: No such file") as caught:
                 made.index.check_files()
+            assert caught.value.hint == (DAMAGED if folder == made.images else ANEW)
             (folder / name).symlink_to("/dev/null")
             with pytest.raises(Unfit, match=f"cannot read .*{name}"):
                 made.index.check_files()
@@ -208,6 +211,31 @@ def test_shorter_files_are_refused(made: Made, name: str, step: int) -> None:
             made.open()
     path.write_bytes(good + b"\0")
     made.refused("another checksum")
+
+
+def test_another_version_is_no_damage(made: Made) -> None:
+    """Whatever else it is like: CRIU restores it alone, and the images are as good as ever."""
+    path = made.folder / EXTENTS
+    good = path.read_bytes()
+    header = good[:8] + struct.pack("<I", 2) + good[12:28]
+    path.write_bytes(header + struct.pack("<I", crc(header)) + b"of another kind")
+    index = made.open()
+    assert (index.reason, index.tasks, index.extents) == (indices.OTHER_VERSION, [], b"")
+    index.check_files()
+    path.write_bytes(header + good[28:])
+    made.refused("the header of extents has another checksum")
+    path.write_bytes(good)
+    made.rewrite(set_to("format", 2))
+    assert made.open().reason == indices.OTHER_VERSION
+
+
+@pytest.mark.parametrize("name", ["_MOST_TEXT", "_MOST_EXTENTS"])
+def test_what_is_too_large(made: Made, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is neither opened nor made."""
+    monkeypatch.setattr(indices, name, 95)
+    made.refused("is no file of ours")
+    with pytest.raises(NotIndexable, match="too many"):
+        indices.write(made.folder, indices.Document("", [], [], {}, {}, {}), made.index.extents)
 
 
 def test_halves_of_two_indexes(made: Made, tmp_path: Path) -> None:
@@ -251,7 +279,8 @@ def rename(name: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (set_to("format", 2), "another format"),
+        (set_to("format", "1"), "another format"),
+        (set_to("format", True), "another format"),
         (set_to("reason", None), "reason is no str"),
         (set_to("reason", "but why"), "extents of images that are not indexed"),
         (set_to("tasks", {}), "tasks is no list"),
@@ -259,6 +288,8 @@ def rename(name: str) -> Callable[[dict[str, Any]], object]:
         (set_to("tasks", [-1, 2]), "expected a number"),
         (set_to("tasks", [True, 2]), "expected a number, found a bool"),
         (set_to("tasks", [1 << 70, 2]), "expected a number"),
+        (set_to("tasks", [1, 1]), "a task is listed twice"),
+        (set_to("tasks", [1, 2, 3]), "an mm-.*img is missing"),
         (set_to("tasks", [1]), "a task or a file that is not listed"),
         (set_to("tasks", [1, 7]), "outside what can be filled"),
         (set_to("sources", [[1]]), "sources are no pairs"),
@@ -268,6 +299,7 @@ def rename(name: str) -> Callable[[dict[str, Any]], object]:
         (rename("/etc/passwd"), "no name of an image"),
         (rename("../pages-1.img"), "no name of an image"),
         (rename("pages-1.img\n"), "no name of an image"),
+        (rename("pages-2.img"), "a file is listed twice"),
         (rename("pages-3.img"), "pages-3.img has .* bytes, it had"),
         (rename("pages-4.img"), "No such file"),
         (set_to("skeleton", []), "skeleton is no dict"),
@@ -284,7 +316,7 @@ def test_documents_that_are_wrong(
     made: Made, change: Callable[[dict[str, Any]], object], words: str
 ) -> None:
     made.rewrite(change)
-    made.refused(words)
+    made.refused(words, DAMAGED if re.search("it had|No such|missing", words) else ANEW)
 
 
 @pytest.mark.parametrize(
@@ -312,20 +344,20 @@ def test_extents_that_are_wrong(made: Made) -> None:
 def test_a_pages_file_that_has_changed_its_size(made: Made) -> None:
     path = made.images / "pages-2.img"
     os.truncate(path, 2 * LARGE)
-    made.refused(r"pages-2\.img has 262144 bytes, it had 266240")
+    made.refused(r"pages-2\.img has 262144 bytes, it had 266240", DAMAGED)
     path.unlink()
-    made.refused("No such file")
+    made.refused("No such file", DAMAGED)
     path.symlink_to("pages-1.img")
-    made.refused(r"pages-2\.img has ")
+    made.refused(r"pages-2\.img has ", DAMAGED)
 
 
 def test_mappings_that_are_others(made: Made) -> None:
     path = made.images / "mm-1.img"
     good = path.read_bytes()
     path.write_bytes((made.images / "pstree.img").read_bytes())
-    made.refused(r"mm-1\.img begins with other magic numbers")
+    made.refused(r"mm-1\.img begins with other magic numbers", DAMAGED)
     path.unlink()
-    made.refused("outside what can be filled")
+    made.refused(r"an mm-.*img is missing", DAMAGED)
     path.write_bytes(good)
     made.open()
 

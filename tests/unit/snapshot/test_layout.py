@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes.images import BASE, LARGE, Images, noise, pages, single, vma
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shim.proto import criu_pb as pb
 from shim.snapshot import images as criu
+from shim.snapshot import layout as layouts
 from shim.snapshot.images import PAGE, NotIndexable
 from shim.snapshot.layout import (
     ANONYMOUS,
@@ -177,6 +181,41 @@ def test_shared_memory_in_parts(shared: Shared) -> None:
         Run(2 * LARGE, 2 * LARGE, LARGE, NO_TASK, 1, 0),
         Run(BASE + 16 * LARGE, 3 * LARGE, LARGE, 0, 1, BULK),
     ]
+
+
+PLACES = st.tuples(st.integers(0, 30), st.integers(1, 12), st.booleans())
+
+
+@settings(deadline=None)
+@given(st.lists(PLACES, max_size=12))
+def test_the_best_mapping_is_taken_everywhere(places: list[tuple[int, int, bool]]) -> None:
+    mappings = [
+        layouts._Mapping(start, start + size, 0, number, bulk)
+        for number, (start, size, bulk) in enumerate(places)
+    ]
+    found = layouts._stretches(mappings)
+    taken = {at: s.mapping for s in found for at in range(s.start, s.end)}
+    assert taken == {
+        at: next(m for m in mappings if m.start <= at < m.end)
+        for at in range(50)
+        if any(m.start <= at < m.end for m in mappings)
+    }
+    assert sum(s.end - s.start for s in found) == len(taken)
+    for one, other in pairwise(found):
+        assert one.end < other.start or (one.end == other.start and one.mapping != other.mapping)
+
+
+@pytest.mark.timeout(20)
+def test_many_mappings_of_one_memory(shared: Shared) -> None:
+    """Tasks are stopped meanwhile: 30,000 took minutes when each was compared with each."""
+    count = 30_000
+    shared.memory = {at * 2 * PAGE: bytes(PAGE) for at in range(count)}
+    vmas = [
+        vma(BASE + at * 4 * PAGE, 2 * PAGE, "memfd", shmid=5, pgoff=at * 2 * PAGE)
+        for at in range(count)
+    ]
+    runs = shared.survey(*reversed(vmas))
+    assert [run.address for run in runs] == [mapping.start for mapping in vmas]
 
 
 def test_shared_memory_that_nobody_maps(shared: Shared) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,41 @@ def test_a_rename_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         put(folder, "two")
     assert (folder / "word").read_text() == "one"
     assert os.listdir(tmp_path) == ["index"]
+
+
+def test_a_way_back_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "index"
+    put(folder, "one")
+    rename = os.rename
+
+    def away_only(source: Path, target: Path) -> None:
+        if target == folder:
+            raise OSError(28 if (source / "word").read_text() == "two" else 5, "on purpose")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", away_only)
+    with pytest.raises(OSError, match="on purpose") as caught:
+        put(folder, "two")
+    assert caught.value.errno == 28, "the first one"
+    assert f"what was {folder} is {tmp_path}/.index-" in caught.value.__notes__[0]
+
+
+def test_alone(tmp_path: Path) -> None:
+    """Whoever has to be away is so while it is replaced, and may refuse."""
+    folder = tmp_path / "index"
+    seen = []
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        seen.append((folder / "word").read_text())
+        yield
+        seen.append((folder / "word").read_text())
+        raise FileExistsError
+
+    put(folder, "one")
+    with pytest.raises(FileExistsError), replacing(folder, alone()) as draft:
+        (draft / "word").write_text("two")
+    assert seen == ["one", "two"]
 
 
 KILLED = """

@@ -10,6 +10,7 @@ from fakes.images import BASE, LARGE, Images, Memory, noise, vma
 
 from shim.snapshot import sharing
 from shim.snapshot.images import PAGE, NotIndexable
+from shim.snapshot.indexing import make
 from shim.snapshot.layout import ANONYMOUS, BULK, COMPARED, SMALL, survey
 from shim.snapshot.sharing import compare
 
@@ -63,6 +64,26 @@ def test_single_pages_count(tmp_path: Path) -> None:
     """Many workers touch a page here and there: what lies between must not be multiplied."""
     theirs = changed(*((at, 1) for at in range(0, 8 * LARGE, 8 * PAGE)))
     assert bulk(family(tmp_path, {BASE: DATA}, {BASE: theirs})) == [[], []]
+
+
+def test_pages_that_are_equal_by_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are a few runs, and the index is the same as if each page were one."""
+    places = [(at, PAGE) for at in range(0, 4 * LARGE, 2 * PAGE)]
+    places += [(5 * LARGE, SMALL - PAGE), (6 * LARGE, SMALL), (7 * LARGE + PAGE, SMALL + PAGE)]
+    folder = family(tmp_path / "images", {BASE: DATA}, {BASE: changed(*places)})
+    joined = compare(survey(folder), folder).runs
+    make(folder, tmp_path / "joined")
+    monkeypatch.setattr(sharing, "_GAP", 1)
+    apart = compare(survey(folder), folder).runs
+    make(folder, tmp_path / "apart")
+    assert len(joined) < 20
+    assert len(apart) > 2 * len(places)
+    one, other = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("joined", "apart")
+    )
+    assert one == other
+    assert [r for r in joined if r.flags & BULK] == [r for r in apart if r.flags & BULK] != []
 
 
 def test_memory_that_only_one_has(tmp_path: Path) -> None:

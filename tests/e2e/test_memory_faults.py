@@ -170,7 +170,7 @@ def cut_off(snapshot: Path) -> None:
 
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "an extent": (flip_an_extent, "has another checksum"),
-    "the skeleton": (flip_the_skeleton, "damaged"),
+    "the skeleton": (flip_the_skeleton, "is not what it was"),
     "the document": (flip_the_document, "index.json"),
     "the extents": (flip_the_extents, "extents"),
     "an image": (flip_an_image, "files.img"),

@@ -344,4 +344,5 @@ def test_a_thread_for_every_processor(blob: Blob, endless: list[Piece], budget: 
         fill.start()
         count = len(os.listdir("/proc/self/task")) - before
         fillers = len(os.sched_getaffinity(0))
-        assert count == fillers + (1 if budget >= 4 * MIB else 0)
+        # The reader has ended already if it finds that all of it is cached.
+        assert fillers <= count <= fillers + (1 if budget >= 4 * MIB else 0)

@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from shim._native import ffi, lib
@@ -36,13 +35,14 @@ from shim.native import check
 from shim.processes import processes_below
 from shim.restore.numa import nodes_for
 from shim.snapshot.index import Index
+from shim.snapshot.store import DAMAGED
+from shim.snapshot.tree import open_file
 
 _TURN = 100  # milliseconds between two looks at the progress
 _KILLED = (
     "has it been killed? A page that cannot be had shows as EFAULT, "
     "e.g. when the memory limit of the pod is reached"
 )
-_DAMAGED = "the snapshot is damaged: remove it with `thaw rm` and make it again"
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,7 @@ class Filling:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def prefetch(self) -> None:
@@ -243,8 +238,8 @@ class Filling:
         place = f"{blob} at {extent.offset} ({extent.length} bytes)"
         failures = {
             _READ: RestoreFailed(f"cannot read {place}: {reason}", hint="is the disk well?"),
-            _SHORT: RestoreFailed(f"{place} is cut off", hint=_DAMAGED),
-            _CHECKSUM: RestoreFailed(f"{place} has another checksum", hint=_DAMAGED),
+            _SHORT: RestoreFailed(f"{place} is cut off", hint=DAMAGED),
+            _CHECKSUM: RestoreFailed(f"{place} has another checksum", hint=DAMAGED),
             _TASK: RestoreFailed(
                 f"cannot write {extent.length} bytes at {extent.address:#x} of process "
                 f"{self.index.tasks[extent.task]}: {reason}",
@@ -308,11 +303,11 @@ def _open_sources(index: Index, stripes: Stripes) -> list[int]:
 
 def _open_source(path: Path, size: int) -> int:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_file(path)
     except OSError as error:
-        raise Unfit(f"cannot read {path}: {error.strerror}", hint=_DAMAGED) from error
+        raise Unfit(f"cannot read {path}: {error.strerror}", hint=DAMAGED) from error
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode) or info.st_size != size:
         os.close(fd)
-        raise Unfit(f"{path} has {info.st_size} bytes, it had {size}", hint=_DAMAGED)
+        raise Unfit(f"{path} has {info.st_size} bytes, it had {size}", hint=DAMAGED)
     return fd

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from shim.proto import criu_pb as pb
 from shim.proto.wire import Message, WireError
+from shim.snapshot.tree import open_file
 
 PAGE = 4096
 TOP = 1 << 63  # no address, offset or size reaches it
@@ -84,7 +85,7 @@ def read(images: Path, name: str, magic: int) -> bytes:
 def read_plain(path: Path) -> bytes:
     """The bytes of a regular file."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_file(path)
     except OSError as error:
         raise NotIndexable(f"cannot read {path.name}: {error.strerror}") from error
     try:

@@ -36,6 +36,8 @@ from shim.snapshot import extents as listed
 from shim.snapshot.extents import Columns, Range
 from shim.snapshot.images import NotIndexable, mappings
 from shim.snapshot.layout import Blob
+from shim.snapshot.store import DAMAGED
+from shim.snapshot.tree import open_file
 
 FOLDER = "index"
 DOCUMENT = "index.json"
@@ -43,7 +45,6 @@ EXTENTS = "extents"
 FORMAT = 1
 ANEW = "`thaw index` makes it anew, if CRIU's images are whole"
 OTHER_VERSION = "its index is of another version of Thaw: `thaw index` makes it anew"
-DAMAGED = "the snapshot is damaged: remove it with `thaw rm` and make it again"
 
 _HEADER = struct.Struct("<8sIIQII")  # magic, format, document, count, records, header before this
 _MAGIC = b"THAWEXTS"
@@ -149,7 +150,7 @@ class Index:
 
 def checksum(path: Path) -> tuple[int, int]:
     """The size in bytes and the CRC-32C of a regular file. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = open_file(path)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(0, "it is no file", str(path))
@@ -216,7 +217,7 @@ def _check_files(folder: Path, sums: Sums, hint: str) -> None:
 
 def _read(path: Path, most: int) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_file(path)
     except FileNotFoundError:
         raise ValueError(f"{path.name} is missing") from None
     with open(fd, "rb") as file:

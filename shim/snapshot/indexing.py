@@ -26,6 +26,7 @@ from shim.snapshot.layout import ANONYMOUS, BULK, COMPARED, Layout, packed, surv
 from shim.snapshot.replacing import replacing, sync
 from shim.snapshot.saving import Saving
 from shim.snapshot.sharing import compare
+from shim.snapshot.tree import open_file
 
 __all__ = ["NotIndexable", "compare", "make", "scan", "survey", "write", "write_reason"]
 
@@ -73,12 +74,11 @@ def scan(layout: Layout, images: Path, threads: int = 0) -> bytes:
     runs = [run for run in layout.runs if run.flags & BULK]
     if not runs:
         return b""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     files = [(blob.name, -1) for blob in layout.sources]
     try:
         for number in sorted({run.source for run in runs}):
             name = layout.sources[number].name
-            files[number] = (name, os.open(images / name, flags))
+            files[number] = (name, open_file(images / name))
         with Saving(packed(runs), files, threads=threads) as saving:
             return saving.finish()
     finally:

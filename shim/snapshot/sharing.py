@@ -20,6 +20,7 @@ from typing import Self
 from shim.snapshot.images import PAGE, NotIndexable
 from shim.snapshot.layout import ANONYMOUS, BULK, COMPARED, SMALL, Layout, Pair, Run
 from shim.snapshot.skeleton import Range
+from shim.snapshot.tree import open_file
 
 _SLICE = 1 << 20  # bytes read and compared at once: both halves stay in the L2 cache
 _PIECE = 16 << 20  # bytes compared by one thread
@@ -66,10 +67,9 @@ class _Files:
         self._fds: dict[int, int] = {}
 
     def __enter__(self) -> Self:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             for number, name in self._names.items():
-                self._fds[number] = os.open(self._images / name, flags)
+                self._fds[number] = open_file(self._images / name)
         except BaseException:
             self.__exit__()
             raise

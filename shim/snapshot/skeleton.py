@@ -15,6 +15,7 @@ from pathlib import Path
 from shim.snapshot.images import PAGE, NotIndexable
 from shim.snapshot.layout import Blob
 from shim.snapshot.pagemap import Entry, Pagemap, encode
+from shim.snapshot.tree import open_file
 
 _CHUNK = 1 << 30
 
@@ -73,11 +74,10 @@ def _left(pagemap: Pagemap, removed: list[Range]) -> Iterator[tuple[int, int, in
 
 def _copy(source: Path, target: Path, ranges: list[Range]) -> int:
     """Copy ranges of a file, one after another, into a new one; bytes copied."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         if ranges:
-            reader = os.open(source, flags)
+            reader = open_file(source)
             try:
                 for start, end in ranges:
                     _copy_range(reader, writer, start, end, source.name)

@@ -18,11 +18,13 @@ from shim.annotations import check_name
 from shim.errors import AlreadyExists, BadName, NoSuchSnapshot, Unfit
 from shim.removal import remove_folder
 from shim.snapshot.config import SnapshotConfig
+from shim.snapshot.replacing import sync
+from shim.snapshot.tree import open_file
 
 CONFIG = "config.json"
 _DRAFT = ".draft-"
 _LARGEST_CONFIG = 8 << 20  # bytes
-_DAMAGED = "the snapshot is damaged: remove it with `thaw rm` and make it again"
+DAMAGED = "the snapshot is damaged: remove it with `thaw rm` and make it again"
 
 
 class Snapshot:
@@ -150,7 +152,7 @@ class Draft:
                 raise _taken(self._final) from error
             raise
         self.path = self._final
-        _sync_folder(self._final.parent)
+        sync(self._final.parent)
 
 
 def _hidden() -> str:
@@ -216,7 +218,7 @@ def check_owner(path: Path) -> None:
 
 def _read_config(path: Path) -> SnapshotConfig:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = open_file(path)
     except OSError as error:
         raise Unfit(f"cannot read {path}: {error.strerror}", hint="no snapshot of Thaw") from error
     try:
@@ -243,20 +245,8 @@ def _sync(folder: Path) -> None:
         for name in files:
             path = os.path.join(parent, name)
             if stat.S_ISREG(os.lstat(path).st_mode):
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-        _sync_folder(Path(parent))
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+                sync(Path(path))
+        sync(Path(parent))
 
 
 def images_in(folder: Path) -> dict[str, int]:
@@ -276,7 +266,7 @@ def check_whole(snapshot: Snapshot, images: Path) -> None:
         folders.append(snapshot.difference)
     for folder in folders:
         if not stat.S_ISDIR(_mode(folder)):
-            raise Unfit(f"{folder} is missing", hint=_DAMAGED)
+            raise Unfit(f"{folder} is missing", hint=DAMAGED)
 
 
 def _mode(path: Path) -> int:
@@ -291,11 +281,11 @@ def _check_images(folder: Path, wanted: dict[str, int]) -> None:
     try:
         found = images_in(folder)
     except OSError as error:
-        raise Unfit(f"cannot read {folder}: {error.strerror}", hint=_DAMAGED) from error
+        raise Unfit(f"cannot read {folder}: {error.strerror}", hint=DAMAGED) from error
     for name, size in sorted(wanted.items()):
         if found.get(name) != size:
             now = f"has {found[name]} bytes" if name in found else "is missing"
-            raise Unfit(f"{folder}/{name} {now}, it had {size}", hint=_DAMAGED)
+            raise Unfit(f"{folder}/{name} {now}, it had {size}", hint=DAMAGED)
 
 
 def size_of(folder: Path) -> int:

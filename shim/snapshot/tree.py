@@ -58,6 +58,14 @@ def open_directory(path: str | os.PathLike[str], parent: int | None = None) -> i
     return os.open(path, _DIRECTORY, dir_fd=parent)
 
 
+def open_file(path: str | os.PathLike[str]) -> int:
+    """Open for reading what should be a regular file.
+
+    A link in its last step is not followed and a FIFO not waited for: what it is, fstat says.
+    """
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 @contextmanager
 def opened(
     source: str | os.PathLike[str], target: str | os.PathLike[str]

@@ -21,8 +21,9 @@ from shim._native import lib
 from shim.errors import Unfit
 from shim.snapshot import index as indices
 from shim.snapshot.images import PAGE, NotIndexable
-from shim.snapshot.index import ANEW, DAMAGED, DOCUMENT, EXTENTS, Index
+from shim.snapshot.index import ANEW, DOCUMENT, EXTENTS, Index
 from shim.snapshot.indexing import make, write_reason
+from shim.snapshot.store import DAMAGED
 
 DATA = noise(2 * LARGE)
 HEADER = 32

@@ -148,7 +148,8 @@ def test_the_same_pages_and_the_same_index(
 def test_zeros_take_no_room(worker: Worker, parallel: Parallel) -> None:
     images = worker.save(parallel).images
     private = images / indexing.survey(images).sources[0].name
-    assert private.stat().st_blocks * 512 <= private.stat().st_size - (1 << 20)
+    # 1 MiB of zeros; blocks count those of the file system's own extent tree too (ext4).
+    assert private.stat().st_blocks * 512 <= private.stat().st_size - (1 << 19)
 
 
 def test_all_kinds_of_memory_are_in_it(plain: Path) -> None:

@@ -30,11 +30,21 @@ LANES = chosen_versions()
 SNAPSHOT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker("e2e")
+    spared = [item for item in items if item.get_closest_marker("one_lane") and _older(item)]
+    if spared:
+        config.hook.pytest_deselected(items=spared)
+        items[:] = [item for item in items if item not in set(spared)]
+
+
+def _older(item: pytest.Item) -> bool:
+    """Whether it runs on another containerd than the newest of those that were chosen."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) else {}
+    return any(parameters.get(name, LANES[-1]) != LANES[-1] for name in ("lane", "private_lane"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -25,6 +25,8 @@ from memory import zoo
 from memory.compare import Process, differences, picture
 from workers import FAIL, SNAPSHOT, checkpoint, init_pid, kept_snapshot, outcome, wait_until
 
+pytestmark = [pytest.mark.one_lane]
+
 _MIB = 1 << 20
 # What may differ between two restores of the same: stacks, page tables, what the kernel batches.
 _SLACK = 4 * _MIB

@@ -40,6 +40,8 @@ from workers import (
 SIZE = 256 << 20
 BULK = f"""\
 import hashlib, os, signal
+
+pytestmark = [pytest.mark.one_lane]
 data = bytearray(os.urandom(1 << 20) * {SIZE >> 20})
 def tell(*_):
     print("digest", hashlib.sha256(data).hexdigest(), flush=True)

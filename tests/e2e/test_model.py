@@ -10,7 +10,7 @@ from bed.lane import CRI_NAMESPACE, Lane
 from bed.model import ask, model_server, wait_until_healthy
 from bed.pod import Container, Pod
 
-pytestmark = [pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.one_lane]
 
 PROMPT = "Once upon a time, a container"
 RESTORED = {"thaw.dev/snapshot": "model", "thaw.dev/on-failure": "fail"}

@@ -28,6 +28,8 @@ MIB = 1 << 20
 SIZE = 96 * MIB
 WORKER = f"""\
 import os, signal
+
+pytestmark = [pytest.mark.one_lane]
 data = os.urandom({MIB}) * {SIZE // MIB}
 print("booted", data[:8].hex(), flush=True)
 def tell(*_):

@@ -35,7 +35,20 @@ class Key:
 
 TABLE = (
     Key("state", str, "/run/thaw", "Folder for what lives as long as a container (on a tmpfs)."),
-    Key("snapshots", str, "/var/lib/thaw/snapshots", "Folder of the snapshots; root's alone."),
+    Key(
+        "snapshots",
+        str,
+        "/var/lib/thaw/snapshots",
+        "Stores: folders of snapshots, root's alone, looked through in turn; with `:` between "
+        "them. New snapshots go to the first.",
+    ),
+    Key(
+        "stripes",
+        str,
+        "",
+        "More folders, on other disks, over which the pages of new snapshots are spread; with `:` "
+        "between them.",
+    ),
     Key("criu", str, "", "The criu program; empty: `criu` in PATH. Needs 4.2 or newer."),
     Key("restore.deadline", float, 60.0, "Seconds a restore may take before the cold boot."),
     Key(
@@ -64,6 +77,45 @@ TABLE = (
         "GiB of a container's memory that may wait for the disk when it runs on; half of what is "
         "free at most.",
     ),
+    Key("retention.size", float, 0.0, "GiB that the snapshots of a store may take; 0: no limit."),
+    Key(
+        "retention.age",
+        float,
+        0.0,
+        "Days after which a snapshot that nobody restored is removed; 0: never.",
+    ),
+    Key(
+        "policy.namespaces",
+        str,
+        "own",
+        "own: pods restore snapshots made in their own Kubernetes namespace, or marked shared; "
+        "any: of any.",
+    ),
+    Key(
+        "audit.log",
+        str,
+        "/var/log/thaw/audit.log",
+        "File that gets a line for each snapshot made, restored, refused or removed; empty: none.",
+    ),
+    Key(
+        "registry.allow",
+        str,
+        "",
+        "What pods may have pulled: prefixes of REGISTRY/REPOSITORY, with spaces between them.",
+    ),
+    Key(
+        "registry.auth",
+        str,
+        "/etc/thaw/registry.json",
+        "Credentials for registries, in the form of docker's config.json; root's alone.",
+    ),
+    Key(
+        "registry.plain_http",
+        str,
+        "",
+        "Registries that are asked without TLS, as HOST[:PORT], with spaces between them.",
+    ),
+    Key("registry.transfers", int, 4, "Blobs that are sent or fetched at the same time."),
     Key("log.level", str, "info", "debug, info, warning or error."),
     Key("BinaryName", str, "runc", "The OCI runtime: runc, or one that is called like it."),
     Key("Root", str, "/run/containerd/runc", "The runtime's state; the namespace is added."),
@@ -80,13 +132,19 @@ WORDS = {
     "log.level": ("debug", "info", "warning", "error"),
     "restore.engine": ("native", "criu"),
     "checkpoint.engine": ("native", "criu"),
+    "policy.namespaces": ("own", "any"),
 }
 LIMITS = {
     "restore.deadline": (0.001, 86400.0),
     "restore.threads": (0.0, 1024.0),
     "restore.memory": (0.0, 1048576.0),
     "checkpoint.memory": (0.0, 1048576.0),
+    "retention.size": (0.0, 1048576.0),
+    "retention.age": (0.0, 36500.0),
+    "registry.transfers": (1.0, 65.0),
 }
+FOLDERS = ("state", "snapshots", "stripes")  # absolute paths, some of them several
+_SEVERAL = ("snapshots", "stripes")
 
 
 class Config:
@@ -109,6 +167,10 @@ class Config:
     def number(self, name: str) -> float:
         """A value that is a number."""
         return float(self._values[name])
+
+    def several(self, name: str, between: str = ":") -> list[str]:
+        """A value that lists some, in order."""
+        return [part for part in self.text(name).split(between) if part]
 
     def flag(self, name: str) -> bool:
         """A value that is true or false."""
@@ -178,8 +240,7 @@ def _typed(key: Key, value: object, source: str) -> Value:
         raise BadConfiguration(
             f"{source}: {key.name} = {value!r}", hint=f"it must be of type {key.type.__name__}"
         )
-    folder = key.name in ("state", "snapshots")
-    if folder and not os.path.isabs(str(value)):
+    if key.name in FOLDERS and not _absolute(key.name, str(value)):
         raise BadConfiguration(f"{source}: {key.name} = {value!r}", hint="an absolute path")
     if key.name == "criu" and value and (not os.path.isabs(str(value)) or _base(value) != "criu"):
         # runc knows CRIU by that name only, and finds it in PATH, where we put its folder first.
@@ -195,6 +256,11 @@ def _typed(key: Key, value: object, source: str) -> Value:
         hint = f"a number from {limits[0]:g} to {limits[1]:g}"
         raise BadConfiguration(f"{source}: {key.name} = {value!r}", hint=hint)
     return value  # type: ignore[return-value]
+
+
+def _absolute(name: str, value: str) -> bool:
+    paths = value.split(":") if name in _SEVERAL else [value]
+    return all(os.path.isabs(path) for path in paths) or (name == "stripes" and not value)
 
 
 def _base(path: object) -> str:

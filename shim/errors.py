@@ -9,12 +9,16 @@
     ├── NotFound                    5    NotFound
     │   └── NoSuchSnapshot          5    NoSuchSnapshot
     ├── AlreadyExists               6    AlreadyExists
+    ├── Denied                      7    Denied            (the operator's policy says no)
+    ├── StoreFull                   8    StoreFull
     ├── FailedPrecondition          9    FailedPrecondition
     │   └── Unfit                   9    Unfit
+    │       ├── Damaged             9    Damaged
     │       └── OtherContainer      9    OtherContainer
     ├── Cancelled                   1    Cancelled
     ├── Unimplemented              12    Unimplemented
     ├── Unavailable                14    Unavailable
+    │   └── RegistryFailed         14    RegistryFailed
     └── Unknown                     2    Unknown
         ├── RuntimeFailed           2    RuntimeFailed     (runc said no)
         ├── CheckpointFailed        2    CheckpointFailed
@@ -95,6 +99,20 @@ class AlreadyExists(ThawError):
     reason = "AlreadyExists"
 
 
+class Denied(ThawError):
+    """The operator's policy does not allow it."""
+
+    code = 7
+    reason = "Denied"
+
+
+class StoreFull(ThawError):
+    """There is no room for a snapshot."""
+
+    code = 8
+    reason = "StoreFull"
+
+
 class FailedPrecondition(ThawError):
     """Right request, wrong state."""
 
@@ -106,6 +124,12 @@ class Unfit(FailedPrecondition):
     """The snapshot cannot run here: another image, CPU, kernel, mount."""
 
     reason = "Unfit"
+
+
+class Damaged(Unfit):
+    """The snapshot's bytes are not what they were."""
+
+    reason = "Damaged"
 
 
 class OtherContainer(Unfit):
@@ -133,6 +157,12 @@ class Unavailable(ThawError):
 
     code = 14
     reason = "Unavailable"
+
+
+class RegistryFailed(Unavailable):
+    """A registry cannot be reached, or does not do what it should."""
+
+    reason = "RegistryFailed"
 
 
 class Unknown(ThawError):

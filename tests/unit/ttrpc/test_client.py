@@ -49,7 +49,8 @@ def test_a_call(bench: Any) -> None:
         (4, errors.DeadlineExceeded),
         (5, errors.NotFound),
         (6, errors.AlreadyExists),
-        (8, FrameTooBig),
+        (7, errors.Denied),
+        (8, errors.StoreFull),
         (9, errors.FailedPrecondition),
         (12, errors.Unimplemented),
         (14, errors.Unavailable),
@@ -71,13 +72,13 @@ def test_codes_become_our_errors(bench: Any, code: int, leaf: type[errors.ThawEr
 def test_a_code_without_a_leaf_is_named(bench: Any) -> None:
     def fail(request: Empty, call: Call) -> Empty:
         error = errors.ThawError("why")
-        error.code = 7
+        error.code = 10
         raise error
 
     bench.serve({"Fail": Method(Empty, fail)})
     with (
         Client(bench.path) as client,
-        pytest.raises(errors.Unknown, match=r"why \(status code 7\)"),
+        pytest.raises(errors.Unknown, match=r"why \(status code 10\)"),
     ):
         client.call(SERVICE, "Fail", Empty(), Empty)
 

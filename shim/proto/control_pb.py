@@ -9,18 +9,25 @@ from shim.proto.wire import BOOL, DOUBLE, Message, STRING, UINT64
 
 
 class CheckpointRequest(Message):
-    __slots__ = ("id", "name", "exit")
+    __slots__ = ("id", "name", "exit", "replace", "shared")
     TYPE = "thaw.v1.CheckpointRequest"
     FIELDS = (
         (1, "id", STRING, None),
         (2, "name", STRING, None),
         (3, "exit", BOOL, None),
+        (4, "replace", BOOL, None),
+        (5, "shared", BOOL, None),
     )
 
-    def __init__(self, *, id: str = "", name: str = "", exit: bool = False) -> None:
+    def __init__(
+        self, *, id: str = "", name: str = "", exit: bool = False, replace: bool = False,
+        shared: bool = False,
+    ) -> None:
         self.id = id
         self.name = name
         self.exit = exit
+        self.replace = replace
+        self.shared = shared
 
 
 class CheckpointResponse(Message):

@@ -5,37 +5,315 @@
 
 from __future__ import annotations
 
-from shim.proto.wire import MESSAGE, Message, OPTIONAL, REPEATED, UINT32, UINT64
+from shim.proto.wire import (
+    BOOL, BYTES, ENUM, INT32, MESSAGE, Message, OPTIONAL, REPEATED, SINT32, UINT32, UINT64,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+# criu.Lsm
+LSM_NONE = 0
+LSM_SELINUX = 1
+LSM_APPARMOR = 2
 
-class Inventory(Message):
-    __slots__ = ("img_version",)
-    TYPE = "criu.Inventory"
+# criu.TaskState
+TASK_UNKNOWN = 0
+TASK_ALIVE = 1
+TASK_DEAD = 2
+TASK_STOPPED = 3
+TASK_ZOMBIE = 6
+
+# criu.Seccomp
+SECCOMP_DISABLED = 0
+SECCOMP_STRICT = 1
+SECCOMP_FILTER = 2
+
+# criu.FileType
+FD_UNKNOWN = 0
+FD_REGULAR = 1
+FD_PIPE = 2
+FD_FIFO = 3
+FD_INET = 4
+FD_UNIX = 5
+FD_EVENTFD = 6
+FD_EPOLL = 7
+FD_INOTIFY = 8
+FD_SIGNALFD = 9
+FD_PACKET = 10
+FD_TTY = 11
+FD_FANOTIFY = 12
+FD_NETLINK = 13
+FD_NAMESPACE = 14
+FD_TUN = 15
+FD_EXTERNAL = 16
+FD_TIMERFD = 17
+FD_MEMFD = 18
+FD_BPF_MAP = 19
+FD_PIDFD = 20
+
+# criu.TtyType
+TTY_UNKNOWN = 0
+TTY_PTY = 1
+TTY_CONSOLE = 2
+TTY_VT = 3
+TTY_CONTROLLING = 4
+TTY_EXTERNAL = 5
+TTY_SERIAL = 6
+
+# criu.RemapType
+REMAP_LINKED = 0
+REMAP_GHOST = 1
+REMAP_PROCFS = 2
+
+# criu.Filesystem
+FSTYPE_UNKNOWN = 0
+FSTYPE_PROC = 1
+FSTYPE_SYSFS = 2
+FSTYPE_DEVTMPFS = 3
+FSTYPE_BINFMT_MISC = 4
+FSTYPE_TMPFS = 5
+FSTYPE_DEVPTS = 6
+FSTYPE_SIMFS = 7
+FSTYPE_PSTORE = 8
+FSTYPE_SECURITYFS = 9
+FSTYPE_FUSECTL = 10
+FSTYPE_DEBUGFS = 11
+FSTYPE_CGROUP = 12
+FSTYPE_AUFS = 13
+FSTYPE_MQUEUE = 14
+FSTYPE_FUSE = 15
+FSTYPE_AUTO = 16
+FSTYPE_OVERLAYFS = 17
+FSTYPE_AUTOFS = 18
+FSTYPE_TRACEFS = 19
+FSTYPE_CGROUP2 = 23
+
+
+class Plugins(Message):
+    __slots__ = ("names",)
+    TYPE = "criu.Plugins"
     FIELDS = (
-        (1, "img_version", UINT32, None),
+        (12, "names", BYTES | REPEATED, None),
     )
 
-    def __init__(self, *, img_version: int = 0) -> None:
-        self.img_version = img_version
+    def __init__(self, *, names: Iterable[bytes] = ()) -> None:
+        self.names = list(names)
 
 
 class Process(Message):
-    __slots__ = ("pid", "ppid", "threads")
+    __slots__ = ("pid", "ppid", "pgid", "sid", "threads")
     TYPE = "criu.Process"
     FIELDS = (
         (1, "pid", UINT32, None),
         (2, "ppid", UINT32, None),
+        (3, "pgid", UINT32, None),
+        (4, "sid", UINT32, None),
         (5, "threads", UINT32 | REPEATED, None),
     )
 
-    def __init__(self, *, pid: int = 0, ppid: int = 0, threads: Iterable[int] = ()) -> None:
+    def __init__(
+        self, *, pid: int = 0, ppid: int = 0, pgid: int = 0, sid: int = 0,
+        threads: Iterable[int] = (),
+    ) -> None:
         self.pid = pid
         self.ppid = ppid
+        self.pgid = pgid
+        self.sid = sid
         self.threads = list(threads)
+
+
+class Ids(Message):
+    __slots__ = (
+        "vm_id", "files_id", "fs_id", "sighand_id", "pid_ns_id", "net_ns_id", "ipc_ns_id",
+        "uts_ns_id", "mnt_ns_id", "user_ns_id", "cgroup_ns_id", "time_ns_id",
+    )
+    TYPE = "criu.Ids"
+    FIELDS = (
+        (1, "vm_id", UINT32, None),
+        (2, "files_id", UINT32, None),
+        (3, "fs_id", UINT32, None),
+        (4, "sighand_id", UINT32, None),
+        (5, "pid_ns_id", UINT32, None),
+        (6, "net_ns_id", UINT32, None),
+        (7, "ipc_ns_id", UINT32, None),
+        (8, "uts_ns_id", UINT32, None),
+        (9, "mnt_ns_id", UINT32, None),
+        (10, "user_ns_id", UINT32, None),
+        (11, "cgroup_ns_id", UINT32, None),
+        (12, "time_ns_id", UINT32, None),
+    )
+
+    def __init__(
+        self, *, vm_id: int = 0, files_id: int = 0, fs_id: int = 0, sighand_id: int = 0,
+        pid_ns_id: int = 0, net_ns_id: int = 0, ipc_ns_id: int = 0, uts_ns_id: int = 0,
+        mnt_ns_id: int = 0, user_ns_id: int = 0, cgroup_ns_id: int = 0, time_ns_id: int = 0,
+    ) -> None:
+        self.vm_id = vm_id
+        self.files_id = files_id
+        self.fs_id = fs_id
+        self.sighand_id = sighand_id
+        self.pid_ns_id = pid_ns_id
+        self.net_ns_id = net_ns_id
+        self.ipc_ns_id = ipc_ns_id
+        self.uts_ns_id = uts_ns_id
+        self.mnt_ns_id = mnt_ns_id
+        self.user_ns_id = user_ns_id
+        self.cgroup_ns_id = cgroup_ns_id
+        self.time_ns_id = time_ns_id
+
+
+class TaskCore(Message):
+    __slots__ = (
+        "task_state", "exit_code", "personality", "flags", "comm", "cg_set", "old_seccomp_mode",
+        "old_seccomp_filter", "loginuid", "oom_score_adj", "child_subreaper", "stop_signo",
+    )
+    TYPE = "criu.TaskCore"
+    FIELDS = (
+        (1, "task_state", UINT32, None),
+        (2, "exit_code", UINT32, None),
+        (3, "personality", UINT32, None),
+        (4, "flags", UINT32, None),
+        (6, "comm", BYTES, None),
+        (9, "cg_set", UINT32 | OPTIONAL, None),
+        (11, "old_seccomp_mode", ENUM | OPTIONAL, None),
+        (12, "old_seccomp_filter", UINT32 | OPTIONAL, None),
+        (13, "loginuid", UINT32 | OPTIONAL, None),
+        (14, "oom_score_adj", INT32 | OPTIONAL, None),
+        (18, "child_subreaper", BOOL, None),
+        (21, "stop_signo", UINT32, None),
+    )
+
+    def __init__(
+        self, *, task_state: int = 0, exit_code: int = 0, personality: int = 0, flags: int = 0,
+        comm: bytes = b"", cg_set: int | None = None, old_seccomp_mode: int | None = None,
+        old_seccomp_filter: int | None = None, loginuid: int | None = None,
+        oom_score_adj: int | None = None, child_subreaper: bool = False, stop_signo: int = 0,
+    ) -> None:
+        self.task_state = task_state
+        self.exit_code = exit_code
+        self.personality = personality
+        self.flags = flags
+        self.comm = comm
+        self.cg_set = cg_set
+        self.old_seccomp_mode = old_seccomp_mode
+        self.old_seccomp_filter = old_seccomp_filter
+        self.loginuid = loginuid
+        self.oom_score_adj = oom_score_adj
+        self.child_subreaper = child_subreaper
+        self.stop_signo = stop_signo
+
+
+class Rseq(Message):
+    __slots__ = ("rseq_abi_pointer", "rseq_abi_size")
+    TYPE = "criu.Rseq"
+    FIELDS = (
+        (1, "rseq_abi_pointer", UINT64, None),
+        (2, "rseq_abi_size", UINT32, None),
+    )
+
+    def __init__(self, *, rseq_abi_pointer: int = 0, rseq_abi_size: int = 0) -> None:
+        self.rseq_abi_pointer = rseq_abi_pointer
+        self.rseq_abi_size = rseq_abi_size
+
+
+class Creds(Message):
+    __slots__ = (
+        "uid", "gid", "euid", "egid", "suid", "sgid", "fsuid", "fsgid", "cap_inh", "cap_prm",
+        "cap_eff", "cap_bnd", "secbits", "groups", "lsm_profile", "lsm_sockcreate", "no_new_privs",
+        "cap_amb",
+    )
+    TYPE = "criu.Creds"
+    FIELDS = (
+        (1, "uid", UINT32, None),
+        (2, "gid", UINT32, None),
+        (3, "euid", UINT32, None),
+        (4, "egid", UINT32, None),
+        (5, "suid", UINT32, None),
+        (6, "sgid", UINT32, None),
+        (7, "fsuid", UINT32, None),
+        (8, "fsgid", UINT32, None),
+        (9, "cap_inh", UINT32 | REPEATED, None),
+        (10, "cap_prm", UINT32 | REPEATED, None),
+        (11, "cap_eff", UINT32 | REPEATED, None),
+        (12, "cap_bnd", UINT32 | REPEATED, None),
+        (13, "secbits", UINT32, None),
+        (14, "groups", UINT32 | REPEATED, None),
+        (15, "lsm_profile", BYTES, None),
+        (16, "lsm_sockcreate", BYTES, None),
+        (18, "no_new_privs", UINT32, None),
+        (19, "cap_amb", UINT32 | REPEATED, None),
+    )
+
+    def __init__(
+        self, *, uid: int = 0, gid: int = 0, euid: int = 0, egid: int = 0, suid: int = 0,
+        sgid: int = 0, fsuid: int = 0, fsgid: int = 0, cap_inh: Iterable[int] = (),
+        cap_prm: Iterable[int] = (), cap_eff: Iterable[int] = (), cap_bnd: Iterable[int] = (),
+        secbits: int = 0, groups: Iterable[int] = (), lsm_profile: bytes = b"",
+        lsm_sockcreate: bytes = b"", no_new_privs: int = 0, cap_amb: Iterable[int] = (),
+    ) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.euid = euid
+        self.egid = egid
+        self.suid = suid
+        self.sgid = sgid
+        self.fsuid = fsuid
+        self.fsgid = fsgid
+        self.cap_inh = list(cap_inh)
+        self.cap_prm = list(cap_prm)
+        self.cap_eff = list(cap_eff)
+        self.cap_bnd = list(cap_bnd)
+        self.secbits = secbits
+        self.groups = list(groups)
+        self.lsm_profile = lsm_profile
+        self.lsm_sockcreate = lsm_sockcreate
+        self.no_new_privs = no_new_privs
+        self.cap_amb = list(cap_amb)
+
+
+class SeccompFilter(Message):
+    __slots__ = ("filter", "prev", "flags")
+    TYPE = "criu.SeccompFilter"
+    FIELDS = (
+        (1, "filter", BYTES, None),
+        (2, "prev", UINT32 | OPTIONAL, None),
+        (3, "flags", UINT32, None),
+    )
+
+    def __init__(self, *, filter: bytes = b"", prev: int | None = None, flags: int = 0) -> None:
+        self.filter = filter
+        self.prev = prev
+        self.flags = flags
+
+
+class IdExtent(Message):
+    __slots__ = ("first", "lower_first", "count")
+    TYPE = "criu.IdExtent"
+    FIELDS = (
+        (1, "first", UINT32, None),
+        (2, "lower_first", UINT32, None),
+        (3, "count", UINT32, None),
+    )
+
+    def __init__(self, *, first: int = 0, lower_first: int = 0, count: int = 0) -> None:
+        self.first = first
+        self.lower_first = lower_first
+        self.count = count
+
+
+class Uts(Message):
+    __slots__ = ("nodename", "domainname")
+    TYPE = "criu.Uts"
+    FIELDS = (
+        (1, "nodename", BYTES, None),
+        (2, "domainname", BYTES, None),
+    )
+
+    def __init__(self, *, nodename: bytes = b"", domainname: bytes = b"") -> None:
+        self.nodename = nodename
+        self.domainname = domainname
 
 
 class Vma(Message):
@@ -75,47 +353,650 @@ class PagemapHead(Message):
         self.pages_id = pages_id
 
 
-class MemfdFile(Message):
-    __slots__ = ("inode_id",)
-    TYPE = "criu.MemfdFile"
-    FIELDS = (
-        (5, "inode_id", UINT32, None),
-    )
-
-    def __init__(self, *, inode_id: int = 0) -> None:
-        self.inode_id = inode_id
-
-
 class MemfdInode(Message):
-    __slots__ = ("shmid", "seals", "inode_id", "hugetlb_flag")
+    __slots__ = ("name", "uid", "gid", "size", "shmid", "seals", "inode_id", "hugetlb_flag", "mode")
     TYPE = "criu.MemfdInode"
     FIELDS = (
+        (1, "name", BYTES, None),
+        (2, "uid", UINT32, None),
+        (3, "gid", UINT32, None),
+        (4, "size", UINT64, None),
         (5, "shmid", UINT32, None),
         (6, "seals", UINT32, None),
         (7, "inode_id", UINT64, None),
         (8, "hugetlb_flag", UINT32 | OPTIONAL, None),
+        (9, "mode", UINT32 | OPTIONAL, None),
     )
 
     def __init__(
-        self, *, shmid: int = 0, seals: int = 0, inode_id: int = 0, hugetlb_flag: int | None = None,
+        self, *, name: bytes = b"", uid: int = 0, gid: int = 0, size: int = 0, shmid: int = 0,
+        seals: int = 0, inode_id: int = 0, hugetlb_flag: int | None = None, mode: int | None = None,
     ) -> None:
+        self.name = name
+        self.uid = uid
+        self.gid = gid
+        self.size = size
         self.shmid = shmid
         self.seals = seals
         self.inode_id = inode_id
         self.hugetlb_flag = hugetlb_flag
+        self.mode = mode
 
 
-class Rseq(Message):
-    __slots__ = ("rseq_abi_pointer", "rseq_abi_size")
-    TYPE = "criu.Rseq"
+class Descriptor(Message):
+    __slots__ = ("id", "flags", "type", "fd")
+    TYPE = "criu.Descriptor"
     FIELDS = (
-        (1, "rseq_abi_pointer", UINT64, None),
-        (2, "rseq_abi_size", UINT32, None),
+        (1, "id", UINT32, None),
+        (2, "flags", UINT32, None),
+        (3, "type", ENUM, None),
+        (4, "fd", UINT32, None),
     )
 
-    def __init__(self, *, rseq_abi_pointer: int = 0, rseq_abi_size: int = 0) -> None:
-        self.rseq_abi_pointer = rseq_abi_pointer
-        self.rseq_abi_size = rseq_abi_size
+    def __init__(self, *, id: int = 0, flags: int = 0, type: int = 0, fd: int = 0) -> None:
+        self.id = id
+        self.flags = flags
+        self.type = type
+        self.fd = fd
+
+
+class RegularFile(Message):
+    __slots__ = ("id", "flags", "pos", "name", "mnt_id", "size", "ext", "mode")
+    TYPE = "criu.RegularFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "flags", UINT32, None),
+        (3, "pos", UINT64, None),
+        (6, "name", BYTES, None),
+        (7, "mnt_id", SINT32 | OPTIONAL, None),
+        (8, "size", UINT64 | OPTIONAL, None),
+        (9, "ext", BOOL, None),
+        (10, "mode", UINT32 | OPTIONAL, None),
+    )
+
+    def __init__(
+        self, *, id: int = 0, flags: int = 0, pos: int = 0, name: bytes = b"",
+        mnt_id: int | None = None, size: int | None = None, ext: bool = False,
+        mode: int | None = None,
+    ) -> None:
+        self.id = id
+        self.flags = flags
+        self.pos = pos
+        self.name = name
+        self.mnt_id = mnt_id
+        self.size = size
+        self.ext = ext
+        self.mode = mode
+
+
+class SocketOptions(Message):
+    __slots__ = (
+        "so_sndbuf", "so_rcvbuf", "reuseaddr", "so_mark", "so_bound_dev", "so_reuseport",
+        "so_keepalive",
+    )
+    TYPE = "criu.SocketOptions"
+    FIELDS = (
+        (1, "so_sndbuf", UINT32, None),
+        (2, "so_rcvbuf", UINT32, None),
+        (7, "reuseaddr", BOOL, None),
+        (10, "so_mark", UINT32, None),
+        (15, "so_bound_dev", BYTES, None),
+        (17, "so_reuseport", BOOL, None),
+        (19, "so_keepalive", BOOL, None),
+    )
+
+    def __init__(
+        self, *, so_sndbuf: int = 0, so_rcvbuf: int = 0, reuseaddr: bool = False, so_mark: int = 0,
+        so_bound_dev: bytes = b"", so_reuseport: bool = False, so_keepalive: bool = False,
+    ) -> None:
+        self.so_sndbuf = so_sndbuf
+        self.so_rcvbuf = so_rcvbuf
+        self.reuseaddr = reuseaddr
+        self.so_mark = so_mark
+        self.so_bound_dev = so_bound_dev
+        self.so_reuseport = so_reuseport
+        self.so_keepalive = so_keepalive
+
+
+class UnixSocket(Message):
+    __slots__ = (
+        "id", "ino", "type", "state", "flags", "uflags", "backlog", "peer", "name", "shutdown",
+        "name_dir", "deleted", "ns_id", "mnt_id",
+    )
+    TYPE = "criu.UnixSocket"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "ino", UINT32, None),
+        (3, "type", UINT32, None),
+        (4, "state", UINT32, None),
+        (5, "flags", UINT32, None),
+        (6, "uflags", UINT32, None),
+        (7, "backlog", UINT32, None),
+        (8, "peer", UINT32, None),
+        (11, "name", BYTES, None),
+        (12, "shutdown", UINT32, None),
+        (14, "name_dir", BYTES, None),
+        (15, "deleted", BOOL, None),
+        (16, "ns_id", UINT32, None),
+        (17, "mnt_id", SINT32 | OPTIONAL, None),
+    )
+
+    def __init__(
+        self, *, id: int = 0, ino: int = 0, type: int = 0, state: int = 0, flags: int = 0,
+        uflags: int = 0, backlog: int = 0, peer: int = 0, name: bytes = b"", shutdown: int = 0,
+        name_dir: bytes = b"", deleted: bool = False, ns_id: int = 0, mnt_id: int | None = None,
+    ) -> None:
+        self.id = id
+        self.ino = ino
+        self.type = type
+        self.state = state
+        self.flags = flags
+        self.uflags = uflags
+        self.backlog = backlog
+        self.peer = peer
+        self.name = name
+        self.shutdown = shutdown
+        self.name_dir = name_dir
+        self.deleted = deleted
+        self.ns_id = ns_id
+        self.mnt_id = mnt_id
+
+
+class NamespaceFile(Message):
+    __slots__ = ("id", "ns_id", "ns_cflag", "flags")
+    TYPE = "criu.NamespaceFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "ns_id", UINT32, None),
+        (3, "ns_cflag", UINT32, None),
+        (4, "flags", UINT32, None),
+    )
+
+    def __init__(self, *, id: int = 0, ns_id: int = 0, ns_cflag: int = 0, flags: int = 0) -> None:
+        self.id = id
+        self.ns_id = ns_id
+        self.ns_cflag = ns_cflag
+        self.flags = flags
+
+
+class PacketSocket(Message):
+    __slots__ = ("id", "type", "protocol", "flags", "ifindex")
+    TYPE = "criu.PacketSocket"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "type", UINT32, None),
+        (3, "protocol", UINT32, None),
+        (4, "flags", UINT32, None),
+        (5, "ifindex", UINT32, None),
+    )
+
+    def __init__(
+        self, *, id: int = 0, type: int = 0, protocol: int = 0, flags: int = 0, ifindex: int = 0,
+    ) -> None:
+        self.id = id
+        self.type = type
+        self.protocol = protocol
+        self.flags = flags
+        self.ifindex = ifindex
+
+
+class NetlinkSocket(Message):
+    __slots__ = ("id", "ino", "protocol", "state", "flags", "portid", "groups")
+    TYPE = "criu.NetlinkSocket"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "ino", UINT32, None),
+        (3, "protocol", UINT32, None),
+        (4, "state", UINT32, None),
+        (6, "flags", UINT32, None),
+        (7, "portid", UINT32, None),
+        (8, "groups", UINT32 | REPEATED, None),
+    )
+
+    def __init__(
+        self, *, id: int = 0, ino: int = 0, protocol: int = 0, state: int = 0, flags: int = 0,
+        portid: int = 0, groups: Iterable[int] = (),
+    ) -> None:
+        self.id = id
+        self.ino = ino
+        self.protocol = protocol
+        self.state = state
+        self.flags = flags
+        self.portid = portid
+        self.groups = list(groups)
+
+
+class EventFile(Message):
+    __slots__ = ("id", "flags", "counter")
+    TYPE = "criu.EventFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "flags", UINT32, None),
+        (4, "counter", UINT64, None),
+    )
+
+    def __init__(self, *, id: int = 0, flags: int = 0, counter: int = 0) -> None:
+        self.id = id
+        self.flags = flags
+        self.counter = counter
+
+
+class EpollTarget(Message):
+    __slots__ = ("id", "tfd", "events")
+    TYPE = "criu.EpollTarget"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "tfd", UINT32, None),
+        (3, "events", UINT32, None),
+    )
+
+    def __init__(self, *, id: int = 0, tfd: int = 0, events: int = 0) -> None:
+        self.id = id
+        self.tfd = tfd
+        self.events = events
+
+
+class SignalFile(Message):
+    __slots__ = ("id", "flags", "sigmask")
+    TYPE = "criu.SignalFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "flags", UINT32, None),
+        (4, "sigmask", UINT64, None),
+    )
+
+    def __init__(self, *, id: int = 0, flags: int = 0, sigmask: int = 0) -> None:
+        self.id = id
+        self.flags = flags
+        self.sigmask = sigmask
+
+
+class TunFile(Message):
+    __slots__ = ("id", "netdev", "detached")
+    TYPE = "criu.TunFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "netdev", BYTES, None),
+        (3, "detached", BOOL, None),
+    )
+
+    def __init__(self, *, id: int = 0, netdev: bytes = b"", detached: bool = False) -> None:
+        self.id = id
+        self.netdev = netdev
+        self.detached = detached
+
+
+class TimerFile(Message):
+    __slots__ = ("id", "flags", "clockid", "ticks", "vsec", "vnsec", "isec", "insec")
+    TYPE = "criu.TimerFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "flags", UINT32, None),
+        (4, "clockid", UINT32, None),
+        (5, "ticks", UINT64, None),
+        (7, "vsec", UINT64, None),
+        (8, "vnsec", UINT64, None),
+        (9, "isec", UINT64, None),
+        (10, "insec", UINT64, None),
+    )
+
+    def __init__(
+        self, *, id: int = 0, flags: int = 0, clockid: int = 0, ticks: int = 0, vsec: int = 0,
+        vnsec: int = 0, isec: int = 0, insec: int = 0,
+    ) -> None:
+        self.id = id
+        self.flags = flags
+        self.clockid = clockid
+        self.ticks = ticks
+        self.vsec = vsec
+        self.vnsec = vnsec
+        self.isec = isec
+        self.insec = insec
+
+
+class FileHandle(Message):
+    __slots__ = ("path",)
+    TYPE = "criu.FileHandle"
+    FIELDS = (
+        (4, "path", BYTES, None),
+    )
+
+    def __init__(self, *, path: bytes = b"") -> None:
+        self.path = path
+
+
+class FanotifyFile(Message):
+    __slots__ = ("id", "flags")
+    TYPE = "criu.FanotifyFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "flags", UINT32, None),
+    )
+
+    def __init__(self, *, id: int = 0, flags: int = 0) -> None:
+        self.id = id
+        self.flags = flags
+
+
+class ExternalFile(Message):
+    __slots__ = ("id",)
+    TYPE = "criu.ExternalFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+    )
+
+    def __init__(self, *, id: int = 0) -> None:
+        self.id = id
+
+
+class FifoFile(Message):
+    __slots__ = ("id", "pipe_id", "regf_id")
+    TYPE = "criu.FifoFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "pipe_id", UINT32, None),
+        (3, "regf_id", UINT32, None),
+    )
+
+    def __init__(self, *, id: int = 0, pipe_id: int = 0, regf_id: int = 0) -> None:
+        self.id = id
+        self.pipe_id = pipe_id
+        self.regf_id = regf_id
+
+
+class PipeFile(Message):
+    __slots__ = ("id", "pipe_id", "flags")
+    TYPE = "criu.PipeFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "pipe_id", UINT32, None),
+        (3, "flags", UINT32, None),
+    )
+
+    def __init__(self, *, id: int = 0, pipe_id: int = 0, flags: int = 0) -> None:
+        self.id = id
+        self.pipe_id = pipe_id
+        self.flags = flags
+
+
+class TtyFile(Message):
+    __slots__ = ("id", "tty_info_id", "flags", "regf_id")
+    TYPE = "criu.TtyFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "tty_info_id", UINT32, None),
+        (3, "flags", UINT32, None),
+        (6, "regf_id", UINT32, None),
+    )
+
+    def __init__(
+        self, *, id: int = 0, tty_info_id: int = 0, flags: int = 0, regf_id: int = 0,
+    ) -> None:
+        self.id = id
+        self.tty_info_id = tty_info_id
+        self.flags = flags
+        self.regf_id = regf_id
+
+
+class MemfdFile(Message):
+    __slots__ = ("id", "flags", "pos", "inode_id")
+    TYPE = "criu.MemfdFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "flags", UINT32, None),
+        (3, "pos", UINT64, None),
+        (5, "inode_id", UINT32, None),
+    )
+
+    def __init__(self, *, id: int = 0, flags: int = 0, pos: int = 0, inode_id: int = 0) -> None:
+        self.id = id
+        self.flags = flags
+        self.pos = pos
+        self.inode_id = inode_id
+
+
+class BpfMapFile(Message):
+    __slots__ = ("id", "flags", "map_type", "map_name")
+    TYPE = "criu.BpfMapFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "flags", UINT32, None),
+        (5, "map_type", UINT32, None),
+        (13, "map_name", BYTES, None),
+    )
+
+    def __init__(
+        self, *, id: int = 0, flags: int = 0, map_type: int = 0, map_name: bytes = b"",
+    ) -> None:
+        self.id = id
+        self.flags = flags
+        self.map_type = map_type
+        self.map_name = map_name
+
+
+class PidFile(Message):
+    __slots__ = ("id", "flags", "nspid")
+    TYPE = "criu.PidFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (3, "flags", UINT32, None),
+        (4, "nspid", INT32, None),
+    )
+
+    def __init__(self, *, id: int = 0, flags: int = 0, nspid: int = 0) -> None:
+        self.id = id
+        self.flags = flags
+        self.nspid = nspid
+
+
+class TtyPty(Message):
+    __slots__ = ("index",)
+    TYPE = "criu.TtyPty"
+    FIELDS = (
+        (1, "index", UINT32, None),
+    )
+
+    def __init__(self, *, index: int = 0) -> None:
+        self.index = index
+
+
+class Remap(Message):
+    __slots__ = ("orig_id", "remap_id", "remap_type")
+    TYPE = "criu.Remap"
+    FIELDS = (
+        (1, "orig_id", UINT32, None),
+        (2, "remap_id", UINT32, None),
+        (3, "remap_type", ENUM | OPTIONAL, None),
+    )
+
+    def __init__(
+        self, *, orig_id: int = 0, remap_id: int = 0, remap_type: int | None = None,
+    ) -> None:
+        self.orig_id = orig_id
+        self.remap_id = remap_id
+        self.remap_type = remap_type
+
+
+class Ghost(Message):
+    __slots__ = ("uid", "gid", "mode", "size")
+    TYPE = "criu.Ghost"
+    FIELDS = (
+        (1, "uid", UINT32, None),
+        (2, "gid", UINT32, None),
+        (3, "mode", UINT32, None),
+        (10, "size", UINT64, None),
+    )
+
+    def __init__(self, *, uid: int = 0, gid: int = 0, mode: int = 0, size: int = 0) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.mode = mode
+        self.size = size
+
+
+class Fs(Message):
+    __slots__ = ("cwd_id", "root_id", "umask")
+    TYPE = "criu.Fs"
+    FIELDS = (
+        (1, "cwd_id", UINT32, None),
+        (2, "root_id", UINT32, None),
+        (3, "umask", UINT32 | OPTIONAL, None),
+    )
+
+    def __init__(self, *, cwd_id: int = 0, root_id: int = 0, umask: int | None = None) -> None:
+        self.cwd_id = cwd_id
+        self.root_id = root_id
+        self.umask = umask
+
+
+class Mount(Message):
+    __slots__ = (
+        "fstype", "mnt_id", "root_dev", "parent_mnt_id", "flags", "root", "mountpoint", "source",
+        "options", "shared_id", "master_id", "with_plugin", "ext_mount", "fsname",
+        "internal_sharing", "deleted", "sb_flags", "ext_key",
+    )
+    TYPE = "criu.Mount"
+    FIELDS = (
+        (1, "fstype", ENUM, None),
+        (2, "mnt_id", UINT32, None),
+        (3, "root_dev", UINT32, None),
+        (4, "parent_mnt_id", UINT32, None),
+        (5, "flags", UINT32, None),
+        (6, "root", BYTES, None),
+        (7, "mountpoint", BYTES, None),
+        (8, "source", BYTES, None),
+        (9, "options", BYTES, None),
+        (10, "shared_id", UINT32, None),
+        (11, "master_id", UINT32, None),
+        (12, "with_plugin", BOOL, None),
+        (13, "ext_mount", BOOL, None),
+        (14, "fsname", BYTES, None),
+        (15, "internal_sharing", BOOL, None),
+        (16, "deleted", BOOL, None),
+        (17, "sb_flags", UINT32, None),
+        (18, "ext_key", BYTES, None),
+    )
+
+    def __init__(
+        self, *, fstype: int = 0, mnt_id: int = 0, root_dev: int = 0, parent_mnt_id: int = 0,
+        flags: int = 0, root: bytes = b"", mountpoint: bytes = b"", source: bytes = b"",
+        options: bytes = b"", shared_id: int = 0, master_id: int = 0, with_plugin: bool = False,
+        ext_mount: bool = False, fsname: bytes = b"", internal_sharing: bool = False,
+        deleted: bool = False, sb_flags: int = 0, ext_key: bytes = b"",
+    ) -> None:
+        self.fstype = fstype
+        self.mnt_id = mnt_id
+        self.root_dev = root_dev
+        self.parent_mnt_id = parent_mnt_id
+        self.flags = flags
+        self.root = root
+        self.mountpoint = mountpoint
+        self.source = source
+        self.options = options
+        self.shared_id = shared_id
+        self.master_id = master_id
+        self.with_plugin = with_plugin
+        self.ext_mount = ext_mount
+        self.fsname = fsname
+        self.internal_sharing = internal_sharing
+        self.deleted = deleted
+        self.sb_flags = sb_flags
+        self.ext_key = ext_key
+
+
+class Inventory(Message):
+    __slots__ = (
+        "img_version", "root_ids", "root_cg_set", "lsmtype", "dump_uptime", "tcp_close", "plugins",
+        "dump_criu_run_id",
+    )
+    TYPE = "criu.Inventory"
+    FIELDS = (
+        (1, "img_version", UINT32, None),
+        (3, "root_ids", MESSAGE, Ids),
+        (5, "root_cg_set", UINT32, None),
+        (6, "lsmtype", ENUM, None),
+        (8, "dump_uptime", UINT64, None),
+        (10, "tcp_close", BOOL, None),
+        (12, "plugins", MESSAGE, Plugins),
+        (13, "dump_criu_run_id", BYTES, None),
+    )
+
+    def __init__(
+        self, *, img_version: int = 0, root_ids: Ids | None = None, root_cg_set: int = 0,
+        lsmtype: int = 0, dump_uptime: int = 0, tcp_close: bool = False,
+        plugins: Plugins | None = None, dump_criu_run_id: bytes = b"",
+    ) -> None:
+        self.img_version = img_version
+        self.root_ids = root_ids
+        self.root_cg_set = root_cg_set
+        self.lsmtype = lsmtype
+        self.dump_uptime = dump_uptime
+        self.tcp_close = tcp_close
+        self.plugins = plugins
+        self.dump_criu_run_id = dump_criu_run_id
+
+
+class ThreadCore(Message):
+    __slots__ = (
+        "sched_nice", "sched_policy", "sched_prio", "pdeath_sig", "creds", "seccomp_mode",
+        "seccomp_filter", "comm", "rseq_entry", "cg_set",
+    )
+    TYPE = "criu.ThreadCore"
+    FIELDS = (
+        (3, "sched_nice", SINT32 | OPTIONAL, None),
+        (4, "sched_policy", UINT32 | OPTIONAL, None),
+        (5, "sched_prio", UINT32 | OPTIONAL, None),
+        (8, "pdeath_sig", UINT32, None),
+        (10, "creds", MESSAGE, Creds),
+        (11, "seccomp_mode", ENUM | OPTIONAL, None),
+        (12, "seccomp_filter", UINT32, None),
+        (13, "comm", BYTES, None),
+        (15, "rseq_entry", MESSAGE, Rseq),
+        (16, "cg_set", UINT32 | OPTIONAL, None),
+    )
+
+    def __init__(
+        self, *, sched_nice: int | None = None, sched_policy: int | None = None,
+        sched_prio: int | None = None, pdeath_sig: int = 0, creds: Creds | None = None,
+        seccomp_mode: int | None = None, seccomp_filter: int = 0, comm: bytes = b"",
+        rseq_entry: Rseq | None = None, cg_set: int | None = None,
+    ) -> None:
+        self.sched_nice = sched_nice
+        self.sched_policy = sched_policy
+        self.sched_prio = sched_prio
+        self.pdeath_sig = pdeath_sig
+        self.creds = creds
+        self.seccomp_mode = seccomp_mode
+        self.seccomp_filter = seccomp_filter
+        self.comm = comm
+        self.rseq_entry = rseq_entry
+        self.cg_set = cg_set
+
+
+class SeccompFilters(Message):
+    __slots__ = ("filters",)
+    TYPE = "criu.SeccompFilters"
+    FIELDS = (
+        (1, "filters", MESSAGE | REPEATED, SeccompFilter),
+    )
+
+    def __init__(self, *, filters: Iterable[SeccompFilter] = ()) -> None:
+        self.filters = list(filters)
+
+
+class UserNamespace(Message):
+    __slots__ = ("uid_map", "gid_map")
+    TYPE = "criu.UserNamespace"
+    FIELDS = (
+        (1, "uid_map", MESSAGE | REPEATED, IdExtent),
+        (2, "gid_map", MESSAGE | REPEATED, IdExtent),
+    )
+
+    def __init__(
+        self, *, uid_map: Iterable[IdExtent] = (), gid_map: Iterable[IdExtent] = (),
+    ) -> None:
+        self.uid_map = list(uid_map)
+        self.gid_map = list(gid_map)
 
 
 class Mm(Message):
@@ -131,36 +1012,217 @@ class Mm(Message):
         self.vmas = list(vmas)
 
 
-class File(Message):
-    __slots__ = ("id", "memfd")
-    TYPE = "criu.File"
+class InetSocket(Message):
+    __slots__ = (
+        "id", "ino", "family", "type", "proto", "state", "src_port", "dst_port", "flags", "backlog",
+        "src_addr", "dst_addr", "opts", "v6only", "ifname", "ns_id", "shutdown",
+    )
+    TYPE = "criu.InetSocket"
     FIELDS = (
-        (2, "id", UINT32, None),
-        (20, "memfd", MESSAGE, MemfdFile),
+        (1, "id", UINT32, None),
+        (2, "ino", UINT32, None),
+        (3, "family", UINT32, None),
+        (4, "type", UINT32, None),
+        (5, "proto", UINT32, None),
+        (6, "state", UINT32, None),
+        (7, "src_port", UINT32, None),
+        (8, "dst_port", UINT32, None),
+        (9, "flags", UINT32, None),
+        (10, "backlog", UINT32, None),
+        (11, "src_addr", UINT32 | REPEATED, None),
+        (12, "dst_addr", UINT32 | REPEATED, None),
+        (14, "opts", MESSAGE, SocketOptions),
+        (15, "v6only", BOOL, None),
+        (17, "ifname", BYTES, None),
+        (18, "ns_id", UINT32, None),
+        (19, "shutdown", UINT32, None),
     )
 
-    def __init__(self, *, id: int = 0, memfd: MemfdFile | None = None) -> None:
+    def __init__(
+        self, *, id: int = 0, ino: int = 0, family: int = 0, type: int = 0, proto: int = 0,
+        state: int = 0, src_port: int = 0, dst_port: int = 0, flags: int = 0, backlog: int = 0,
+        src_addr: Iterable[int] = (), dst_addr: Iterable[int] = (),
+        opts: SocketOptions | None = None, v6only: bool = False, ifname: bytes = b"",
+        ns_id: int = 0, shutdown: int = 0,
+    ) -> None:
         self.id = id
-        self.memfd = memfd
+        self.ino = ino
+        self.family = family
+        self.type = type
+        self.proto = proto
+        self.state = state
+        self.src_port = src_port
+        self.dst_port = dst_port
+        self.flags = flags
+        self.backlog = backlog
+        self.src_addr = list(src_addr)
+        self.dst_addr = list(dst_addr)
+        self.opts = opts
+        self.v6only = v6only
+        self.ifname = ifname
+        self.ns_id = ns_id
+        self.shutdown = shutdown
 
 
-class ThreadCore(Message):
-    __slots__ = ("rseq_entry",)
-    TYPE = "criu.ThreadCore"
+class EpollFile(Message):
+    __slots__ = ("id", "flags", "targets")
+    TYPE = "criu.EpollFile"
     FIELDS = (
-        (15, "rseq_entry", MESSAGE, Rseq),
+        (1, "id", UINT32, None),
+        (2, "flags", UINT32, None),
+        (4, "targets", MESSAGE | REPEATED, EpollTarget),
     )
 
-    def __init__(self, *, rseq_entry: Rseq | None = None) -> None:
-        self.rseq_entry = rseq_entry
+    def __init__(self, *, id: int = 0, flags: int = 0, targets: Iterable[EpollTarget] = ()) -> None:
+        self.id = id
+        self.flags = flags
+        self.targets = list(targets)
+
+
+class InotifyWatch(Message):
+    __slots__ = ("inode", "mask", "device", "wd", "handle")
+    TYPE = "criu.InotifyWatch"
+    FIELDS = (
+        (2, "inode", UINT64, None),
+        (3, "mask", UINT32, None),
+        (5, "device", UINT32, None),
+        (6, "wd", UINT32, None),
+        (7, "handle", MESSAGE, FileHandle),
+    )
+
+    def __init__(
+        self, *, inode: int = 0, mask: int = 0, device: int = 0, wd: int = 0,
+        handle: FileHandle | None = None,
+    ) -> None:
+        self.inode = inode
+        self.mask = mask
+        self.device = device
+        self.wd = wd
+        self.handle = handle
+
+
+class TtyInfo(Message):
+    __slots__ = ("id", "type", "sid", "pgrp", "rdev", "pty")
+    TYPE = "criu.TtyInfo"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "type", ENUM, None),
+        (6, "sid", UINT32, None),
+        (7, "pgrp", UINT32, None),
+        (8, "rdev", UINT32, None),
+        (12, "pty", MESSAGE, TtyPty),
+    )
+
+    def __init__(
+        self, *, id: int = 0, type: int = 0, sid: int = 0, pgrp: int = 0, rdev: int = 0,
+        pty: TtyPty | None = None,
+    ) -> None:
+        self.id = id
+        self.type = type
+        self.sid = sid
+        self.pgrp = pgrp
+        self.rdev = rdev
+        self.pty = pty
 
 
 class Core(Message):
-    __slots__ = ("thread_core",)
+    __slots__ = ("mtype", "tc", "ids", "thread_core")
     TYPE = "criu.Core"
     FIELDS = (
+        (1, "mtype", UINT32, None),
+        (3, "tc", MESSAGE, TaskCore),
+        (4, "ids", MESSAGE, Ids),
         (5, "thread_core", MESSAGE, ThreadCore),
     )
 
-    def __init__(self, *, thread_core: ThreadCore | None = None) -> None:
+    def __init__(
+        self, *, mtype: int = 0, tc: TaskCore | None = None, ids: Ids | None = None,
+        thread_core: ThreadCore | None = None,
+    ) -> None:
+        self.mtype = mtype
+        self.tc = tc
+        self.ids = ids
         self.thread_core = thread_core
+
+
+class InotifyFile(Message):
+    __slots__ = ("id", "flags", "watches")
+    TYPE = "criu.InotifyFile"
+    FIELDS = (
+        (1, "id", UINT32, None),
+        (2, "flags", UINT32, None),
+        (5, "watches", MESSAGE | REPEATED, InotifyWatch),
+    )
+
+    def __init__(
+        self, *, id: int = 0, flags: int = 0, watches: Iterable[InotifyWatch] = (),
+    ) -> None:
+        self.id = id
+        self.flags = flags
+        self.watches = list(watches)
+
+
+class File(Message):
+    __slots__ = (
+        "type", "id", "reg", "isk", "nsf", "psk", "nlsk", "efd", "epfd", "sgfd", "tunf", "tfd",
+        "ify", "ffy", "ext", "usk", "fifo", "pipe", "tty", "memfd", "bpf", "pidfd",
+    )
+    TYPE = "criu.File"
+    FIELDS = (
+        (1, "type", ENUM, None),
+        (2, "id", UINT32, None),
+        (3, "reg", MESSAGE, RegularFile),
+        (4, "isk", MESSAGE, InetSocket),
+        (5, "nsf", MESSAGE, NamespaceFile),
+        (6, "psk", MESSAGE, PacketSocket),
+        (7, "nlsk", MESSAGE, NetlinkSocket),
+        (8, "efd", MESSAGE, EventFile),
+        (9, "epfd", MESSAGE, EpollFile),
+        (10, "sgfd", MESSAGE, SignalFile),
+        (11, "tunf", MESSAGE, TunFile),
+        (12, "tfd", MESSAGE, TimerFile),
+        (13, "ify", MESSAGE, InotifyFile),
+        (14, "ffy", MESSAGE, FanotifyFile),
+        (15, "ext", MESSAGE, ExternalFile),
+        (16, "usk", MESSAGE, UnixSocket),
+        (17, "fifo", MESSAGE, FifoFile),
+        (18, "pipe", MESSAGE, PipeFile),
+        (19, "tty", MESSAGE, TtyFile),
+        (20, "memfd", MESSAGE, MemfdFile),
+        (21, "bpf", MESSAGE, BpfMapFile),
+        (22, "pidfd", MESSAGE, PidFile),
+    )
+
+    def __init__(
+        self, *, type: int = 0, id: int = 0, reg: RegularFile | None = None,
+        isk: InetSocket | None = None, nsf: NamespaceFile | None = None,
+        psk: PacketSocket | None = None, nlsk: NetlinkSocket | None = None,
+        efd: EventFile | None = None, epfd: EpollFile | None = None, sgfd: SignalFile | None = None,
+        tunf: TunFile | None = None, tfd: TimerFile | None = None, ify: InotifyFile | None = None,
+        ffy: FanotifyFile | None = None, ext: ExternalFile | None = None,
+        usk: UnixSocket | None = None, fifo: FifoFile | None = None, pipe: PipeFile | None = None,
+        tty: TtyFile | None = None, memfd: MemfdFile | None = None, bpf: BpfMapFile | None = None,
+        pidfd: PidFile | None = None,
+    ) -> None:
+        self.type = type
+        self.id = id
+        self.reg = reg
+        self.isk = isk
+        self.nsf = nsf
+        self.psk = psk
+        self.nlsk = nlsk
+        self.efd = efd
+        self.epfd = epfd
+        self.sgfd = sgfd
+        self.tunf = tunf
+        self.tfd = tfd
+        self.ify = ify
+        self.ffy = ffy
+        self.ext = ext
+        self.usk = usk
+        self.fifo = fifo
+        self.pipe = pipe
+        self.tty = tty
+        self.memfd = memfd
+        self.bpf = bpf
+        self.pidfd = pidfd

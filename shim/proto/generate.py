@@ -37,6 +37,7 @@ MODULES = {
     "ttrpc_pb": ("status.proto", "ttrpc.proto"),
     "control_pb": ("control.proto",),
     "containerd_pb": ("containerd.proto",),
+    "content_pb": ("content.proto",),
     "cgroups_v1_pb": ("cgroups_v1.proto",),
     "cgroups_v2_pb": ("cgroups_v2.proto",),
     "criu_pb": ("criu.proto",),

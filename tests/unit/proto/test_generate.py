@@ -42,7 +42,9 @@ INTEGERS = {
     wire.INT32: (-(1 << 31), (1 << 31) - 1),
     wire.UINT32: (0, (1 << 32) - 1),
     wire.ENUM: (-(1 << 31), (1 << 31) - 1),
+    wire.SINT32: (-(1 << 31), (1 << 31) - 1),
 }
+PARTS = {child.TYPE for cls in OURS.values() for _, _, _, child in cls.FIELDS if child is not None}
 
 
 def test_the_modules_are_up_to_date(
@@ -123,7 +125,8 @@ def to_theirs(ours: wire.Message) -> message.Message:
     return theirs
 
 
-@pytest.mark.parametrize("name", TYPES)
+# Parts are read and written as parts of others.
+@pytest.mark.parametrize("name", sorted(OURS.keys() - PARTS))
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_protobuf_reads_and_writes_the_same(name: str, data: st.DataObject) -> None:

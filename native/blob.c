@@ -1,4 +1,4 @@
-/* Sources: a blob in one file or striped over several, read past or through the page cache. */
+/* Sources: files with data, read past or through the page cache. */
 #define _GNU_SOURCE
 
 #include "fill.h"
@@ -23,27 +23,6 @@ struct cache_pages {
     uint64_t cached, dirty, writeback, evicted, recently_evicted;
 };
 
-/* Where a byte of a blob lies, and how many more lie behind it in the same file. */
-struct spot {
-    uint32_t stripe;
-    uint64_t offset;
-    size_t length;
-};
-
-static struct spot find(const struct thaw_source *source, uint64_t offset, size_t length) {
-    struct spot spot = {0, offset, length};
-
-    if (source->stripes > 1) {
-        uint64_t unit = offset / source->unit, within = offset % source->unit;
-
-        spot.stripe = (uint32_t)(unit % source->stripes);
-        spot.offset = unit / source->stripes * source->unit + within;
-        if (length > source->unit - within)
-            spot.length = (size_t)(source->unit - within);
-    }
-    return spot;
-}
-
 /*
  * EINVAL and EOPNOTSUPP say that the file system has no direct I/O, the others that there is no
  * way in (no /proc, or files handed over by somebody who may read them when we may not). Too many
@@ -55,46 +34,35 @@ static bool has_no_direct(int error) {
 }
 
 int blob_open_direct(struct blob *blob) {
-    blob->direct = calloc(blob->source.stripes, sizeof(*blob->direct));
-    if (blob->direct == NULL)
-        return -ENOMEM;
-    for (uint32_t stripe = 0; stripe < blob->source.stripes; stripe++)
-        blob->direct[stripe] = -1;
-    for (uint32_t stripe = 0; stripe < blob->source.stripes; stripe++) {
-        char path[32];
+    char path[32];
 
-        /* A descriptor's flags are everybody's who has a copy of it: open the file anew. */
-        snprintf(path, sizeof(path), "/proc/self/fd/%d", blob->files[stripe]);
-        blob->direct[stripe] = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
-        if (blob->direct[stripe] < 0 && !has_no_direct(errno))
-            return -errno;
-    }
-    return 0;
+    /* A descriptor's flags are everybody's who has a copy of it: open the file anew. */
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", blob->file);
+    blob->direct = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    return blob->direct < 0 && !has_no_direct(errno) ? -errno : 0;
 }
 
 void blob_close_direct(struct blob *blob) {
-    for (uint32_t stripe = 0; blob->direct != NULL && stripe < blob->source.stripes; stripe++)
-        if (blob->direct[stripe] >= 0)
-            close(blob->direct[stripe]);
-    free(blob->direct);
-    blob->direct = NULL;
+    if (blob->direct >= 0)
+        close(blob->direct);
+    blob->direct = -1;
 }
 
 /*
  * One pread. EINVAL of direct I/O says that this file wants a coarser alignment than ours, or that
  * an earlier read ended within a block, at the end of the file: the page cache knows better.
  */
-static ssize_t read_some(const struct blob *blob, bool direct, void *data, struct spot spot,
-                         struct portion *portion) {
-    int file = direct && blob->direct != NULL ? blob->direct[spot.stripe] : -1;
+static ssize_t read_some(const struct blob *blob, bool direct, void *data, uint64_t offset,
+                         size_t length, struct portion *portion) {
+    int file = direct ? blob->direct : -1;
     ssize_t got = -1;
 
     if (file >= 0)
-        got = pread(file, data, spot.length, (off_t)spot.offset);
+        got = pread(file, data, length, (off_t)offset);
     if (got > 0)
         portion->direct += (size_t)got;
     if (file < 0 || (got < 0 && errno == EINVAL))
-        got = pread(blob->files[spot.stripe], data, spot.length, (off_t)spot.offset);
+        got = pread(blob->file, data, length, (off_t)offset);
     if (got > 0)
         portion->got += (size_t)got;
     return got;
@@ -105,8 +73,8 @@ int blob_read(const struct blob *blob, bool direct, void *data, uint64_t offset,
     *portion = (struct portion){0, 0};
     while (portion->got < length) {
         size_t done = portion->got;
-        struct spot spot = find(&blob->source, offset + done, length - done);
-        ssize_t now = read_some(blob, direct, (char *)data + done, spot, portion);
+        ssize_t now = read_some(blob, direct, (char *)data + done, offset + done, length - done,
+                                portion);
 
         if (now == 0)
             return 0;
@@ -117,10 +85,10 @@ int blob_read(const struct blob *blob, bool direct, void *data, uint64_t offset,
 }
 
 /* Before Linux 6.5. Files that are not ours to write look as if all of them were cached. */
-static size_t resident(int file, struct spot spot) {
+static size_t resident(int file, uint64_t offset, size_t length) {
     unsigned char pages[BUFFER / PAGE + 1];
-    size_t skipped = (size_t)(spot.offset % PAGE), size = spot.length + skipped, found = 0;
-    void *map = mmap(NULL, size, PROT_READ, MAP_SHARED, file, (off_t)(spot.offset - skipped));
+    size_t skipped = (size_t)(offset % PAGE), size = length + skipped, found = 0;
+    void *map = mmap(NULL, size, PROT_READ, MAP_SHARED, file, (off_t)(offset - skipped));
 
     if (map == MAP_FAILED)
         return 0;
@@ -136,23 +104,11 @@ static size_t resident(int file, struct spot spot) {
  * in single pages (0.3 if there are none); mmap and mincore 55, 91 (16); preadv2(RWF_NOWAIT) of
  * single bytes 3, 5, but it starts to read in what is missing.
  */
-static size_t spot_cached(int file, struct spot spot) {
-    struct range range = {spot.offset, spot.length};
+size_t blob_cached(const struct blob *blob, uint64_t offset, size_t length) {
+    struct range range = {offset, length};
     struct cache_pages pages;
 
-    if (syscall(SYS_cachestat, file, &range, &pages, 0) == 0)
+    if (syscall(SYS_cachestat, blob->file, &range, &pages, 0) == 0)
         return (size_t)pages.cached * PAGE;
-    return errno == ENOSYS ? resident(file, spot) : 0;
-}
-
-size_t blob_cached(const struct blob *blob, uint64_t offset, size_t length) {
-    size_t cached = 0;
-
-    for (size_t at = 0; at < length;) {
-        struct spot spot = find(&blob->source, offset + at, length - at);
-
-        cached += spot_cached(blob->files[spot.stripe], spot);
-        at += spot.length;
-    }
-    return cached;
+    return errno == ENOSYS ? resident(blob->file, offset, length) : 0;
 }

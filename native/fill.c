@@ -23,11 +23,6 @@ enum { FEWEST_READERS = 4, MOST_READERS = 16 };
 /* A description that would make us read or write outside of our own memory. */
 static bool is_sane(const struct thaw_source *sources, size_t source_count,
                     const struct thaw_extent *extents, size_t count) {
-    for (size_t number = 0; number < source_count; number++)
-        if (sources[number].stripes == 0 ||
-            (sources[number].stripes > 1 &&
-             (sources[number].unit == 0 || sources[number].unit % PAGE != 0)))
-            return false;
     for (size_t number = 0; number < count; number++) {
         const struct thaw_extent *extent = &extents[number];
 
@@ -52,34 +47,25 @@ static void init_locks(struct thaw_fill *fill) {
     pthread_condattr_destroy(&clock);
 }
 
-static int open_sources(struct thaw_fill *fill, const struct thaw_source *sources, size_t count,
-                        const int *files) {
-    size_t file_count = 0;
+static int open_sources(struct thaw_fill *fill, const struct thaw_source *sources, size_t count) {
     int err = 0;
 
-    for (size_t number = 0; number < count; number++)
-        if (file_count < (size_t)sources[number].first + sources[number].stripes)
-            file_count = (size_t)sources[number].first + sources[number].stripes;
-    fill->files = calloc(file_count + 1, sizeof(*fill->files));
     fill->blobs = calloc(count + 1, sizeof(*fill->blobs));
-    if (fill->files == NULL || fill->blobs == NULL)
+    if (fill->blobs == NULL)
         return -ENOMEM;
-    if (file_count > 0)
-        memcpy(fill->files, files, file_count * sizeof(*files));
-    fill->blob_count = count;
-    for (size_t number = 0; number < count && err == 0; number++) {
-        struct blob *blob = &fill->blobs[number];
+    for (; fill->blob_count < count && err == 0; fill->blob_count++) {
+        struct blob *blob = &fill->blobs[fill->blob_count];
 
-        blob->source = sources[number];
-        blob->files = fill->files + sources[number].first;
+        blob->file = sources[fill->blob_count].file;
+        blob->direct = -1;
         err = fill->options.source == PAGE_CACHE ? 0 : blob_open_direct(blob);
     }
     return err;
 }
 
-static int prepare(struct thaw_fill *fill, const struct thaw_source *sources, size_t source_count,
-                   const int *files) {
-    int err = open_sources(fill, sources, source_count, files);
+static int prepare(struct thaw_fill *fill, const struct thaw_source *sources,
+                   size_t source_count) {
+    int err = open_sources(fill, sources, source_count);
 
     if (err < 0)
         return err;
@@ -92,7 +78,7 @@ static int prepare(struct thaw_fill *fill, const struct thaw_source *sources, si
     return pool_open(&fill->pool, fill->options.budget, fill->batch_count);
 }
 
-int thaw_fill_open(const struct thaw_source *sources, size_t source_count, const int *fds,
+int thaw_fill_open(const struct thaw_source *sources, size_t source_count,
                    const struct thaw_extent *extents, size_t count,
                    const struct thaw_fill_options *options, struct thaw_fill **made) {
     struct thaw_fill *fill;
@@ -109,7 +95,7 @@ int thaw_fill_open(const struct thaw_source *sources, size_t source_count, const
     fill->extents = extents;
     fill->count = count;
     fill->warm.head = fill->cold.head = fill->ready.head = NONE;
-    err = prepare(fill, sources, source_count, fds);
+    err = prepare(fill, sources, source_count);
     if (err < 0)
         thaw_fill_close(fill);
     else
@@ -340,7 +326,6 @@ void thaw_fill_close(struct thaw_fill *fill) {
     pool_close(&fill->pool);
     free(fill->batches);
     free(fill->blobs);
-    free(fill->files);
     drop_pids(fill);
     pthread_cond_destroy(&fill->ended);
     pthread_cond_destroy(&fill->room);

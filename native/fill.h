@@ -28,11 +28,10 @@
 enum { CHOSEN, PAGE_CACHE, DIRECT }; /* thaw_fill_options.source */
 enum { STAGE_READ = 1, STAGE_SHORT, STAGE_CHECKSUM, STAGE_TASK, STAGE_OWN };
 
-/* blob.c: a source and its files, opened once as they came and once for direct I/O. */
+/* blob.c: a source's file, open as it came and once more for direct I/O. */
 struct blob {
-    struct thaw_source source;
-    const int *files;
-    int *direct; /* -1: this file cannot be opened for it; NULL: not wanted */
+    int file;
+    int direct; /* -1: it cannot be opened for it, or is not wanted */
 };
 
 int blob_open_direct(struct blob *blob);
@@ -145,7 +144,6 @@ struct thaw_fill {
     size_t count;
     struct blob *blobs;
     size_t blob_count;
-    int *files;
     struct batch *batches;
     uint32_t batch_count;
     struct task *tasks; /* NULL: nothing is written */

@@ -66,14 +66,13 @@ struct thaw_save {
     int *fds;
     int *pids; /* or NULL: the bytes are in the files */
     struct thaw_run *runs;
-    uint32_t *order; /* of the runs, by source and offset */
     size_t count;
     struct worker *workers;
     uint32_t threads;
     uint32_t writers; /* threads that write while there is still something to read */
     pthread_mutex_t lock; /* of all below */
     pthread_cond_t changed;
-    size_t next;    /* place in `order` of what is taken next */
+    size_t next;    /* number of the run that is taken next */
     uint64_t taken; /* bytes of that run that are taken */
     bool exhausted; /* all is taken */
     uint32_t reading;

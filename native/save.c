@@ -57,26 +57,12 @@ static bool check(struct thaw_save *save, const struct thaw_run *run, size_t fd_
     return true;
 }
 
-static int by_place_of_run(const void *left, const void *right, void *context) {
-    const struct thaw_run *runs = context;
-    const struct thaw_run *a = &runs[*(const uint32_t *)left];
-    const struct thaw_run *b = &runs[*(const uint32_t *)right];
-
-    if (a->source != b->source) {
-        return a->source < b->source ? -1 : 1;
-    }
-    return (a->offset > b->offset) - (a->offset < b->offset);
-}
-
-/* Checks the runs and brings them into the order of the files. */
-static bool prepare(struct thaw_save *save, size_t fd_count, size_t pid_count) {
+static bool check_all(struct thaw_save *save, size_t fd_count, size_t pid_count) {
     for (size_t i = 0; i < save->count; i++) {
         if (!check(save, &save->runs[i], fd_count, pid_count)) {
             return false;
         }
-        save->order[i] = (uint32_t)i;
     }
-    qsort_r(save->order, save->count, sizeof(*save->order), by_place_of_run, save->runs);
     return true;
 }
 
@@ -200,8 +186,7 @@ int thaw_save_start(const int *fds, size_t fd_count, const struct thaw_run *runs
     save->fds = copied(fds, fd_count, sizeof(*fds));
     save->runs = copied(runs, count, sizeof(*runs));
     save->pids = pids ? copied(pids, pid_count, sizeof(*pids)) : NULL;
-    save->order = calloc(count + 1, sizeof(*save->order));
-    if (save->fds && save->runs && save->order && (save->pids || !pids)) {
+    if (save->fds && save->runs && (save->pids || !pids)) {
         choose(save, threads, budget);
         save->workers = calloc(save->threads, sizeof(*save->workers));
     }
@@ -210,7 +195,7 @@ int thaw_save_start(const int *fds, size_t fd_count, const struct thaw_run *runs
         *started = NULL;
         return -ENOMEM;
     }
-    if (prepare(save, fd_count, pid_count)) {
+    if (check_all(save, fd_count, pid_count)) {
         start(save);
     } else {
         save->threads = 0;
@@ -280,7 +265,6 @@ void thaw_save_close(struct thaw_save *save) {
     pthread_mutex_destroy(&save->lock);
     free(save->workers);
     free(save->extents);
-    free(save->order);
     free(save->runs);
     free(save->pids);
     free(save->fds);

@@ -18,8 +18,7 @@ bool thaw_save_fail(struct thaw_save *save, int error, int stage, uint64_t place
 
 /* Appends the next piece to the group, if it fits there. */
 static bool add_piece(struct thaw_save *save, struct group *group) {
-    uint32_t number = save->order[save->next];
-    const struct thaw_run *run = &save->runs[number];
+    const struct thaw_run *run = &save->runs[save->next];
     uint64_t address = run->address + save->taken;
     uint64_t left = run->length - save->taken;
     uint64_t length = PIECE - address % PIECE;
@@ -31,7 +30,8 @@ static bool add_piece(struct thaw_save *save, struct group *group) {
     }
     group->fd = save->fds[run->source];
     group->pieces[group->count++] =
-        (struct piece){address, run->offset + save->taken, (uint32_t)length, number};
+        (struct piece){address, run->offset + save->taken, (uint32_t)length,
+                       (uint32_t)save->next};
     group->size += length;
     save->taken += length;
     return true;
@@ -42,7 +42,7 @@ static bool take(struct thaw_save *save, struct group *group) {
     group->count = 0;
     group->size = 0;
     while (save->next < save->count && group->count < PIECES) {
-        const struct thaw_run *run = &save->runs[save->order[save->next]];
+        const struct thaw_run *run = &save->runs[save->next];
 
         if (save->taken == run->length || !(save->pids || run->flags & WANTED)) {
             save->next++;

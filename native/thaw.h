@@ -82,12 +82,10 @@ struct thaw_extent {
     uint16_t flags;    /* 1: anonymous private memory, whose zero pages need not be written */
 };
 
-/* A blob, in one file or striped over several: byte B lies in stripe (B / unit) % stripes. */
+/* A file with data, open for reading. */
 struct thaw_source {
-    uint64_t size;    /* bytes, of the whole blob */
-    uint64_t unit;    /* bytes of a stripe before the next one's turn, whole pages; one file: 0 */
-    uint32_t stripes; /* number of files */
-    uint32_t first;   /* place of its first file in the list of descriptors */
+    uint64_t size; /* bytes that extents may lie in */
+    int file;      /* its descriptor */
 };
 
 /* What went wrong first. */
@@ -121,13 +119,13 @@ struct thaw_progress {
 };
 
 /*
- * A fill of `count` extents from `sources`, whose files are `fds` (opened for reading, not taken
- * over: they stay open until the fill is closed). All arrays but `extents` are copied; `extents`
- * must outlive the fill and never change, so no mapping of a file. Nothing is started. -EINVAL for
- * what would leave a source or our buffers; that addresses are right is for the caller to know.
- * Files may change under our hands at any time.
+ * A fill of `count` extents from `sources`, whose files are not taken over: they stay open until
+ * the fill is closed. They are read in the order of the extents, which is the caller's to choose.
+ * The sources are copied; `extents` must outlive the fill and never change, so no mapping of a
+ * file. Nothing is started. -EINVAL for what would leave a source or our buffers; that addresses
+ * are right is for the caller to know. Files may change under our hands at any time.
  */
-int thaw_fill_open(const struct thaw_source *sources, size_t source_count, const int *fds,
+int thaw_fill_open(const struct thaw_source *sources, size_t source_count,
                    const struct thaw_extent *extents, size_t count,
                    const struct thaw_fill_options *options, struct thaw_fill **fill);
 
@@ -179,9 +177,10 @@ struct thaw_run {
 struct thaw_save;
 
 /*
- * Works through `count` runs with `threads` threads (0: chosen). For runs with flag 2, extents are
- * made: cut at multiples of 4 MiB of the address and around stretches of zero pages of 64 KiB or
- * more of anonymous memory, which are left out. They come sorted by source, then offset.
+ * Works through `count` runs, in their order, with `threads` threads (0: chosen). For runs with
+ * flag 2, extents are made: cut at multiples of 4 MiB of the address and around stretches of zero
+ * pages of 64 KiB or more of anonymous memory, which are left out. They come sorted by source, then
+ * offset.
  *
  * With `pids`, the bytes are read from the tasks' memory and written to the files: opened for
  * writing, best with O_DIRECT, empty and as long as they shall be, since zeros become holes. A pid

@@ -45,7 +45,6 @@ class _Lib:
         self,
         sources: _CData,
         source_count: int,
-        fds: _CData,
         extents: _CData,
         count: int,
         options: _CData,

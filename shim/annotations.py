@@ -8,6 +8,7 @@ has `pod_annotations = ["thaw.dev/*"]`, or directly with `ctr run --annotation`.
 from __future__ import annotations
 
 from shim.errors import BadAnnotation, BadName
+from shim.reference import parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,11 +17,16 @@ if TYPE_CHECKING:
 PREFIX = "thaw.dev/"
 SNAPSHOT = PREFIX + "snapshot"
 ON_FAILURE = PREFIX + "on-failure"
+PULL = PREFIX + "pull"
+READY = PREFIX + "ready"
 
 CONTAINER_NAME = "io.kubernetes.cri.container-name"
 CONTAINER_TYPE = "io.kubernetes.cri.container-type"
 IMAGE_NAME = "io.kubernetes.cri.image-name"
 SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
+POD_NAME = "io.kubernetes.cri.sandbox-name"
+POD_NAMESPACE = "io.kubernetes.cri.sandbox-namespace"
+POD_UID = "io.kubernetes.cri.sandbox-uid"
 
 
 class Row:
@@ -38,13 +44,14 @@ class Row:
 TABLE = (
     Row(
         SNAPSHOT,
-        "NAME",
+        "REFERENCE or auto",
         "",
-        "Restore the container whose name equals the snapshot's from this snapshot.",
+        "Restore the container whose name equals the snapshot's from this snapshot. `auto`: from "
+        "the one made of an equal container before, or make it once this one is ready.",
     ),
     Row(
         SNAPSHOT + ".CONTAINER",
-        "NAME",
+        "REFERENCE or auto",
         "",
         "Restore the container named CONTAINER from this snapshot, whatever its own was called.",
     ),
@@ -54,29 +61,24 @@ TABLE = (
         "cold-start",
         "What happens when the snapshot cannot be restored.",
     ),
+    Row(
+        PULL,
+        "wait, background or never",
+        "background",
+        "What happens when the node has not got REGISTRY/REPOSITORY:TAG: pull it first, pull it "
+        "while this container boots cold, or neither.",
+    ),
+    Row(
+        READY,
+        "PROBE",
+        "",
+        "What says that the worker is warm, for `auto`: file:PATH, tcp:PORT, http:PORT/PATH or "
+        "exec:COMMAND.",
+    ),
 )
 
-NAME_LENGTH = 63
-_NAME_FIRST = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
-_NAME_REST = _NAME_FIRST | frozenset("._-")
-_RESERVED = ("auto",)
 _READ_AHEAD = 4  # snapshots of one pod
-
-
-def check_name(name: str) -> str:
-    """`name` itself, if it can name a snapshot: [a-z0-9][a-z0-9._-]{0,62}, and not reserved.
-
-    Raises BadName otherwise. `/`, `@` and `:` belong to references, which do not exist yet.
-    """
-    hint = "a name is [a-z0-9][a-z0-9._-]{0,62}"
-    if any(c in name for c in "/@:"):
-        raise BadName(f"snapshot {name!r} is a reference, not a name", hint=hint)
-    if name in _RESERVED:
-        raise BadName(f"snapshot name {name!r} is reserved", hint="choose another name")
-    good = 0 < len(name) <= NAME_LENGTH and name[0] in _NAME_FIRST and _NAME_REST.issuperset(name)
-    if not good:
-        raise BadName(f"bad snapshot name {name[:80]!r}", hint=hint)
-    return name
+_PULLS = ("wait", "background", "never")
 
 
 class Wish:
@@ -118,9 +120,11 @@ def named_snapshots(annotations: Mapping[str, str]) -> list[str]:
     for key, name in sorted(annotations.items()):
         if (key == SNAPSHOT or key.startswith(SNAPSHOT + ".")) and name not in names:
             try:
-                names.append(check_name(name))
+                reference = parse(name)
             except BadName:
                 continue  # its container will be told
+            if not reference.auto:  # depends on what the container will be
+                names.append(name)
     return names[:_READ_AHEAD]
 
 
@@ -130,3 +134,51 @@ def fail_instead_of_cold_start(annotations: Mapping[str, str]) -> bool:
     if value not in ("cold-start", "fail"):
         raise BadAnnotation(f"{ON_FAILURE}: {value[:80]!r}", hint="the value is cold-start or fail")
     return value == "fail"
+
+
+def pull_first(annotations: Mapping[str, str]) -> str:
+    """What to do about an artifact that is not here: wait, background or never."""
+    value = annotations.get(PULL, "background")
+    if value not in _PULLS:
+        raise BadAnnotation(
+            f"{PULL}: {value[:80]!r}", hint="the value is wait, background or never"
+        )
+    return value
+
+
+class Probe:
+    """What says that a worker is warm: `kind` is file, tcp, http or exec.
+
+    `target` is a path in the container, a port, PORT/PATH or a command line for /bin/sh.
+    """
+
+    __slots__ = ("kind", "target")
+
+    def __init__(self, kind: str, target: str) -> None:
+        self.kind = kind
+        self.target = target
+
+
+def probe(annotations: Mapping[str, str], key: str = READY) -> Probe | None:
+    """The probe that an annotation names, if it is there. Raises BadAnnotation."""
+    value = annotations.get(key)
+    if value is None:
+        return None
+    kind, colon, target = value.partition(":")
+    port, _, _ = target.partition("/")
+    good = {
+        "file": target.startswith("/") and "\0" not in target,
+        "tcp": _is_port(target),
+        "http": _is_port(port) and target.isprintable() and " " not in target,
+        "exec": bool(target.strip()) and "\0" not in target,
+    }
+    if not colon or not good.get(kind, False):
+        raise BadAnnotation(
+            f"{key}: {value[:80]!r}",
+            hint="the value is file:/PATH, tcp:PORT, http:PORT/PATH or exec:COMMAND",
+        )
+    return Probe(kind, target)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) < 65536

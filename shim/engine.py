@@ -4,7 +4,8 @@
     engine.py undo FILE   remove what an engine that died had made (see work.Work.remember)
 
 One that is started for a pod's sandbox is told first what to read ahead; it is asked again if the
-first container was not the one that the snapshot is of.
+first container was not the one that the snapshot is of. One that has waited until a worker is warm
+is then asked to dump it.
 
 It may import what it likes and take the memory it needs. It ends, with everything it has started,
 when the daemon closes the socket or dies.
@@ -28,6 +29,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from shim.checkpoint.auto import Making
 from shim.errors import OtherContainer, ThawError
 from shim.restore.bulk import ReadAhead
 from shim.work import Work
@@ -42,17 +44,18 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["undo"]:
         with open(arguments[1]) as file:
             request = json.load(file)
-        return 0 if "error" not in _answer(request, (), ahead) else 1
+        return 0 if "error" not in _answer(request, (), ahead, Making()) else 1
     # runc and CRIU inherit it on purpose: should we be killed over a dump, the daemon hears of
     # it when CRIU, too, is done, and does not thaw what CRIU has frozen.
     daemon = socket.socket(fileno=SOCKET_FD)
+    making = Making()
     # Two descriptors for each file of pages and one for each task: more than the usual 1024 at
     # times. runc raises its own limit as Go does, CRIU too; what is restored gets its image's.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    threading.Thread(target=_end_with, args=(daemon,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(daemon, making), daemon=True).start()
     _preload()
-    return _serve(_Requests(daemon), daemon, ahead)
+    return _serve(_Requests(daemon), daemon, ahead, making)
 
 
 def _preload() -> None:
@@ -63,15 +66,20 @@ def _preload() -> None:
     import shim.restore.engine  # noqa: F401
 
 
-def _serve(requests: _Requests, daemon: socket.socket, ahead: ReadAhead) -> int:
+def _serve(requests: _Requests, daemon: socket.socket, ahead: ReadAhead, making: Making) -> int:
     while True:
         request, fds = requests.next()
         if request["verb"] == "read-ahead":  # wants no answer; what is wrong, the restore will say
             ahead.begin(request)
             continue
         ahead.called()
-        answer = _answer(request, fds, ahead)
+        answer = _answer(request, fds, ahead, making)
+        goes_on = request["verb"] == "await" and answer.get("name")
+        if not goes_on:
+            making.release()  # before the answer: the daemon may end us as soon as it has it
         daemon.sendall(json.dumps(answer).encode() + b"\n")
+        if goes_on:
+            continue
         if answer.get("error", {}).get("class") != OtherContainer.__name__:
             return 1 if "error" in answer else 0
         for fd in fds:  # what was read ahead is for another container of the pod
@@ -104,21 +112,27 @@ class _Requests:
         return request, tuple(fds)
 
 
-def _end_with(daemon: socket.socket) -> None:
+def _end_with(daemon: socket.socket, making: Making) -> None:
     """The socket is our lifeline: when it closes, we and all that we started go."""
     poll = select.poll()
     poll.register(daemon, select.POLLRDHUP)
     poll.poll()
+    making.release()
     os.killpg(0, signal.SIGKILL)
 
 
-def _answer(request: Mapping[str, Any], fds: tuple[int, ...], ahead: ReadAhead) -> dict[str, Any]:
+def _answer(
+    request: Mapping[str, Any], fds: tuple[int, ...], ahead: ReadAhead, making: Making
+) -> dict[str, Any]:
     from shim.checkpoint.engine import checkpoint
     from shim.restore.engine import restore, undo
+    from shim.restore.source import located, pull
 
     verbs: dict[str, Callable[[Work], dict[str, Any]]] = {
+        "await": making.wait,
         "checkpoint": checkpoint,
-        "restore": lambda work: restore(work, ahead),
+        "pull": pull,
+        "restore": lambda work: restore(located(work), ahead),
         "undo": undo,
     }
     try:

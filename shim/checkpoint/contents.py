@@ -8,13 +8,14 @@ tmpfs under CRI) would be lost, and a file mapped from there could not be opened
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shim import spawn
-from shim.errors import CheckpointFailed
+from shim.errors import CheckpointFailed, FailedPrecondition
 from shim.snapshot.config import Connections
 from shim.snapshot.host import on_tmpfs
 from shim.snapshot.tree import copy_tree, opened
@@ -41,7 +42,12 @@ class Contents:
 
 
 def survey(spec: Mapping[str, Any], work: Work) -> Contents:
-    """Look at the container's mounts, open files and connections."""
+    """Look at the container's mounts, open files and connections.
+
+    Raises FailedPrecondition if what we save of its root file system could not be restored.
+    """
+    if work.upper is not None and work.details.get("name"):  # otherwise containerd keeps it
+        refuse_devices(work.upper)
     pids = [int(pid) for pid in work.details["cgroup_pids"]]
     return Contents(
         tuple(tmpfs_volumes(spec, _used_paths(pids))), established(int(work.details["pid"]))
@@ -102,6 +108,37 @@ def established(pid: int) -> Connections:
     return Connections(inside, outside)
 
 
+def refuse_devices(upper: Path) -> None:
+    """Raise FailedPrecondition if a device was made in an overlay's upper directory.
+
+    A snapshot that could bring devices along would be as powerful as whoever wrote it. Whiteouts,
+    which are devices 0:0, are the overlay's own.
+    """
+    for path, info in _walk(upper):
+        if stat.S_ISBLK(info.st_mode) or (stat.S_ISCHR(info.st_mode) and info.st_rdev):
+            raise FailedPrecondition(
+                f"/{os.path.relpath(path, upper)} is a device, which cannot be restored",
+                hint="devices are given to a container by its pod's spec; remove it",
+            )
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    folders = [str(folder)]
+    while folders:
+        try:
+            entries = list(os.scandir(folders.pop()))
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # the container runs
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif not entry.is_file(follow_symlinks=False) and not entry.is_symlink():
+                try:
+                    yield entry.path, entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+
+
 def save_difference(upper: Path | None, target: Path | None) -> None:
     """Copy the overlay's upper directory: whiteouts, extended attributes, reflinks if possible.
 
@@ -124,7 +161,10 @@ def copy_upper(source: Path, target: Path) -> None:
 
 
 def save_volumes(contents: Contents, extras: Path) -> None:
-    """Copy what is in the volumes to volumes/0, volumes/1, …"""
+    """Copy what is in the volumes to volumes/0, volumes/1, …
+
+    Sockets and devices are left out.
+    """
     for number, volume in enumerate(contents.volumes):
         folder = extras / "volumes" / str(number)
         folder.mkdir(mode=0o700, parents=True)

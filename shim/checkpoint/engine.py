@@ -2,7 +2,8 @@
 
 Everything that must be of one moment is taken while CRIU holds the tasks frozen: its own images,
 and at its `post-dump` stage their memory, the overlay's upper directory and the volumes. That stage
-also comes before CRIU removes its link-remap files again, so the copies hold those.
+also comes before CRIU removes its link-remap files again, so the copies hold those. What only takes
+time comes once they run again: packing, checksums, the way to the disk.
 """
 
 from __future__ import annotations
@@ -11,25 +12,32 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shim import audit
 from shim.budget import available, budget_of
-from shim.checkpoint.contents import save_difference, save_volumes, survey
+from shim.checkpoint.contents import save_difference, save_volumes
+from shim.checkpoint.document import Moment, made_by
 from shim.checkpoint.pages import Pages, Parallel, Plain
 from shim.criu import GHOST_LIMIT, NETWORK_LOCK, Steering, log_tail
-from shim.errors import CheckpointFailed, FailedPrecondition, ThawError
-from shim.snapshot.config import FORMAT, SnapshotConfig
+from shim.errors import (
+    AlreadyExists,
+    CheckpointFailed,
+    FailedPrecondition,
+    StoreFull,
+    ThawError,
+)
+from shim.removal import remove_folder
+from shim.snapshot import archive
 from shim.snapshot.fit import never_fits
-from shim.snapshot.host import criu_version, this_host
-from shim.snapshot.image import image_of
 from shim.snapshot.index import FOLDER as INDEX
-from shim.snapshot.mounts import mounts_of
 from shim.snapshot.origin import origin_of
 from shim.snapshot.pack import FOLDER, pack
-from shim.snapshot.store import CONFIG, Store, images_in, size_of
+from shim.snapshot.store import Draft, Stores
 from shim.snapshot.tree import open_directory
+from shim.snapshot.writing import is_full, no_room
 from shim.timeline import Timeline
 from shim.work import Work
 
@@ -37,13 +45,70 @@ from shim.work import Work
 def checkpoint(work: Work) -> dict[str, Any]:
     """Dump `work`'s container into the store, or into the folder that containerd named.
 
-    Answers path, bytes on disk, seconds, and seconds that the container stood still. Raises
-    CheckpointFailed with the tail of CRIU's log; the container runs on then.
+    Answers path, id, bytes on disk, seconds, and seconds that the container stood still. Raises
+    CheckpointFailed with the tail of CRIU's log, StoreFull, AlreadyExists; the container runs on
+    then, and nothing is left of the snapshot.
     """
     timeline = Timeline()
-    name = work.details["name"]
-    if not name:
-        return _into_folder(work, Path(work.details["path"]), timeline)
+    # What others could write is refused when it is restored from; containerd's umask may be 0.
+    umask = os.umask(0o077)
+    try:
+        if work.details["name"]:
+            reply = _into_store(work, timeline)
+        else:
+            reply = _into_folder(work, Path(work.details["path"]), timeline)
+    except (ThawError, OSError) as error:
+        reason = error.reason if isinstance(error, ThawError) else str(error)
+        _record(work, outcome="failed", reason=reason)
+        raise
+    finally:
+        os.umask(umask)
+    _record(work, outcome="made", id=reply.get("id", ""))
+    return {**reply, "seconds": time.monotonic() - timeline.began}
+
+
+def _into_store(work: Work, timeline: Timeline) -> dict[str, Any]:
+    _refuse_hopeless(work)
+    store = Stores.of(work.config).first
+    with (
+        _room(store.folder),
+        store.draft(work.details["name"], bool(work.details.get("replace"))) as draft,
+    ):
+        target = _Target(
+            images=draft.path / "criu",
+            extras=draft.path,
+            pages=draft.pages,
+            publish=lambda: _publish(work, draft),
+        )
+        target.images.mkdir(mode=0o700)
+        reply = _make(work, target, timeline)
+        _publish(work, draft)
+        return {**reply, "path": str(draft.path), "id": draft.id}
+
+
+def _publish(work: Work, draft: Draft) -> None:
+    if not draft.published and work.details.get("shared"):
+        draft.mark_shared()
+    draft.publish()
+
+
+def _into_folder(work: Work, images: Path, timeline: Timeline) -> dict[str, Any]:
+    """CRIU's images as they are in the folder itself, and our part in one file beside them."""
+    extras = images / FOLDER
+    shutil.rmtree(extras, ignore_errors=True)
+    extras.mkdir(mode=0o700, parents=True)
+    target = _Target(images, extras, None, lambda: pack(images))
+    try:
+        with _room(images):
+            reply = _make(work, target, timeline)
+            if not work.details["exit"]:
+                pack(images)
+    finally:
+        shutil.rmtree(extras, ignore_errors=True)
+    return {**reply, "path": str(images)}
+
+
+def _refuse_hopeless(work: Work) -> None:
     if work.upper is None and work.rootfs:
         raise FailedPrecondition(
             f"the root file system of {work.id} is no writable overlay",
@@ -55,36 +120,37 @@ def checkpoint(work: Work) -> dict[str, Any]:
             f"a snapshot of {work.id} could not be restored: {never}",
             hint="nothing can be restored into such a pod",
         )
-    store = Store(work.config.text("snapshots"))
-    with store.draft(name) as draft:
-        (draft.path / "criu").mkdir(mode=0o700)
-        reply = _make(work, draft.path / "criu", draft.path, timeline, draft.publish)
-    return {**reply, "path": str(store.folder / name), "seconds": time.monotonic() - timeline.began}
 
 
-def _into_folder(work: Work, images: Path, timeline: Timeline) -> dict[str, Any]:
-    extras = images / FOLDER
-    shutil.rmtree(extras, ignore_errors=True)
-    extras.mkdir(mode=0o700, parents=True)
-    try:
-        reply = _make(work, images, extras, timeline, lambda: pack(images))
-        if not work.details["exit"]:
-            pack(images)
-    finally:
-        shutil.rmtree(extras, ignore_errors=True)
-    return reply
+class _room:  # noqa: N801 - reads as what it is: a context
+    """A failure inside whose cause is that `folder` is full says so: StoreFull."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, CheckpointFailed | OSError) and is_full(error):
+            cause = str(error).splitlines()[0]
+            raise no_room(self._folder, f"{cause}; the container runs on") from error
 
 
-def _make(
-    work: Work,
-    images: Path,
-    extras: Path,
-    timeline: Timeline,
-    publish: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Dump into two folders. A container that shall end does so only once all is published."""
+@dataclass(frozen=True)
+class _Target:
+    """Where one dump goes."""
+
+    images: Path  # CRIU's
+    extras: Path  # ours
+    pages: tuple[Path, ...] | None  # for pieces; None: pages files lie whole among CRIU's images
+    publish: Callable[[], None]
+
+
+def _make(work: Work, target: _Target, timeline: Timeline) -> dict[str, Any]:
+    """Dump. A container that shall end does so only once all is published."""
     with timeline.span("survey"):
-        taken = _Moment(work, images, extras)
+        taken = Moment(work, target.images, target.extras, target.pages)
 
     def at_post_dump(pages: Pages) -> None:
         with timeline.span("pages"):
@@ -92,25 +158,28 @@ def _make(
         with timeline.span("difference"):
             save_difference(work.upper, taken.difference)
         with timeline.span("volumes"):
-            save_volumes(taken.contents, extras)
+            save_volumes(taken.contents, target.extras)
         if work.details["exit"]:
             finish(pages)
-            publish()
+            target.publish()
 
     def finish(pages: Pages) -> None:
         with timeline.span("write"):
             pages.finish()
         with timeline.span("index"):
-            _index(pages, extras / INDEX)
+            _index(pages, target.extras / INDEX)
+        with timeline.span("pack"):
+            _pack(taken, target.extras)
         taken.write_config(timeline)
 
     # containerd's own shim keeps the log of a checkpoint here; a snapshot has its own.
-    log = extras / "log" if work.details["name"] else Path(work.bundle.path) / "work/criu-work"
+    named = bool(work.details["name"])
+    log = target.extras / "log" if named else Path(work.bundle.path) / "work/criu-work"
     refused = ""
-    for pages in _ways(work, images):
+    for pages in _ways(work, target):
         try:
             with pages:
-                _dump(work, images, log, pages, at_post_dump, timeline)
+                _dump(work, target.images, log, pages, at_post_dump, timeline)
                 pages.ensure_saved()
                 if not work.details["exit"]:
                     finish(pages)
@@ -120,9 +189,7 @@ def _make(
                 raise
             refused = pages.refused
     return {
-        "path": str(images),
         "bytes": taken.bytes,
-        "seconds": time.monotonic() - timeline.began,
         "frozen": timeline.seconds("dump"),
         "refused": refused,  # why CRIU had to dump all of it
     }
@@ -137,49 +204,23 @@ def _index(pages: Pages, folder: Path) -> None:
         ) from error
 
 
-def _ways(work: Work, images: Path) -> Iterator[Pages]:
+def _pack(taken: Moment, extras: Path) -> None:
+    """Turn the copies that were made while the container was frozen into archives."""
+    folders = {} if taken.difference is None else {taken.difference: extras / "rootfs.tar"}
+    for number in range(len(taken.contents.volumes)):
+        saved = extras / "volumes" / str(number)
+        folders[saved] = saved.with_suffix(".tar")
+    for folder, base in folders.items():
+        archive.pack(folder, base)
+        remove_folder(str(folder))
+
+
+def _ways(work: Work, target: _Target) -> Iterator[Pages]:
     """Who writes the memory: the second is for what the first refuses."""
     if work.config.text("checkpoint.engine") == "native":
         budget = budget_of(work.config.number("checkpoint.memory"), available())
-        yield Parallel(images, work.details["pid"], budget)
-    yield Plain(images)
-
-
-class _Moment:
-    """What is known of the container beside its memory, looked up before it is frozen."""
-
-    def __init__(self, work: Work, images: Path, extras: Path) -> None:
-        spec = work.bundle.spec()
-        self.host = this_host(criu_version(work.config))
-        self.contents = survey(spec, work)
-        self.mounts = mounts_of(work.details["pid"])
-        self.origin = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
-        self.difference = extras / "rootfs" if work.details["name"] else None
-        self.bytes = 0
-        self._images = images
-        self._extras = extras
-
-    def write_config(self, timeline: Timeline) -> None:
-        """Write the config document: the last file of a snapshot."""
-        sizes = {"criu": size_of(self._images)}
-        if self.difference is not None:
-            sizes["rootfs"] = size_of(self.difference)
-        sizes["volumes"] = size_of(self._extras / "volumes")
-        self.bytes = sum(sizes.values())
-        config = SnapshotConfig(
-            format=FORMAT,
-            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            origin=self.origin,
-            host=self.host,
-            mounts=self.mounts,
-            volumes=[volume.destination for volume in self.contents.volumes],
-            difference=self.difference is not None,
-            connections=self.contents.connections,
-            images=images_in(self._images),
-            sizes=sizes,
-            timeline=timeline.as_dict(),
-        )
-        (self._extras / CONFIG).write_text(config.to_json())
+        yield Parallel(target.images, work.details["pid"], budget, pages=target.pages)
+    yield Plain(target.images, pages=target.pages)
 
 
 def _dump(
@@ -209,6 +250,8 @@ def _dump(
     except ThawError as error:
         ours = Path(f"/proc/self/fd/{written}/dump.log")
         kept = _keep_log(ours, Path(work.bundle.path) / "criu-dump.log")
+        if isinstance(steering.failure, AlreadyExists | StoreFull):
+            raise steering.failure from error  # no matter of CRIU's
         cause = steering.failure or error
         tail = log_tail(kept)
         raise CheckpointFailed(
@@ -225,3 +268,17 @@ def _keep_log(log: Path, kept: Path) -> Path:
     except OSError:
         pass
     return kept
+
+
+def _record(work: Work, **fields: str) -> None:
+    notes = work.bundle.spec().get("annotations") or {}
+    audit.record(
+        work.config,
+        "create",
+        who=made_by(work),
+        name=work.details["name"],
+        container=work.id,
+        pod=notes.get("io.kubernetes.cri.sandbox-name", ""),
+        namespace=notes.get("io.kubernetes.cri.sandbox-namespace", ""),
+        **fields,
+    )

@@ -7,6 +7,9 @@ native/save.c puts it there: the files are what CRIU would have made, byte by by
 zeros. On the way it makes the extents of the index. The tasks can run again as soon as all is read;
 what is not written by then waits in memory.
 
+In a snapshot of the store the files are pieces (snapshot/pieces.py), in folders of their own: the
+images' folder has none then. What CRIU has written becomes pieces as soon as it is safe to.
+
 The links are made at CRIU's `pre-dump` stage: a runtime that does not hand our action-script to
 CRIU gets a plain dump. Neither CRIU nor runc looks at a pages file again after it was written.
 """
@@ -16,7 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +30,8 @@ from shim.processes import processes_below
 from shim.removal import remove_folder
 from shim.snapshot import indexing
 from shim.snapshot.images import NotIndexable
-from shim.snapshot.layout import BULK, COMPARED, NO_TASK, Layout, Run, packed
+from shim.snapshot.layout import BULK, COMPARED, NO_TASK, Layout, Run, by_turns, packed
+from shim.snapshot.pieces import Piece, Pieces
 from shim.snapshot.saving import MEMORY, SIZE, SaveFailed, Saving
 
 # CRIU numbers the files from 1 on, one for every process and every shared memory. If there are
@@ -57,22 +61,24 @@ class Pages(Protocol):
         """After CRIU has ended: raise CheckpointFailed if the memory is in no file."""
 
     def finish(self) -> None:
-        """Any time later: wait until they are written. Raises CheckpointFailed."""
+        """Any time later: wait until they are in their place. Raises CheckpointFailed."""
 
     def index(self, folder: Path) -> None:
         """Then: make the index in `folder`. Raises OSError."""
 
 
 class Plain:
-    """CRIU writes them, as it does without us."""
+    """CRIU writes them, as it does without us. `pages`: folders for pieces, if they shall be."""
 
     refused = ""
 
-    def __init__(self, images: Path) -> None:
+    def __init__(self, images: Path, *, pages: Sequence[Path] | None = None) -> None:
         self._images = images
+        self._pages = pages
 
     def __enter__(self) -> Self:
         _remove_links(self._images)  # of a dump that was killed here: CRIU would write through them
+        _make(self._pages)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,28 +93,34 @@ class Plain:
             layout = indexing.survey(self._images)
         except NotIndexable:
             return
-        _check_sizes(layout, self._images)
+        _check_sizes(layout, Pieces([self._images]))
 
     def ensure_saved(self) -> None:
         """CRIU has said so."""
 
     def finish(self) -> None:
-        """They are written, as far as CRIU cares."""
+        """They are written, as far as CRIU cares; make them pieces. Raises CheckpointFailed."""
+        _take(self._images, self._pages)
 
     def index(self, folder: Path) -> None:
         """Make the index, or note why there is none. Reads the files."""
-        indexing.make(self._images, folder)
+        indexing.make(self._images, folder, pages=self._pages)
 
 
 class Parallel:
     """We write them. The images folder has no links of ours in it once this is left.
 
-    `budget` is how many bytes may be read and not yet written.
+    `budget` is how many bytes may be read and not yet written. `pages`: the folders for pieces,
+    ours alone, if pages files shall be in pieces; otherwise they are in `images`, whole.
     """
 
-    def __init__(self, images: Path, init: int, budget: int = 0) -> None:
+    def __init__(
+        self, images: Path, init: int, budget: int = 0, *, pages: Sequence[Path] | None = None
+    ) -> None:
         self.refused = ""
         self.images = images
+        self._folders = pages
+        self._pages = Pieces(pages if pages is not None else [images])
         self._budget = budget
         self._init = init  # the container's init, a pid of this machine
         self._before: set[str] = set()
@@ -121,6 +133,7 @@ class Parallel:
 
     def __enter__(self) -> Self:
         _remove_links(self.images)
+        _make(self._folders)
         self._before = set(os.listdir(self.images))
         return self
 
@@ -130,6 +143,9 @@ class Parallel:
             # The pages are lost; what is left of these images must not mix with the next ones.
             for name in set(os.listdir(self.images)) - self._before:
                 remove_folder(str(self.images / name))
+            if self._folders is not None:
+                for path in self._pages.found().values():
+                    path.unlink()
         _remove_links(self.images)
 
     def divert(self) -> None:
@@ -156,15 +172,16 @@ class Parallel:
 
     def _save(self) -> None:
         layout = indexing.survey(self.images)
-        diverted = {n for n, blob in enumerate(layout.sources) if _is_link(self.images / blob.name)}
-        runs = [run for run in layout.runs if run.source in diverted]
-        files = [(blob.name, -1) for blob in layout.sources]
-        for number in diverted:
-            blob = layout.sources[number]
-            fd = self._open.enter_context(_created(self.images / blob.name, blob.size))
-            files[number] = (blob.name, fd)
+        if self._folders is not None:
+            layout = indexing.in_pieces(layout)
+        names = [pagemap.pages for pagemap in layout.pagemaps]
+        links = {number for number, name in enumerate(names) if _is_link(self.images / name)}
+        _remove_links(self.images)
+        files = [self._created(*item, links) for item in enumerate(layout.sources)]
+        runs = [run for run in layout.runs if layout.sources[run.source].file in links]
+        disks = [self._pages.place(number) for number in range(len(files))]
         with _Tasks(layout, self._init) as tasks:
-            records = packed(tasks.placed(run) for run in runs)
+            records = packed(tasks.placed(run) for run in by_turns(runs, disks))
             self._saving = Saving(records, files, tasks.pids, budget=self._budget)
             self._open.callback(self._saving.close)
             try:
@@ -174,10 +191,15 @@ class Parallel:
                 if error.stage != MEMORY:
                     raise
                 raise _Unreadable(str(error)) from error
-        _remove_links(self.images)
-        _check_sizes(layout, self.images)
         self._scanned = [run for run in runs if _scanned_now(run)]
         self._layout = layout
+
+    def _created(self, number: int, piece: Piece, links: set[int]) -> tuple[str, int]:
+        """A source's name and, if CRIU has not written it, a new file for it."""
+        if piece.file not in links:
+            return piece.name, -1
+        path = self._pages.place(number) / piece.name
+        return piece.name, self._open.enter_context(_created(path, piece.size))
 
     def ensure_saved(self) -> None:
         """Raise CheckpointFailed if CRIU has not stopped for us, but has taken our way."""
@@ -188,7 +210,7 @@ class Parallel:
             )
 
     def finish(self) -> None:
-        """Wait until all is written. Raises CheckpointFailed."""
+        """Wait until all is written, and take what CRIU made after all. Raises CheckpointFailed."""
         try:
             self._extents = self._saving.finish() if self._saving is not None else b""
         except SaveFailed as error:
@@ -197,6 +219,9 @@ class Parallel:
             ) from error
         finally:
             self._open.close()
+        _take(self.images, self._folders)
+        if self._layout is not None:
+            _check_sizes(self._layout, self._pages)
 
     def index(self, folder: Path) -> None:
         """Make the index, or note why there is none.
@@ -205,20 +230,20 @@ class Parallel:
         share with their parents.
         """
         if self._layout is None:  # nobody asked us: CRIU wrote the files
-            indexing.make(self.images, folder)
+            indexing.make(self.images, folder, pages=self._folders)
             return
         try:
-            layout = indexing.compare(self._layout, self.images)
+            layout = indexing.compare(self._layout, self._pages)
             known = set(self._scanned)
             rest = [run for run in layout.runs if run.flags & BULK and run not in known]
             extents = self._extents
             if rest:
-                found = indexing.scan(replace(layout, runs=rest), self.images)
+                found = indexing.scan(replace(layout, runs=rest), self._pages)
                 extents = _sorted(extents + found)
             folder.mkdir(mode=0o700)
-            indexing.write(layout, extents, self.images, folder)
+            indexing.write(layout, extents, self.images, self._pages, folder)
         except NotIndexable:
-            indexing.make(self.images, folder)  # says so
+            indexing.make(self.images, folder, pages=self._folders)  # says so
 
 
 def _is_link(path: Path) -> bool:
@@ -235,10 +260,27 @@ def _remove_links(images: Path) -> None:
             (images / name).unlink()
 
 
-def _check_sizes(layout: Layout, images: Path) -> None:
+def _make(pages: Sequence[Path] | None) -> None:
+    for folder in pages or ():
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _take(images: Path, pages: Sequence[Path] | None) -> None:
+    """Turn what CRIU has written into pieces, if that is wanted."""
+    if pages is None:
+        return
+    try:
+        Pieces(pages).take(images)
+    except OSError as error:
+        raise CheckpointFailed(
+            f"cannot cut CRIU's pages files into pieces: {error}", hint="is the disk full?"
+        ) from error
+
+
+def _check_sizes(layout: Layout, pages: Pieces) -> None:
     """Right after a dump a pages file of another size means that the dump is no good."""
     try:
-        indexing.check_sizes(layout, images)
+        indexing.check_sizes(layout, pages)
     except NotIndexable as error:
         raise CheckpointFailed(f"the dump is not whole: {error}") from error
 
@@ -254,8 +296,7 @@ def _scanned_now(run: Run) -> bool:
 
 @contextmanager
 def _created(path: Path, size: int) -> Iterator[int]:
-    """An empty file of that length in the place of a link, open for writing."""
-    path.unlink()
+    """A new file of that length, with nothing in it, open for writing."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         # Measured: native/save.c. And what is not in the page cache need not be written from
@@ -292,7 +333,7 @@ class _Tasks:
         self.pids = [below[pid] for pid in layout.tasks]
         self._processes = list(below.values())
         self._places: dict[int, str] | None = None
-        self._opened: dict[int, int] = {}  # source → task
+        self._opened: dict[int, int] = {}  # pagemap → task
 
     def __enter__(self) -> Self:
         return self
@@ -304,13 +345,17 @@ class _Tasks:
     def placed(self, run: Run) -> Run:
         """A run as it is saved: extents are wanted of what is not to be compared later."""
         flags = run.flags & ~BULK if run.flags & COMPARED else run.flags
-        task = self._of_shared(run.source) if run.task == NO_TASK else run.task
+        task = (
+            self._of_shared(self._layout.sources[run.source].file)
+            if run.task == NO_TASK
+            else run.task
+        )
         return run._replace(task=task, flags=flags)
 
-    def _of_shared(self, source: int) -> int:
-        """The number of a task that stands for the shared memory whose pages are `source`."""
-        if source not in self._opened:
-            name = self._layout.pagemaps[source].name
+    def _of_shared(self, file: int) -> int:
+        """The number of a task that stands for the shared memory that pagemap `file` describes."""
+        if file not in self._opened:
+            name = self._layout.pagemaps[file].name
             found = _SHARED.fullmatch(name)
             if self._places is None:
                 self._places = _shared_memory(self._processes)
@@ -318,8 +363,8 @@ class _Tasks:
             if place is None:
                 raise _Unreadable(f"the memory of {name} is not to be found")
             self.pids.append(~os.open(place, os.O_RDONLY | os.O_CLOEXEC))
-            self._opened[source] = len(self.pids) - 1
-        return self._opened[source]
+            self._opened[file] = len(self.pids) - 1
+        return self._opened[file]
 
 
 def _shared_memory(pids: Iterable[int]) -> dict[int, str]:

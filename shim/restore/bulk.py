@@ -8,7 +8,7 @@ the restore see of it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from shim.budget import GIB
 from shim.config import Config
 from shim.errors import RestoreFailed
 from shim.restore.memory import Filling, Progress, filling_of
-from shim.snapshot.index import FOLDER, Index
-from shim.snapshot.store import Store
+from shim.snapshot.index import Index
+from shim.snapshot.store import Stores
 from shim.snapshot.tree import open_directory
 from shim.timeline import Timeline
 
-NO_INDEX = "the snapshot has no index: `thaw index` makes one"
+NO_INDEX = "the images have no index: `thaw index` makes one"
+NO_INDEX_IN_SNAPSHOT = "the snapshot has no index: it has to be made again"
 SWITCHED_OFF = "restore.engine is criu"
 
 
@@ -105,21 +106,29 @@ class ReadAhead:
         memory = None
         try:
             self._volunteer()
-            snapshot = Store(config.text("snapshots")).open(request["name"])
-            memory = self.take(snapshot.path / FOLDER, snapshot.criu, config, shared_by)
+            snapshot = Stores.of(config).open(request["name"])
+            memory = self.take(snapshot.index, snapshot.criu, config, shared_by, snapshot.pages)
             memory.read_ahead()
             memory.check_files()  # for CRIU's sake: they are in the page cache then
             if memory.filling is not None:
-                self._folder = open_directory(snapshot.path / FOLDER)
+                self._folder = open_directory(snapshot.index)
                 self._filling = memory.filling
         except Exception:  # noqa: BLE001 - none of it matters before there is a container
             if memory is not None:
                 memory.close()
 
-    def take(self, folder: Path, images: Path, config: Config, shared_by: int = 1) -> Memory:
+    def take(
+        self,
+        folder: Path,
+        images: Path,
+        config: Config,
+        shared_by: int = 1,
+        pages: Sequence[Path] | None = None,
+    ) -> Memory:
         """The memory for a restore from the index in `folder`: what was begun, or a new one.
 
-        `shared_by` processes share the budget. Raises Unfit if the index is damaged.
+        `shared_by` processes share the budget; `pages` as of Index.open, for a snapshot. Raises
+        Unfit if the index is damaged.
         """
         begun = self._begun(folder)
         if begun is not None:
@@ -127,8 +136,8 @@ class ReadAhead:
         if config.text("restore.engine") != "native":
             return Memory(None, SWITCHED_OFF)
         if not folder.is_dir():
-            return Memory(None, NO_INDEX)
-        index = Index.open(folder, images)
+            return Memory(None, NO_INDEX if pages is None else NO_INDEX_IN_SNAPSHOT)
+        index = Index.open(folder, images, pages)
         if index.reason:
             return Memory(None, index.reason)
         return Memory(filling_of(index, config, shared_by))

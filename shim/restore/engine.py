@@ -4,36 +4,55 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shim import audit
 from shim.bundle import read_pid
-from shim.errors import RestoreFailed, ThawError, Unfit
+from shim.config import Config
+from shim.errors import (
+    Denied,
+    InvalidArgument,
+    NotFound,
+    OtherContainer,
+    RestoreFailed,
+    ThawError,
+    Unfit,
+)
+from shim.names import SNAPSHOTS
+from shim.reference import parse
 from shim.restore import plan as planning
 from shim.restore.bulk import Memory, ReadAhead
 from shim.restore.plan import Plan
 from shim.restore.steps import STEPS, Step, filled_by
+from shim.snapshot import policy, privileges
+from shim.snapshot.artifact import check_digest
 from shim.snapshot.fit import check
 from shim.snapshot.host import require_criu, this_host
 from shim.snapshot.image import image_of
 from shim.snapshot.index import FOLDER as INDEX
-from shim.snapshot.origin import origin_of
+from shim.snapshot.origin import NAMESPACE, origin_of
 from shim.snapshot.pack import unpacked
-from shim.snapshot.store import Snapshot, Store, check_whole, held, open_at
+from shim.snapshot.snapshot import check_sums
+from shim.snapshot.store import Snapshot, Stores, check_whole, held, open_at
 from shim.timeline import Timeline
 from shim.work import Work
+
+_POD = "io.kubernetes.cri.sandbox-name"
 
 
 def restore(work: Work, ahead: ReadAhead | None = None) -> dict[str, Any]:
     """Restore `work`'s container; answers its init's pid, the timeline, and how memory came.
 
-    Raises Unfit before anything is touched, RestoreFailed and others after everything that was
-    done has been undone again.
+    Raises Unfit, Denied or NoSuchSnapshot before anything is touched, RestoreFailed and others
+    after everything that was done has been undone again.
     """
     timeline = Timeline()
-    with held(Path(work.details["snapshot"])):
+    path = Path(work.details["snapshot"])
+    with held(path), _recorded(work):
         with timeline.span("plan"):
             plan, memory = prepare(work, ahead)
         try:
@@ -43,11 +62,54 @@ def restore(work: Work, ahead: ReadAhead | None = None) -> dict[str, Any]:
             work.marker.unlink()
         finally:
             memory.close()
+        if work.details["name"]:
+            store, id = Stores.of(work.config).at(path)
+            store.mark_used(id)
     return {
         "pid": read_pid(work.bundle.pid_file),
         "timeline": timeline.as_dict(),
         "memory": memory.report(),
     }
+
+
+@contextmanager
+def _recorded(work: Work) -> Iterator[None]:
+    """One line in the audit log for what happens inside: restored, failed or refused."""
+    try:
+        yield
+    except OtherContainer:
+        raise  # it was not asked for
+    except ThawError as error:
+        refused = isinstance(error, Unfit | Denied | NotFound | InvalidArgument)
+        outcome = "refused" if refused else "failed"
+        _record(work, "refuse" if refused else "restore", outcome, error.reason)
+        raise
+    except OSError as error:
+        _record(work, "restore", "failed", str(error))
+        raise
+    _record(work, "restore", "restored", "")
+
+
+def _record(work: Work, event: str, outcome: str, reason: str) -> None:
+    notes = work.bundle.spec().get("annotations") or {}
+    path = Path(work.details["snapshot"])
+    try:
+        digest = open_at(path).digest if work.details["name"] else ""
+    except (ThawError, OSError):
+        digest = ""
+    audit.record(
+        work.config,
+        event,
+        who="pod" if notes.get(_POD) else "containerd",
+        name=work.details["name"] or str(path),
+        id=path.name if work.details["name"] else "",
+        digest=digest,
+        container=work.id,
+        pod=notes.get(_POD, ""),
+        namespace=notes.get(NAMESPACE, ""),
+        outcome=outcome,
+        reason=reason,
+    )
 
 
 def _run(work: Work, plan: Plan, steps: Sequence[Step], timeline: Timeline) -> None:
@@ -70,8 +132,11 @@ def undo(work: Work) -> dict[str, Any]:
     begun = json.loads(work.marker.read_text())
     snapshot = Path(begun["snapshot"])
     try:
-        plan = _plan(work, *_open(snapshot, begun["name"]))
-    except (Unfit, OSError):  # removed meanwhile: what it has brought along is not known any more
+        plan = _plan(work, *_open(work.config, snapshot, begun["name"]))
+    except (
+        ThawError,
+        OSError,
+    ):  # removed meanwhile: what it has brought along is not known any more
         plan = planning.bare(work, snapshot)
         if begun["name"]:
             plan = replace(plan, upper=work.upper, scratch=work.scratch)
@@ -100,24 +165,39 @@ def prepare(work: Work, ahead: ReadAhead | None = None) -> tuple[Plan, Memory]:
     require_criu(work.config)
     spec = work.bundle.spec()
     name = work.details["name"]
-    path = Path(work.details["snapshot"])
-    if name:
-        Store(work.config.text("snapshots")).open(name)
-    snapshot, images = _open(path, name)
+    snapshot, images = _open(work.config, Path(work.details["snapshot"]), name)
     if snapshot is not None:
-        live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
-        check(snapshot.config, live, this_host(), outright=work.details["outright"])
-        check_whole(snapshot, images)
-    folder = (snapshot.path if snapshot is not None else images) / INDEX
-    memory = (ahead or ReadAhead()).take(folder, images, work.config)
+        _judge(work, spec, snapshot)
+    memory = _memory(work, snapshot, images, ahead or ReadAhead())
     try:
         memory.check_files()
+        if snapshot is not None:
+            check_sums(snapshot, skeleton=memory.index is None)
+            privileges.check(images, spec)
         plan = _plan(work, snapshot, images, memory.index)
         _refuse_a_live_root(plan)
     except BaseException:
         memory.close()
         raise
     return plan, memory
+
+
+def _judge(work: Work, spec: dict[str, Any], snapshot: Snapshot) -> None:
+    """Raise Unfit or Denied unless this container may be restored from it."""
+    live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
+    if work.details["name"]:  # a folder is named by containerd, not by a pod
+        made_in = snapshot.config.origin.namespace
+        policy.check_namespace(work.config, made_in, live.namespace, snapshot.shared)
+    check(snapshot.config, live, this_host(), outright=work.details["outright"])
+    check_whole(snapshot, sums=False)
+
+
+def _memory(work: Work, snapshot: Snapshot | None, images: Path, ahead: ReadAhead) -> Memory:
+    if snapshot is None:
+        return ahead.take(images / INDEX, images, work.config)
+    in_pieces = snapshot.pages != (images,)
+    pages = snapshot.pages if in_pieces else None
+    return ahead.take(snapshot.index, images, work.config, pages=pages)
 
 
 def _refuse_a_live_root(plan: Plan) -> None:
@@ -132,15 +212,25 @@ def _plan(work: Work, snapshot: Snapshot | None, images: Path, index: Path | Non
     if snapshot is None:
         return planning.bare(work, images, index)
     spec = work.bundle.spec()
-    return planning.make(work, spec, snapshot.config, snapshot.path, images, index)
+    config, path, pages = snapshot.config, snapshot.path, snapshot.pages
+    return planning.make(work, spec, config, path, images, index, pages)
 
 
-def _open(path: Path, name: str) -> tuple[Snapshot | None, Path]:
+def _open(config: Config, path: Path, name: str) -> tuple[Snapshot | None, Path]:
     """A snapshot of the store, or a checkpoint that containerd handed over, ours or runc's.
 
     What has a name is a snapshot, whole or not: a bare checkpoint would not be judged.
     """
-    if name or (path / "criu").is_dir():
-        return open_at(path), path / "criu"
+    if name:
+        wanted = parse(name)
+        store, id = Stores.of(config).at(path)
+        snapshot = store.snapshot(id)
+        if wanted.digest:
+            check_digest(snapshot, wanted.digest)
+        return snapshot, snapshot.criu
+    if (path / "criu").is_dir():
+        stripes = [Path(stripe) / SNAPSHOTS / path.name for stripe in config.several("stripes")]
+        snapshot = open_at(path, stripes)
+        return snapshot, snapshot.criu
     extras = unpacked(path)
-    return (open_at(extras) if extras else None), path
+    return (open_at(extras, images=path) if extras else None), path

@@ -30,12 +30,13 @@ from typing import Any, Self
 from shim._native import ffi, lib
 from shim.budget import available, budget_of
 from shim.config import Config
-from shim.errors import RestoreFailed, Unfit
+from shim.errors import Damaged, RestoreFailed
 from shim.native import check
 from shim.processes import processes_below
 from shim.restore.numa import nodes_for
+from shim.snapshot.config import DAMAGED
+from shim.snapshot.extents import interleaved
 from shim.snapshot.index import Index
-from shim.snapshot.store import DAMAGED
 from shim.snapshot.tree import open_file
 
 _TURN = 100  # milliseconds between two looks at the progress
@@ -58,35 +59,20 @@ class Progress:
     zero: int
 
 
-@dataclass(frozen=True)
-class Stripes:
-    """Folders over which each file is spread: `unit` bytes (whole pages) to each in turn."""
-
-    unit: int
-    folders: tuple[Path, ...]
-
-
 class Filling:
     """The fill of one index. Its files are opened at once, so that they stay what they are.
 
-    They are CRIU's own, or `stripes` of these. Raises Unfit if one is not what the index says.
-    Closing it at any time ends all threads; `cancel` and `progress` may then still be called, by
-    other threads too, but not while one of the other methods is under way.
+    Raises Unfit if one is not what the index says. Closing it at any time ends all threads;
+    `cancel` and `progress` may then still be called, by other threads too, but not while one of
+    the other methods is under way.
     """
 
-    def __init__(
-        self,
-        index: Index,
-        *,
-        threads: int = 0,
-        budget: int = 0,
-        source: int = 0,
-        stripes: Stripes | None = None,
-    ) -> None:
+    def __init__(self, index: Index, *, threads: int = 0, budget: int = 0, source: int = 0) -> None:
         self.index = index
-        self._stripes = stripes or Stripes(0, (index.images,))
-        self._fds = _open_sources(index, self._stripes)
-        self._extents = ffi.from_buffer("struct thaw_extent[]", index.extents)
+        self._fds = _open_sources(index)
+        # The order in which they are read; the disks of a striped snapshot are read by turns.
+        records = interleaved(index.extents, index.disks)
+        self._extents = ffi.from_buffer("struct thaw_extent[]", records)
         self._fill: Any = None
         self._lock = threading.Lock()  # of closing, against `cancel` and `progress`
         self._last = Progress(0, 0, 0, 0, 0, 0, 0)
@@ -148,26 +134,17 @@ class Filling:
             os.close(fd)
 
     def _open(self, threads: int, budget: int, source: int) -> Any:
-        blobs = self.index.sources
-        sources = ffi.new("struct thaw_source[]", len(blobs))
-        for number, blob in enumerate(blobs):
-            sources[number].size = blob.size
-            sources[number].unit = self._stripes.unit
-            sources[number].stripes = len(self._stripes.folders)
-            sources[number].first = number * len(self._stripes.folders)
+        sources = ffi.new("struct thaw_source[]", len(self._fds))
+        for number, (fd, blob) in enumerate(zip(self._fds, self.index.sources, strict=True)):
+            sources[number].size, sources[number].file = blob.size, fd
         options = ffi.new("struct thaw_fill_options *")
         options.budget = budget
+        options.readers = _readers(len(set(self.index.disks)))
         options.fillers = threads
         options.source = source
         made = ffi.new("struct thaw_fill **")
         result = lib.thaw_fill_open(
-            sources,
-            len(blobs),
-            ffi.new("int[]", self._fds),
-            self._extents,
-            self.index.count,
-            options,
-            made,
+            sources, len(self._fds), self._extents, self.index.count, options, made
         )
         check(result, "cannot prepare the fill of", str(self.index.folder))
         return made[0]
@@ -192,7 +169,7 @@ class Filling:
                     raise RestoreFailed(
                         f"process {self.index.tasks[number]} has no writable memory at "
                         f"{start:#x}-{end:#x}",
-                        hint="is the index of other images? `thaw index` makes it anew",
+                        hint=f"is the index of other images? {self.index.remedy}",
                     )
 
     def _run(self, pids: list[int] | None, nodes: list[int], seconds: float | None) -> Progress:
@@ -280,23 +257,21 @@ def writable_ranges(pid: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def stripe_size(size: int, unit: int, count: int, number: int) -> int:
-    """Bytes in one of `count` stripes of a file of `size` bytes; a unit of 0 means one file."""
-    if not unit:
-        return size
-    turns, rest = divmod(size, unit * count)
-    return turns * unit + max(0, min(unit, rest - number * unit))
+def _readers(disks: int) -> int:
+    """Threads that read ahead: as native/fill.c chooses (0), but one for every disk."""
+    chosen = max(_FEWEST_READERS, min(len(os.sched_getaffinity(0)) // 2, _MOST_READERS))
+    return disks if disks > chosen else 0
 
 
-def _open_sources(index: Index, stripes: Stripes) -> list[int]:
-    """The files of all sources, each with its stripes in order."""
+_FEWEST_READERS, _MOST_READERS = 4, 16  # those of native/fill.c
+
+
+def _open_sources(index: Index) -> list[int]:
     with ExitStack() as opened:
         fds = []
-        for blob in index.sources:
-            for number, folder in enumerate(stripes.folders):
-                size = stripe_size(blob.size, stripes.unit, len(stripes.folders), number)
-                fds.append(_open_source(folder / blob.name, size))
-                opened.callback(os.close, fds[-1])
+        for path, blob in zip(index.paths, index.sources, strict=True):
+            fds.append(_open_source(path, blob.size))
+            opened.callback(os.close, fds[-1])
         opened.pop_all()
         return fds
 
@@ -305,9 +280,9 @@ def _open_source(path: Path, size: int) -> int:
     try:
         fd = open_file(path)
     except OSError as error:
-        raise Unfit(f"cannot read {path}: {error.strerror}", hint=DAMAGED) from error
+        raise Damaged(f"cannot read {path}: {error.strerror}", hint=DAMAGED) from error
     info = os.fstat(fd)
     if not stat.S_ISREG(info.st_mode) or info.st_size != size:
         os.close(fd)
-        raise Unfit(f"{path} has {info.st_size} bytes, it had {size}", hint=DAMAGED)
+        raise Damaged(f"{path} has {info.st_size} bytes, it had {size}", hint=DAMAGED)
     return fd

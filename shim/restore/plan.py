@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from shim.cgroup import unified_path
 from shim.criu import NETWORK_LOCK
 from shim.errors import Unfit
 from shim.restore.hostname import hostname_of
+from shim.snapshot.archive import Archive
 from shim.snapshot.config import Connections, MountPoint, SnapshotConfig
+from shim.snapshot.pieces import parse
 from shim.work import Work
 
 
@@ -21,7 +23,7 @@ from shim.work import Work
 class SavedVolume:
     """Saved contents, and the host folder that they go back into."""
 
-    saved: Path
+    saved: Archive
     source: str
     destination: str
 
@@ -33,7 +35,9 @@ class Plan:
     snapshot: str
     images: Path
     index: Path | None  # of the memory that we fill; None: CRIU restores all of it
-    difference: Path | None
+    pages: tuple[Path, ...]  # folders with pieces of pages files, which CRIU must get whole
+    assembled: Path | None  # where it gets them: beside the snapshots, where there is room
+    difference: Archive | None
     upper: Path | None
     scratch: Path | None
     volumes: tuple[SavedVolume, ...]
@@ -44,16 +48,25 @@ class Plan:
     masked_files: tuple[str, ...]  # must read as /dev/null afterwards
 
     def describe(self) -> list[str]:
-        """The plan in words, one step a line."""
-        lines = [f"restore {self.images}"]
+        """The plan in words, one step a line, in the order in which they are done."""
+        lines = [f"restore the snapshot {self.snapshot}"]
         if self.index:
-            lines.append(f"read ahead and fill what {self.index} lists")
-        if self.difference:
-            lines.append(f"lay {self.difference} into {self.upper}")
+            lines.append(f"read the memory ahead that {self.index} lists")
         lines += [f"lay {v.saved} into {v.destination} ({v.source})" for v in self.volumes]
+        if self.difference:
+            lines.append(f"lay {self.difference} into {self.upper}, then mount the root on it")
+        if self.assembled:
+            lines.append(f"put the pages files together in {self.assembled}")
         lines.append(f"runc restore {' '.join(self.runc_options)}")
-        lines += [f"criu: {option}" for option in self.criu_options]
-        lines.append(f"check {len(self.mounts)} mounts")
+        lines += [f"  criu: {option}" for option in self.criu_options]
+        filler = "we fill it past CRIU" if self.index else "CRIU restores all of it"
+        lines.append(f"  memory: {filler}")
+        if self.hostname:
+            lines.append(f"set the host name to {self.hostname}")
+        if self.mounts:
+            lines.append(f"check {len(self.mounts)} mounts, and that the pod's spec asks for each")
+        if self.masked_files:
+            lines.append(f"check that {', '.join(self.masked_files)} are masked")
         return lines
 
 
@@ -64,9 +77,11 @@ def make(
     folder: Path,
     images: Path,
     index: Path | None = None,
+    pages: Sequence[Path] = (),
 ) -> Plan:
     """The plan for restoring the snapshot in `folder` into `work`'s container.
 
+    `pages` are the folders with the pieces of its pages files; as a rule the one in `folder`.
     Raises Unfit if the root file system or the volumes have no place for the saved contents.
     """
     if config.difference and work.rootfs and work.upper is None:
@@ -74,17 +89,22 @@ def make(
             "the root file system is no writable overlay",
             hint="the snapshot's changes have no place; use the overlayfs snapshotter",
         )
+    in_pieces = index is None and any(parse(name) for name in config.pages)
+    assembled = assembled_images(work) if in_pieces else None
+    linked = linked_images(work) if index else images
     return Plan(
         snapshot=str(folder),
         images=images,
         index=index,
-        difference=folder / "rootfs" if config.difference and work.upper else None,
+        pages=(tuple(pages) or (folder / "pages",)) if in_pieces else (),
+        assembled=assembled,
+        difference=Archive(folder / "rootfs.tar") if config.difference and work.upper else None,
         # Without a difference the root is containerd's affair, and may hold something already.
         upper=work.upper if config.difference else None,
         scratch=work.scratch if config.difference else None,
         volumes=tuple(_volumes(spec, config, folder)),
         hostname=hostname_of(spec, work.bundle),
-        runc_options=_runc_options(work, linked_images(work) if index else images),
+        runc_options=_runc_options(work, assembled or linked),
         criu_options=_criu_options(config.connections) + _cgroup_options(work, spec),
         mounts=tuple(config.mounts),
         masked_files=_masked_files(spec, config),
@@ -97,6 +117,8 @@ def bare(work: Work, images: Path, index: Path | None = None) -> Plan:
         snapshot=str(images),
         images=images,
         index=index,
+        pages=(),
+        assembled=None,
         difference=None,
         upper=None,
         scratch=None,
@@ -114,6 +136,14 @@ def linked_images(work: Work) -> Path:
     return work.folder / "images"
 
 
+def assembled_images(work: Work) -> Path:
+    """Where CRIU finds its pages files when they are pieces: on the disk of the first store.
+
+    A draft's name, so that it is swept if nobody comes to undo it; see store.py.
+    """
+    return Path(work.config.several("snapshots")[0]) / f".draft-criu-{work.id}"
+
+
 def _volumes(spec: dict[str, Any], config: SnapshotConfig, folder: Path) -> list[SavedVolume]:
     sources = {
         os.path.normpath(mount["destination"]): mount.get("source", "")
@@ -127,7 +157,9 @@ def _volumes(spec: dict[str, Any], config: SnapshotConfig, folder: Path) -> list
                 hint="the worker maps files there that the snapshot brings along",
             )
         volumes.append(
-            SavedVolume(folder / "volumes" / str(number), sources[destination], destination)
+            SavedVolume(
+                Archive(folder / "volumes" / f"{number}.tar"), sources[destination], destination
+            )
         )
     return volumes
 

@@ -9,17 +9,18 @@ other memory of it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from shim.bundle import namespace_path, read_pid
 from shim.cgroup import Cgroup, of_spec
-from shim.checkpoint.contents import copy_upper
 from shim.criu import Steering, log_tail
 from shim.errors import NotFound, RestoreFailed, ThawError
 from shim.mount import mount_all, unmount_all
@@ -27,8 +28,9 @@ from shim.removal import remove_folder
 from shim.restore.bulk import Memory
 from shim.restore.hostname import set_hostname
 from shim.restore.plan import Plan, linked_images
-from shim.snapshot.mounts import differences, mounts_of, without
-from shim.snapshot.tree import copy_tree, opened, remove_copied
+from shim.snapshot.mounts import differences, inside, missing, mounts_of, unexpected, without
+from shim.snapshot.pieces import Pieces
+from shim.snapshot.tree import open_directory
 from shim.work import Work
 
 
@@ -44,7 +46,8 @@ class Step:
 def lay_difference(work: Work, plan: Plan) -> None:
     """Fill the empty upper directory before it is mounted, so a later snapshot holds it again."""
     if plan.difference is not None and plan.upper is not None:
-        copy_upper(plan.difference, plan.upper)
+        with _directory(plan.upper) as target:
+            plan.difference.extract(target, whiteouts=True)
 
 
 def clear_upper(work: Work, plan: Plan) -> None:
@@ -65,15 +68,24 @@ def clear_upper(work: Work, plan: Plan) -> None:
 def lay_volumes(work: Work, plan: Plan) -> None:
     """Put the saved contents of the tmpfs volumes into the new pod's."""
     for volume in plan.volumes:
-        with opened(volume.saved, volume.source) as (source, target):
-            copy_tree(source, target)
+        with _directory(volume.source) as target:
+            volume.saved.extract(target, whiteouts=False)
 
 
 def clear_volumes(work: Work, plan: Plan) -> None:
     """Remove what `lay_volumes` put there; files of others stay."""
     for volume in plan.volumes:
-        with opened(volume.saved, volume.source) as (source, target):
-            remove_copied(source, target)
+        with _directory(volume.source) as target:
+            volume.saved.remove_extracted(target, whiteouts=False)
+
+
+@contextmanager
+def _directory(path: str | Path) -> Iterator[int]:
+    fd = open_directory(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def mount_rootfs(work: Work, plan: Plan) -> None:
@@ -85,6 +97,44 @@ def unmount_rootfs(work: Work, plan: Plan) -> None:
     """Undo `mount_rootfs`."""
     if work.rootfs:
         unmount_all(work.bundle.rootfs)
+
+
+_locks: dict[Path, int] = {}  # of the folders below: whoever sweeps drafts passes these by
+
+
+def assemble(work: Work, plan: Plan) -> None:
+    """Put pages files that are in pieces together, for a CRIU that restores all of the memory."""
+    if plan.assembled is None:
+        return
+    remove_folder(str(plan.assembled))  # of an engine that was killed
+    plan.assembled.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _locks[plan.assembled] = _locked(plan.assembled)
+    Pieces(plan.pages).assemble(plan.images, plan.assembled)
+
+
+def _locked(folder: Path) -> int:
+    """Make a folder and lock it. A sweeper may come before the lock."""
+    while True:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            lock = open_directory(folder)
+        except FileNotFoundError:
+            continue
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return lock
+        os.close(lock)
+
+
+def remove_assembled(work: Work, plan: Plan) -> None:
+    """Undo `assemble`, and what comes of it once CRIU has read all."""
+    if plan.assembled is not None:
+        lock = _locks.pop(plan.assembled, -1)
+        try:
+            remove_folder(str(plan.assembled))
+        finally:
+            if lock >= 0:
+                os.close(lock)
 
 
 def run_criu(work: Work, plan: Plan, memory: Memory | None = None) -> None:
@@ -145,14 +195,20 @@ def name_host_again(work: Work, plan: Plan) -> None:
 
 
 def check_mounts(work: Work, plan: Plan) -> None:
-    """CRIU took the mounts' flags from the image: they must be what they were."""
+    """CRIU took the mounts from the image: they must be what they were, and what the pod may have.
+
+    The image and what is recorded of it are the snapshot's word; the spec is the live pod's.
+    """
     if not plan.mounts:
         return  # images of which we know nothing
     pid = read_pid(work.bundle.pid_file)
+    found = mounts_of(pid)
     # runc masks a file with /dev/null, once the container's and once the host's: the mount differs
     # from restore to restore, so for these it is looked at what is there.
     masked = plan.masked_files
-    complaints = differences(without(list(plan.mounts), masked), without(mounts_of(pid), masked))
+    complaints = differences(without(list(plan.mounts), masked), without(found, masked))
+    spec, resolve = work.bundle.spec(), inside(f"/proc/{pid}/root")
+    complaints += unexpected(spec, found, resolve) + missing(spec, found, resolve)
     complaints += [f"{path} is not masked" for path in masked if not _is_null(pid, path)]
     if complaints:
         raise RestoreFailed(
@@ -186,7 +242,9 @@ STEPS = (
     Step("volumes", lay_volumes, clear_volumes),
     Step("difference", lay_difference, clear_upper),
     Step("rootfs", mount_rootfs, unmount_rootfs),
+    Step("assemble", assemble, remove_assembled),
     Step("criu", run_criu, end_processes),
+    Step("disassemble", remove_assembled, nothing),
     Step("hostname", name_host, name_host_again),
     Step("mounts", check_mounts, nothing),
 )

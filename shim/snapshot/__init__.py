@@ -1,12 +1,16 @@
 """What a snapshot is, where it lies and what it fits.
 
-    NAME/config.json   what it was made from and with (config.py)
-    NAME/criu/         CRIU's images, as `criu dump` left them
-    NAME/index/        what of the memory is filled past CRIU (index.py)
-    NAME/rootfs/       the overlay's upper directory, whiteouts and extended attributes kept
-    NAME/volumes/N/    contents of the tmpfs volumes that the worker uses (/dev/shm)
-    NAME/log/          CRIU's log of the dump
+    STORE/snapshots/ID/
+      config.json              what it was made from and with (config.py)
+      criu/                    CRIU's images, as `criu dump` left them, without files of pages
+      pages/pages-1.img.0000   those, in pieces (pieces.py); some in STRIPE/snapshots/ID/pages/
+      index/                   what of the memory is filled past CRIU (index.py)
+      rootfs.tar.0000          the overlay's upper directory (archive.py)
+      volumes/0.tar.0000       contents of a tmpfs volume that the worker uses (/dev/shm)
+      log/                     CRIU's log of the dump
+      shared, used             marks: for pods of all namespaces; when it was last restored
+      blobs/sha256/HEX, oci-layout, index.json    the same as an OCI artifact (artifact.py)
 
-A folder whose name is a snapshot's name is complete: drafts have names that no snapshot can have
-and become snapshots by one rename (store.py).
+What is at such a place is complete, and never changes but for the marks and for being made an
+artifact. Names lead to it (store.py).
 """

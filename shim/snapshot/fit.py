@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from shim.errors import OtherContainer, Unfit
-from shim.snapshot.config import Host, Origin, SnapshotConfig, SpecMount
+from shim.snapshot.config import Gpu, Host, Origin, SnapshotConfig, SpecMount
 
 
 def check(config: SnapshotConfig, live: Origin, host: Host, *, outright: bool) -> None:
@@ -19,6 +19,17 @@ def check(config: SnapshotConfig, live: Origin, host: Host, *, outright: bool) -
     `outright`: the container was named by the annotation's key (or there are no names), so the
     snapshot's own container name does not count.
     """
+    if not outright and config.origin.container != live.container:
+        raise OtherContainer(
+            f"the snapshot is of container {config.origin.container!r}, not {live.container!r}",
+            hint=f"thaw.dev/snapshot.{live.container} names one outright",
+        )
+    for reason in reasons(config, live, host):
+        raise Unfit(reason, hint="make a snapshot of this pod, or change the pod")
+
+
+def reasons(config: SnapshotConfig, live: Origin, host: Host) -> Iterator[str]:
+    """Every reason why it cannot run here, but for the container's name."""
     rules: tuple[Callable[[SnapshotConfig, Origin, Host], Iterator[str]], ...] = (
         _machine,
         _isolation,
@@ -27,14 +38,8 @@ def check(config: SnapshotConfig, live: Origin, host: Host, *, outright: bool) -
         _privileges,
         _mounts,
     )
-    if not outright and config.origin.container != live.container:
-        raise OtherContainer(
-            f"the snapshot is of container {config.origin.container!r}, not {live.container!r}",
-            hint=f"thaw.dev/snapshot.{live.container} names one outright",
-        )
     for rule in rules:
-        for reason in rule(config, live, host):
-            raise Unfit(reason, hint="make a snapshot of this pod, or change the pod")
+        yield from rule(config, live, host)
 
 
 def _machine(config: SnapshotConfig, _live: Origin, host: Host) -> Iterator[str]:
@@ -43,6 +48,19 @@ def _machine(config: SnapshotConfig, _live: Origin, host: Host) -> Iterator[str]
     missing = sorted(set(config.host.cpu_features) - set(host.cpu_features))
     if missing:
         yield f"this CPU lacks {' '.join(missing[:8])}"
+    missing = sorted(set(config.host.kernel_features) - set(host.kernel_features))
+    if missing:
+        yield f"this kernel lacks {' '.join(missing[:8])}"
+    if config.host.cgroup != host.cgroup:
+        yield f"made on cgroup v{config.host.cgroup}, this machine has v{host.cgroup}"
+    for gpu in config.host.gpus:
+        if not any(_serves(gpu, here) for here in host.gpus):
+            yield f"made with {gpu.count} GPUs {gpu.model}, driver {gpu.driver}: none such here"
+
+
+def _serves(wanted: Gpu, here: Gpu) -> bool:
+    same = (wanted.model, wanted.driver) == (here.model, here.driver)
+    return same and here.memory >= wanted.memory and here.count >= wanted.count
 
 
 def never_fits(live: Origin) -> Iterator[str]:

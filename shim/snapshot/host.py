@@ -6,10 +6,12 @@ import os
 import platform
 
 from shim import spawn
+from shim.cgroup import is_unified
 from shim.config import Config
 from shim.errors import ThawError, Unavailable
 from shim.runc import runtime_env
 from shim.snapshot.config import Host
+from shim.snapshot.kernel import kernel_features
 
 OLDEST_CRIU = (4, 2)
 
@@ -21,6 +23,8 @@ def this_host(criu: str = "") -> Host:
         kernel=platform.release(),
         criu=criu,
         cpu_features=cpu_features(),
+        kernel_features=kernel_features(),
+        cgroup=2 if is_unified() else 1,
     )
 
 

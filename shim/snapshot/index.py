@@ -7,6 +7,9 @@ A folder beside CRIU's images, which stay as they are:
     pagemap-*.img        the skeleton: pagemaps without the extents and without zero pages, and
     pages-*.img          the pages that are left
 
+The pages files are beside CRIU's other images, or, in a snapshot, in pieces (pieces.py) in folders
+of their own; then the pieces are what extents lie in.
+
 Everything is covered by a checksum (CRC-32C): the document by one in the header of the extents, the
 records and the header itself by two others there, the skeleton's and CRIU's own files by those in
 the document, and each extent's data by the one in its record.
@@ -22,21 +25,22 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shim._native import ffi, lib
-from shim.errors import Unfit
+from shim.errors import Damaged
 from shim.native import check
 from shim.proto import criu_pb as pb
 from shim.snapshot import extents as listed
+from shim.snapshot.config import DAMAGED
 from shim.snapshot.extents import Columns, Range
 from shim.snapshot.images import NotIndexable, mappings
 from shim.snapshot.layout import Blob
-from shim.snapshot.store import DAMAGED
+from shim.snapshot.pieces import Pieces, link, parse
 from shim.snapshot.tree import open_file
 
 FOLDER = "index"
@@ -44,7 +48,7 @@ DOCUMENT = "index.json"
 EXTENTS = "extents"
 FORMAT = 1
 ANEW = "`thaw index` makes it anew, if CRIU's images are whole"
-OTHER_VERSION = "its index is of another version of Thaw: `thaw index` makes it anew"
+OTHER_VERSION = "its index is of another version of Thaw"
 
 _HEADER = struct.Struct("<8sIIQII")  # magic, format, document, count, records, header before this
 _MAGIC = b"THAWEXTS"
@@ -69,9 +73,9 @@ class Document:
 
     reason: str  # why the images are not indexed
     tasks: list[int]  # pids, as the processes see them, of those that have extents
-    sources: list[Blob]  # the files, among CRIU's, that extents lie in
+    sources: list[Blob]  # the pages files, or pieces of them, that extents lie in
     skeleton: Sums  # files beside the document, which stand for CRIU's of the same names
-    images: Sums  # CRIU's files that CRIU reads as they are
+    images: Sums  # CRIU's files that CRIU reads as they are; also pages files of one piece
     sizes: dict[str, int]  # bytes: "extents", "zero" (dropped), "skeleton" (pages left to CRIU)
 
 
@@ -85,9 +89,11 @@ class Index:
         document: Document,
         records: bytes,
         ranges: list[list[Range]],
+        pages: Sequence[Path] | None = None,
     ) -> None:
         self.folder = folder
         self.images = images
+        self.remedy = ANEW if pages is None else DAMAGED  # what may help if it cannot be used
         self.reason = document.reason
         self.tasks = document.tasks
         self.sources = document.sources
@@ -96,56 +102,70 @@ class Index:
         self.count = len(records) // listed.SIZE
         self.bytes = document.sizes["extents"]
         self.ranges = ranges  # of each task, what its extents cover: by address, merged
+        self._pages = Pieces([images] if pages is None else pages)
+        self.paths = [self._pages.path(source.name) for source in document.sources]
+        self.disks = [path.parent for path in self.paths]  # for all that we know
         self._skeleton = document.skeleton
         self._images = document.images
 
     @classmethod
-    def open(cls, folder: Path, images: Path) -> Index:
+    def open(cls, folder: Path, images: Path, pages: Sequence[Path] | None = None) -> Index:
         """Read the index in `folder` of the images in `images`. Raises Unfit.
 
-        It is complete; its extents are in files that are as large as they were, and go to memory
-        that the processes have (mm-*.img) and that can be filled. Whether CRIU's images are
-        otherwise what they were says check_files(). One of another version has a `reason`.
+        `pages` are the folders in which the pages files lie in pieces; otherwise they lie in
+        `images`, whole. The index is complete; its extents are in files that are as large as they
+        were, and go to memory that the processes have (mm-*.img) and that can be filled. Whether
+        CRIU's images are otherwise what they were says check_files(). One of another version has a
+        `reason`.
         """
-        with _refusing(folder, ANEW):
+        remedy = ANEW if pages is None else DAMAGED
+        with _refusing(folder, remedy):
             try:
                 records = _records(_read(folder / EXTENTS, _MOST_EXTENTS))
                 document = _document(_read(folder / DOCUMENT, _MOST_TEXT), records.text)
             except _OtherVersion:
-                return cls(folder, images, bare(OTHER_VERSION), b"", [])
+                return cls(folder, images, bare(OTHER_VERSION), b"", [], pages)
             columns = _columns(document, records.extents)
+            found = cls(folder, images, document, records.extents, [], pages)
         with _refusing(folder, DAMAGED):
+            found._check_sizes()
             vmas = _mappings(document, images)
-        with _refusing(folder, ANEW):
-            ranges = listed.check(columns, [source.size for source in document.sources], vmas)
-        return cls(folder, images, document, records.extents, ranges)
+        with _refusing(folder, remedy):
+            found.ranges = listed.check(columns, [source.size for source in found.sources], vmas)
+        return found
 
     def check_files(self) -> None:
         """Raise Unfit unless all files that CRIU would read are what they were.
 
         Reads them all. The data of extents is not among them: it is verified when it is filled.
         """
-        _check_files(self.folder, self._skeleton, ANEW)
-        _check_files(self.images, self._images, DAMAGED)
+        for path, wanted in self._read_by_criu():
+            _check_file(path, wanted, self.remedy if path.parent == self.folder else DAMAGED)
 
     def link(self, target: Path, *, pagemaps: bool = True) -> None:
         """Make the folder from which CRIU restores: links to its images and to the skeleton.
 
         Without the pagemaps CRIU cannot restore anything: they come with a second call, once it is
         known that CRIU will stop for the memory that they lack.
-
-        The links are relative: CRIU opens some images in tasks that have the container's root
-        already, by a descriptor of the folder. From there the way up leads through our own mounts.
         """
         target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        here = os.path.realpath(target)
-        for folder, sums in ((self.images, self._images), (self.folder, self._skeleton)):
-            there = os.path.relpath(os.path.realpath(folder), here)
-            for name in sums:
-                if name.startswith("pagemap-") and not pagemaps:
-                    continue
-                (target / name).unlink(missing_ok=True)
-                (target / name).symlink_to(f"{there}/{name}")
+        for path, _ in self._read_by_criu():
+            piece = parse(path.name)
+            if pagemaps or not path.name.startswith("pagemap-"):
+                link(path, target / (piece[0] if piece else path.name))
+
+    def _read_by_criu(self) -> Iterator[tuple[Path, tuple[int, int]]]:
+        """Files, and what checksum() says of them if nothing has happened to them."""
+        for name, wanted in self._images.items():
+            yield (self._pages.path(name) if parse(name) else self.images / name), wanted
+        for name, wanted in self._skeleton.items():
+            yield self.folder / name, wanted
+
+    def _check_sizes(self) -> None:
+        for path, source in zip(self.paths, self.sources, strict=True):
+            info = os.lstat(path)
+            if not stat.S_ISREG(info.st_mode) or info.st_size != source.size:
+                raise ValueError(f"{path.name} has {info.st_size} bytes, it had {source.size}")
 
 
 def checksum(path: Path) -> tuple[int, int]:
@@ -202,17 +222,16 @@ def _refusing(folder: Path, hint: str) -> Iterator[None]:
         yield
     except (ValueError, NotIndexable, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise Unfit(f"cannot use the index {folder}: {reason}", hint=hint) from error
+        raise Damaged(f"cannot use the index {folder}: {reason}", hint=hint) from error
 
 
-def _check_files(folder: Path, sums: Sums, hint: str) -> None:
-    for name, wanted in sums.items():
-        try:
-            found = checksum(folder / name)
-        except OSError as error:
-            raise Unfit(f"cannot read {folder / name}: {error.strerror}", hint=hint) from error
-        if found != wanted:
-            raise Unfit(f"{folder / name} is not what it was", hint=hint)
+def _check_file(path: Path, wanted: tuple[int, int], hint: str) -> None:
+    try:
+        found = checksum(path)
+    except OSError as error:
+        raise Damaged(f"cannot read {path}: {error.strerror}", hint=hint) from error
+    if found != wanted:
+        raise Damaged(f"{path} is not what it was", hint=hint)
 
 
 def _read(path: Path, most: int) -> bytes:
@@ -265,9 +284,11 @@ def _document(text: bytes, checksum: int) -> Document:
     return Document(
         reason=_typed(found, "reason", str),
         tasks=[_number(task) for task in _typed(found, "tasks", list)],
-        sources=[Blob(_name(n), _number(size)) for n, size in _pairs(found, "sources")],
+        sources=[
+            Blob(_name(n, pieces=True), _number(size)) for n, size in _pairs(found, "sources")
+        ],
         skeleton=_sums(_typed(found, "skeleton", dict)),
-        images=_sums(_typed(found, "images", dict)),
+        images=_sums(_typed(found, "images", dict), pieces=True),
         sizes={name: _number(sizes.get(name)) for name in ("extents", "zero", "skeleton")},
     )
 
@@ -292,18 +313,20 @@ def _number(value: object) -> int:
     return value
 
 
-def _name(value: object) -> str:
-    if type(value) is not str or not READ_BY_CRIU.fullmatch(value):
+def _name(value: object, pieces: bool = False) -> str:
+    if type(value) is not str or not (
+        READ_BY_CRIU.fullmatch(value) or (pieces and parse(value) is not None)
+    ):
         raise ValueError(f"{DOCUMENT}: something is no name of an image")
     return value
 
 
-def _sums(items: Mapping[str, Any]) -> Sums:
+def _sums(items: Mapping[str, Any], pieces: bool = False) -> Sums:
     sums = {}
     for name, value in items.items():
         if type(value) is not list or len(value) != 2:
-            raise ValueError(f"{DOCUMENT}: no size and checksum of {_name(name)}")
-        sums[_name(name)] = (_number(value[0]), _number(value[1]))
+            raise ValueError(f"{DOCUMENT}: no size and checksum of {_name(name, pieces)}")
+        sums[_name(name, pieces)] = (_number(value[0]), _number(value[1]))
     return sums
 
 
@@ -324,16 +347,8 @@ def _columns(document: Document, records: bytes) -> Columns:
 
 def _mappings(document: Document, images: Path) -> list[list[pb.Vma]]:
     """What CRIU's images say of each task. Raises ValueError, NotIndexable or OSError."""
-    for source in document.sources:
-        _check_size(images / source.name, source.size)
     if not document.tasks:
         return []
     if len(document.tasks) > sum(1 for name in os.listdir(images) if _MEMORY.fullmatch(name)):
         raise ValueError("an mm-*.img is missing")
     return [mappings(images, task) for task in document.tasks]
-
-
-def _check_size(path: Path, size: int) -> None:
-    info = os.lstat(path)
-    if not stat.S_ISREG(info.st_mode) or info.st_size != size:
-        raise ValueError(f"{path.name} has {info.st_size} bytes, it had {size}")

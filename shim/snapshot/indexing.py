@@ -15,6 +15,7 @@ import os
 import stat
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -22,13 +23,32 @@ from shim.snapshot import index, skeleton
 from shim.snapshot.extents import SIZE, renumbered
 from shim.snapshot.images import NotIndexable
 from shim.snapshot.index import Document, Index, Sums
-from shim.snapshot.layout import ANONYMOUS, BULK, COMPARED, Layout, packed, survey
+from shim.snapshot.layout import (
+    ANONYMOUS,
+    BULK,
+    COMPARED,
+    Blob,
+    Layout,
+    in_pieces,
+    packed,
+    survey,
+)
+from shim.snapshot.pieces import Piece, Pieces, parse
 from shim.snapshot.replacing import replacing, sync
 from shim.snapshot.saving import Saving
 from shim.snapshot.sharing import compare
 from shim.snapshot.tree import open_file
 
-__all__ = ["NotIndexable", "compare", "make", "scan", "survey", "write", "write_reason"]
+__all__ = [
+    "NotIndexable",
+    "compare",
+    "in_pieces",
+    "make",
+    "scan",
+    "survey",
+    "write",
+    "write_reason",
+]
 
 
 def make(
@@ -36,31 +56,33 @@ def make(
     folder: Path,
     threads: int = 0,
     alone: AbstractContextManager[object] | None = None,
+    pages: Sequence[Path] | None = None,
 ) -> Index:
     """Make the index of `images` in `folder`, in the place of one that is there, and open it.
 
     Images that cannot be indexed have an index, too: one that says why. `threads`: 0 for one per
-    processor; `alone` as of replacing(). The same images always make the same index. Raises
-    OSError.
+    processor; `alone` as of replacing(); `pages`: the folders in which the pages files are in
+    pieces, if they are. The same images always make the same index. Raises OSError.
     """
+    found = Pieces(pages or [images])
     with replacing(folder, alone) as draft:
         try:
-            layout = survey(images)
-            check_sizes(layout, images)
-            layout = compare(layout, images)
-            write(layout, scan(layout, images, threads), images, draft)
+            layout = survey(images) if pages is None else in_pieces(survey(images))
+            check_sizes(layout, found)
+            layout = compare(layout, found)
+            write(layout, scan(layout, found, threads), images, found, draft)
         except NotIndexable as reason:
             for path in draft.iterdir():
                 path.unlink()
             write_reason(str(reason), draft)
-    return Index.open(folder, images)
+    return Index.open(folder, images, pages)
 
 
-def check_sizes(layout: Layout, images: Path) -> None:
+def check_sizes(layout: Layout, pages: Pieces) -> None:
     """Raise NotIndexable unless every pages file is as large as its pagemap makes it."""
     for blob in layout.sources:
         try:
-            info = os.lstat(images / blob.name)
+            info = os.lstat(pages.path(blob.name))
         except FileNotFoundError:
             if not blob.size:  # CRIU makes none if there is nothing to write
                 continue
@@ -69,7 +91,7 @@ def check_sizes(layout: Layout, images: Path) -> None:
             raise NotIndexable(f"{blob.name} has {info.st_size} bytes, not {blob.size}")
 
 
-def scan(layout: Layout, images: Path, threads: int = 0) -> bytes:
+def scan(layout: Layout, pages: Pieces, threads: int = 0) -> bytes:
     """The extents of all bulk runs, as an array of struct thaw_extent. Reads the pages files."""
     runs = [run for run in layout.runs if run.flags & BULK]
     if not runs:
@@ -78,7 +100,7 @@ def scan(layout: Layout, images: Path, threads: int = 0) -> bytes:
     try:
         for number in sorted({run.source for run in runs}):
             name = layout.sources[number].name
-            files[number] = (name, open_file(images / name))
+            files[number] = (name, open_file(pages.path(name)))
         with Saving(packed(runs), files, threads=threads) as saving:
             return saving.finish()
     finally:
@@ -87,7 +109,7 @@ def scan(layout: Layout, images: Path, threads: int = 0) -> bytes:
                 os.close(fd)
 
 
-def write(layout: Layout, extents: bytes, images: Path, folder: Path) -> None:
+def write(layout: Layout, extents: bytes, images: Path, pages: Pieces, folder: Path) -> None:
     """Write the index into a folder that is empty. `extents` are by source, then offset.
 
     What was bulk and anonymous and is in no extent was zero and is dropped. Extents from files that
@@ -95,26 +117,19 @@ def write(layout: Layout, extents: bytes, images: Path, folder: Path) -> None:
     those of the layout, or if the index would be too large to be opened.
     """
     assert not any(run.flags & COMPARED for run in layout.runs), "compare() comes first"
-    check_sizes(layout, images)
+    check_sizes(layout, pages)
     extents = _wanted(layout, extents)
     removed = _removed(layout, extents)
-    sums: Sums = {}
-    left = 0
-    for pagemap, blob, ranges in zip(layout.pagemaps, layout.sources, removed, strict=True):
-        if ranges:
-            left += skeleton.write(pagemap, blob, ranges, images, folder)
-            sums |= {name: index.checksum(folder / name) for name in (pagemap.name, blob.name)}
-        else:
-            left += blob.size
+    sums, linked, left = _skeleton(layout, removed, pages, folder)
     records, tasks, sources = renumbered(extents)
     filled = sum(array("I", records)[4::8])
     gone = sum(end - start for ranges in removed for start, end in ranges)
     document = Document(
         reason="",
         tasks=[layout.tasks[number] for number in tasks],
-        sources=[layout.sources[number] for number in sources],
+        sources=[Blob(*layout.sources[number][:2]) for number in sources],
         skeleton=sums,
-        images=_others(images, sums),
+        images=_others(images, sums) | linked,
         sizes={"extents": filled, "zero": gone - filled, "skeleton": left},
     )
     index.write(folder, document, records)
@@ -127,6 +142,29 @@ def write_reason(reason: str, folder: Path) -> None:
     _sync_all(folder)
 
 
+def _skeleton(
+    layout: Layout, removed: list[list[skeleton.Range]], pages: Pieces, folder: Path
+) -> tuple[Sums, Sums, int]:
+    """Write it: its files, the pieces that CRIU reads as they are, and bytes of pages left to it.
+
+    CRIU can read a pages file as it is if that is whole, or the only piece.
+    """
+    sums: Sums = {}
+    linked: Sums = {}
+    left = 0
+    files: list[list[Piece]] = [[] for _ in layout.pagemaps]
+    for piece in layout.sources:
+        files[piece.file].append(piece)
+    for pagemap, pieces, ranges in zip(layout.pagemaps, files, removed, strict=True):
+        if ranges or len(pieces) > 1:
+            left += skeleton.write(pagemap, pieces, ranges, pages, folder)
+            sums |= {name: index.checksum(folder / name) for name in (pagemap.name, pagemap.pages)}
+            continue
+        left += pagemap.size
+        linked |= {p.name: index.checksum(pages.path(p.name)) for p in pieces if parse(p.name)}
+    return sums, linked, left
+
+
 def _wanted(layout: Layout, extents: bytes) -> bytes:
     wanted = {run.source for run in layout.runs if run.flags & BULK}
     sources = array("H", extents)[14::16].tolist()  # they come in order
@@ -136,15 +174,19 @@ def _wanted(layout: Layout, extents: bytes) -> bytes:
 
 def _removed(layout: Layout, extents: bytes) -> list[list[skeleton.Range]]:
     """Of each pages file, what is not in the skeleton: in order, without overlaps."""
-    ranges: list[list[skeleton.Range]] = [[] for _ in layout.sources]
+    ranges: list[list[skeleton.Range]] = [[] for _ in layout.pagemaps]
     words, quarters = array("Q", extents), array("H", extents)
     lengths = array("I", extents)[4::8]
-    for source, start, length in zip(quarters[14::16], words[1::4], lengths, strict=True):
-        ranges[source].append((start, start + length))
-    for run in layout.runs:
-        if run.flags & BULK and run.flags & ANONYMOUS:
-            ranges[run.source].append((run.offset, run.offset + run.length))
-    return [skeleton.united(of_source) for of_source in ranges]
+    places = [*zip(quarters[14::16], words[1::4], lengths, strict=True)]
+    places += [
+        (run.source, run.offset, run.length)
+        for run in layout.runs
+        if run.flags & BULK and run.flags & ANONYMOUS
+    ]
+    for source, offset, length in places:
+        piece = layout.sources[source]
+        ranges[piece.file].append((piece.start + offset, piece.start + offset + length))
+    return [skeleton.united(of_file) for of_file in ranges]
 
 
 def _others(images: Path, skeletons: Sums) -> Sums:

@@ -4,14 +4,16 @@ Bulk are the runs of `SMALL` bytes and more in mappings that another process can
 are restored. All else stays with CRIU: it makes the mappings, and it has to have something to read
 in every process. Nothing here reads a pages file, so that the layout of images can be known before
 there are pages in them.
+
+In a snapshot pages files are in pieces: `in_pieces` makes a layout of these from one of the files.
 """
 
 from __future__ import annotations
 
 import struct
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import pairwise
 from pathlib import Path
@@ -20,8 +22,10 @@ from typing import NamedTuple
 from shim.proto import criu_pb as pb
 from shim.snapshot import images as criu
 from shim.snapshot import pagemap as pagemaps
+from shim.snapshot import pieces
 from shim.snapshot.images import PAGE, TOP, NotIndexable, Process
 from shim.snapshot.pagemap import Pagemap
+from shim.snapshot.pieces import Piece
 
 # Shorter runs stay with CRIU: reading them with the others costs less than an extent's own calls.
 SMALL = 64 << 10
@@ -34,6 +38,7 @@ COMPARED = 4  # bulk as far as the parent's memory differs: compare() finds out
 NO_TASK = 0xFFFF_FFFF  # the task of a run that is mapped nowhere
 _MOST_SOURCES = 1 << 16
 _RUN = struct.Struct("<QQQIHH")
+_TURN = 8 << 20  # bytes that one thread writes at once (native/pieces.h)
 
 
 class Blob(NamedTuple):
@@ -65,11 +70,11 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """All memory in the images: `pagemaps[n]` describes `sources[n]`; runs by source, offset."""
+    """All memory in the images; runs by source, offset."""
 
     tasks: list[int]  # pids as the processes see them
-    sources: list[Blob]
-    pagemaps: list[Pagemap]
+    sources: list[Piece]  # by file (number of its pagemap), start
+    pagemaps: list[Pagemap]  # those of the tasks, in their order, then those of shared memory
     runs: list[Run]
     pairs: list[Pair]
 
@@ -77,6 +82,22 @@ class Layout:
 def packed(runs: Iterable[Run]) -> bytes:
     """Runs as an array of struct thaw_run."""
     return b"".join([_RUN.pack(*run[:5], run.flags & (ANONYMOUS | BULK)) for run in runs])
+
+
+def by_turns(runs: Iterable[Run], disks: Sequence[object]) -> list[Run]:
+    """The runs in the order in which they are best written: `disks[n]` has the source n.
+
+    They are cut where they are cut into extents anyway, so these stay what they would be.
+    """
+    if len(set(disks)) < 2:
+        return list(runs)
+    parts = [
+        part
+        for run in runs
+        for part in _parts(run, range(-run.address % _TURN or _TURN, run.length, _TURN))
+    ]
+    turns = pieces.dealt([p.length for p in parts], [disks[p.source] for p in parts], _TURN)
+    return [part for turn in turns for part in parts[turn]]
 
 
 def survey(images: Path) -> Layout:
@@ -103,10 +124,37 @@ def survey(images: Path) -> Layout:
     for source, (shmid, pagemap) in enumerate(shared.items(), len(private)):
         runs += mappings.runs(shmid, source, pagemap)
     found = [*private, *shared.values()]
-    blobs = [Blob(pagemap.pages, pagemap.size) for pagemap in found]
-    if len({blob.name for blob in blobs}) != len(blobs) or len(blobs) > _MOST_SOURCES:
+    if len({pagemap.pages for pagemap in found}) != len(found):
         raise NotIndexable("two pagemaps have one pages file")
-    return Layout([process.pid for process in processes], blobs, found, runs, pairs)
+    sources = [Piece(pagemap.pages, pagemap.size, n, 0) for n, pagemap in enumerate(found)]
+    layout = Layout([process.pid for process in processes], sources, found, runs, pairs)
+    return _numbered(layout)
+
+
+def in_pieces(layout: Layout) -> Layout:
+    """The same memory, with every pages file in pieces (pieces.py). Raises NotIndexable."""
+    files = [(source.name, source.size) for source in layout.sources]
+    try:
+        sources = pieces.cut(files)
+    except OSError as error:
+        raise NotIndexable(error.strerror) from error
+    numbers = {(source.file, source.start): number for number, source in enumerate(sources)}
+    runs = [part for run in layout.runs for part in _in_pieces(run, numbers)]
+    return _numbered(replace(layout, sources=sources, runs=runs))
+
+
+def _in_pieces(run: Run, numbers: Mapping[tuple[int, int], int]) -> Iterator[Run]:
+    size = pieces.PIECE
+    for part in _parts(run, range(-run.offset % size or size, run.length, size)):
+        start = part.offset - part.offset % size
+        source = numbers[run.source, start]
+        yield part._replace(offset=part.offset - start, source=source)
+
+
+def _numbered(layout: Layout) -> Layout:
+    if len(layout.sources) > _MOST_SOURCES:
+        raise NotIndexable(f"there are {len(layout.sources)} files of pages")
+    return layout
 
 
 def _pagemaps(images: Path, processes: list[Process]) -> tuple[list[Pagemap], dict[int, Pagemap]]:

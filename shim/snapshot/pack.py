@@ -1,6 +1,7 @@
 """Our part of a checkpoint that containerd asked for, as one file beside CRIU's images.
 
-containerd's CRI copies a checkpoint file by file and has no notion of folders in it.
+containerd's CRI copies a checkpoint file by file and has no notion of folders in it. Such a
+checkpoint travels, and whoever hands one over may have made it: the file is untrusted.
 """
 
 from __future__ import annotations
@@ -10,37 +11,41 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from shim import spawn
-from shim.errors import ThawError, Unknown
+from shim.snapshot.archive import Archive, pack_whole
+from shim.snapshot.tree import open_directory
 
 PACK = "thaw.tar"
 FOLDER = "thaw"
-_KEPT = ("--xattrs", "--xattrs-include=*", "--sparse", "--numeric-owner")
 
 
 def pack(images: Path) -> None:
-    """Turn the folder of ours in `images` into one file."""
-    _tar("--create", *_KEPT, "-f", str(images / PACK), "-C", str(images / FOLDER), ".")
+    """Turn the folder of ours in `images` into one file. Raises CheckpointFailed."""
+    pack_whole(images / FOLDER, images / PACK)
     shutil.rmtree(images / FOLDER)
 
 
 def unpacked(images: Path) -> Path | None:
-    """The folder of ours in `images`, taken out of the file if need be; None if there is none."""
+    """The folder of ours in `images`, taken out of the file if need be; None if there is none.
+
+    Raises Unfit or Damaged if there is something else in the file, and OSError.
+    """
     folder = images / FOLDER
     if not folder.is_dir() and (images / PACK).is_file():
-        new = tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=images)
+        new = Path(tempfile.mkdtemp(prefix=f".{FOLDER}-", dir=images))
         try:
-            _tar("--extract", *_KEPT, "-f", str(images / PACK), "-C", new)
+            unpack(images / PACK, new)
             os.rename(new, folder)
-        except (ThawError, OSError):
+        except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             if not folder.is_dir():  # another restore was faster
                 raise
     return folder if folder.is_dir() else None
 
 
-def _tar(*arguments: str) -> None:
-    argv = ["tar", *arguments]
-    done = spawn.run(argv, {**os.environ, "LC_ALL": "C"})
-    if done.status:
-        raise Unknown(f"{' '.join(argv)}: {done.text[-300:]}")
+def unpack(path: Path, folder: Path) -> None:
+    """Lay what is in the file into a folder. Raises Unfit, Damaged and OSError."""
+    target = open_directory(folder)
+    try:
+        Archive(path, whole=True).extract(target, whiteouts=False)
+    finally:
+        os.close(target)

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Self
 
 from shim.snapshot.images import PAGE, NotIndexable
 from shim.snapshot.layout import ANONYMOUS, BULK, COMPARED, SMALL, Layout, Pair, Run
+from shim.snapshot.pieces import Pieces
 from shim.snapshot.skeleton import Range
 from shim.snapshot.tree import open_file
 
@@ -31,7 +32,7 @@ _ZEROS = bytes(_SLICE)
 _ZERO_PAGE = bytes(PAGE)
 
 
-def compare(layout: Layout, images: Path) -> Layout:
+def compare(layout: Layout, pages: Pieces) -> Layout:
     """The layout without COMPARED: what is equal has lost BULK. Reads the pages files if need be.
 
     Pages files of which more would be copied to the skeleton than filled from lose all BULK, too.
@@ -39,37 +40,44 @@ def compare(layout: Layout, images: Path) -> Layout:
     """
     runs = layout.runs
     if any(run.flags & COMPARED for run in runs):
-        with _Files(layout, images) as files:
+        with _Files(layout, pages) as files:
             equal = _equal(layout, files)
         runs = [
             part
             for run in runs
             for part in (_without(run, equal[run.source]) if run.flags & COMPARED else [run])
         ]
-    return replace(layout, runs=_worth_their_copy(runs, len(layout.sources)))
+    return replace(layout, runs=_worth_their_copy(runs, [piece.file for piece in layout.sources]))
 
 
-def _worth_their_copy(runs: list[Run], sources: int) -> list[Run]:
-    left, bulk = [0] * sources, [0] * sources
+def _worth_their_copy(runs: list[Run], files: list[int]) -> list[Run]:
+    """`files` are those that the sources are pieces of. More than one piece is copied anyway."""
+    left, bulk = Counter[int](), Counter[int]()
     for run in runs:
-        (bulk if run.flags & BULK else left)[run.source] += run.length
-    whole = {n for n in range(sources) if left[n] > max(bulk[n], _CHEAP)}
-    return [run._replace(flags=run.flags & ~BULK) if run.source in whole else run for run in runs]
+        (bulk if run.flags & BULK else left)[files[run.source]] += run.length
+    pieces = Counter(files)
+    whole = {n for n in left if pieces[n] == 1 and left[n] > max(bulk[n], _CHEAP)}
+    return [
+        run._replace(flags=run.flags & ~BULK) if files[run.source] in whole else run for run in runs
+    ]
 
 
 class _Files:
-    """The pages files of processes, open."""
+    """The pages of processes, open: by source."""
 
-    def __init__(self, layout: Layout, images: Path) -> None:
-        private = layout.sources[: len(layout.tasks)]
-        self._names = {n: blob.name for n, blob in enumerate(private) if blob.size}
-        self._images = images
+    def __init__(self, layout: Layout, pages: Pieces) -> None:
+        self._sources = {
+            number: piece
+            for number, piece in enumerate(layout.sources)
+            if piece.file < len(layout.tasks) and piece.size
+        }
+        self._pages = pages
         self._fds: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         try:
-            for number, name in self._names.items():
-                self._fds[number] = open_file(self._images / name)
+            for number, piece in self._sources.items():
+                self._fds[number] = open_file(self._pages.path(piece.name))
         except BaseException:
             self.__exit__()
             raise
@@ -84,16 +92,17 @@ class _Files:
         while buffer:
             done = os.preadv(self._fds[source], [buffer], offset)
             if not done:
-                raise NotIndexable(f"{self._names[source]} is cut off at {offset}")
+                raise NotIndexable(f"{self._sources[source].name} is cut off at {offset}")
             buffer, offset = buffer[done:], offset + done
 
 
 def _equal(layout: Layout, files: _Files) -> list[list[Range]]:
-    """For each pages file, where pages are that stay with CRIU: in order, none twice."""
+    """For each source, where pages are that stay with CRIU: in order, none twice."""
     private: list[list[Run]] = [[] for _ in layout.tasks]
     for run in layout.runs:
-        if run.source < len(layout.tasks):  # the pagemaps of processes come first
-            private[run.source].append(run)
+        file = layout.sources[run.source].file
+        if file < len(layout.tasks):  # the pagemaps of processes come first
+            private[file].append(run)
     twice = [
         (child, parent)
         for pair in layout.pairs

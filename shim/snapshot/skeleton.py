@@ -6,26 +6,25 @@ write the pages that are left to a new file, one after another.
 
 from __future__ import annotations
 
-import errno
 import os
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from shim.snapshot.images import PAGE, NotIndexable
-from shim.snapshot.layout import Blob
 from shim.snapshot.pagemap import Entry, Pagemap, encode
+from shim.snapshot.pieces import Piece, Pieces, copy_range
 from shim.snapshot.tree import open_file
-
-_CHUNK = 1 << 30
 
 Range = tuple[int, int]  # of offsets in the pages file
 
 
-def write(pagemap: Pagemap, blob: Blob, removed: list[Range], images: Path, folder: Path) -> int:
+def write(
+    pagemap: Pagemap, pieces: Sequence[Piece], removed: list[Range], pages: Pieces, folder: Path
+) -> int:
     """Write a pagemap and its pages into `folder`, without some of them; bytes of pages left.
 
-    `removed` are in order and do not overlap.
+    `pieces` are those of its pages file; `removed` are in order and do not overlap.
     """
     entries: list[Entry] = []
     kept: list[Range] = []
@@ -37,7 +36,7 @@ def write(pagemap: Pagemap, blob: Blob, removed: list[Range], images: Path, fold
             kept.append((start, end))
     with open(folder / pagemap.name, "xb") as file:
         file.write(encode(pagemap, entries))
-    return _copy(images / blob.name, folder / blob.name, kept)
+    return _copy(pieces, pages, kept, folder / pagemap.pages)
 
 
 def united(ranges: Iterable[Range]) -> list[Range]:
@@ -72,32 +71,35 @@ def _left(pagemap: Pagemap, removed: list[Range]) -> Iterator[tuple[int, int, in
         offset = end
 
 
-def _copy(source: Path, target: Path, ranges: list[Range]) -> int:
-    """Copy ranges of a file, one after another, into a new one; bytes copied."""
+def _copy(pieces: Sequence[Piece], pages: Pieces, ranges: list[Range], target: Path) -> int:
+    """Copy ranges of a pages file, one after another, into a new file; bytes copied."""
     writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        if ranges:
-            reader = open_file(source)
-            try:
-                for start, end in ranges:
-                    _copy_range(reader, writer, start, end, source.name)
-            finally:
-                os.close(reader)
+        for piece in pieces:
+            end = piece.start + piece.size
+            here = [
+                (max(a, piece.start), min(b, end)) for a, b in _within(ranges, piece.start, end)
+            ]
+            if here:
+                _copy_piece(piece, pages, here, writer)
         return sum(end - start for start, end in ranges)
     finally:
         os.close(writer)
 
 
-def _copy_range(reader: int, writer: int, start: int, end: int, name: str) -> None:
-    while start < end:
-        length = min(_CHUNK, end - start)
-        try:
-            done = os.copy_file_range(reader, writer, length, start)
-        except OSError as error:
-            # Another file system, or one that cannot do it.
-            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            done = os.sendfile(writer, reader, start, length)
-        if not done:
-            raise NotIndexable(f"{name} is cut off at {start}")
-        start += done
+def _within(ranges: list[Range], start: int, end: int) -> Iterator[Range]:
+    """What lies between two offsets of ranges that are in order."""
+    first = bisect_right(ranges, start, key=lambda range_: range_[1])
+    last = bisect_left(ranges, end, key=lambda range_: range_[0])
+    for begin, stop in ranges[first:last]:
+        yield max(begin, start), min(stop, end)
+
+
+def _copy_piece(piece: Piece, pages: Pieces, ranges: list[Range], writer: int) -> None:
+    reader = open_file(pages.path(piece.name))
+    try:
+        for start, end in ranges:
+            if not copy_range(reader, writer, start - piece.start, end - piece.start):
+                raise NotIndexable(f"{piece.name} is cut off")
+    finally:
+        os.close(reader)

@@ -1,7 +1,15 @@
-"""The folder of snapshots: names in, snapshots out, and how one comes to be.
+"""The stores: references in, snapshots out, and how a snapshot comes and goes.
 
-A draft is a folder whose name no snapshot can have, held by a lock as long as its maker lives. It
-is written to disk whole and then renamed: readers see a complete snapshot or none.
+    STORE/names/FILE       the id that a tag stands for       (names.py reads them)
+    STORE/digests/HEX      the id of the snapshot with that manifest
+    STORE/snapshots/ID/    a snapshot: see __init__.py
+    STORE/.draft-ID/       one that is being written, or removed
+    STRIPE/snapshots/ID/   its pieces that lie on another disk; .draft-ID/ likewise
+
+A draft is held by a lock as long as its maker lives. It is written to disk whole and then renamed,
+its stripes first: readers see a complete snapshot or none. Removal is the same the other way
+round. So whatever a killed maker or remover leaves, in a stripe too, has a `.draft-ID` in the store
+that nobody holds, and the next maker sweeps it.
 """
 
 from __future__ import annotations
@@ -9,288 +17,372 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
-from shim.annotations import check_name
-from shim.errors import AlreadyExists, BadName, NoSuchSnapshot, Unfit
+from shim import names
+from shim.config import Config
+from shim.errors import BadName, FailedPrecondition, NoSuchSnapshot, ThawError
+from shim.names import NAMES, SNAPSHOTS
+from shim.reference import Reference, parse
 from shim.removal import remove_folder
-from shim.snapshot.config import SnapshotConfig
+from shim.snapshot.config import DAMAGED
+from shim.snapshot.draft import DRAFT, Draft, touch
+from shim.snapshot.locks import flock, held, open_folder
 from shim.snapshot.replacing import sync
-from shim.snapshot.tree import open_file
+from shim.snapshot.snapshot import (
+    CONFIG,
+    SHARED,
+    USED,
+    Snapshot,
+    check_owner,
+    check_whole,
+    open_at,
+    size_of,
+)
+from shim.snapshot.tags import Tags, exists, listed
+from shim.snapshot.writing import is_full, no_room, writing
 
-CONFIG = "config.json"
-_DRAFT = ".draft-"
-_LARGEST_CONFIG = 8 << 20  # bytes
-DAMAGED = "the snapshot is damaged: remove it with `thaw rm` and make it again"
+__all__ = [
+    "CONFIG",
+    "DAMAGED",
+    "Draft",
+    "Entry",
+    "Snapshot",
+    "Store",
+    "Stores",
+    "check_owner",
+    "check_whole",
+    "held",
+    "open_at",
+    "size_of",
+]
 
 
-class Snapshot:
-    """A folder that holds a snapshot, opened and believed as far as its owner goes."""
+@dataclass(frozen=True)
+class Entry:
+    """One snapshot of a store as a list shows it, readable or not. Times are Unix times."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.criu = path / "criu"
-        self.difference = path / "rootfs"
-        self.config = _read_config(path / CONFIG)
-
-    def volume(self, number: int) -> Path:
-        """The saved contents of one volume, as numbered in the config."""
-        return self.path / "volumes" / str(number)
+    id: str
+    names: list[str] = field(default_factory=list)  # as they are written: references
+    digest: str = ""  # "sha256:…"; empty while it is not sealed
+    shared: bool = False
+    used: float = 0.0  # when it was last restored; 0.0: never
+    created: float = 0.0
+    size: int = 0  # bytes on disk
+    error: str = ""  # why it cannot be read
+    snapshot: Snapshot | None = None
 
 
 class Store:
-    """One folder of snapshots."""
+    """One folder of snapshots, with the folders that its snapshots are striped over."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str | Path, stripes: Iterable[str | Path] = ()) -> None:
         self.folder = Path(folder)
+        self.stripes = tuple(Path(stripe) for stripe in stripes)
+        self._tags = Tags(self.folder, lambda id: os.path.lexists(self.path_of(id)), DRAFT)
 
-    def open(self, name: str) -> Snapshot:
-        """The snapshot of that name. Raises BadName, NoSuchSnapshot or Unfit."""
-        path = self.folder / check_name(name)
-        if not os.path.lexists(path):
-            raise NoSuchSnapshot(f"no snapshot named {name} in {self.folder}", hint="see `thaw ls`")
-        check_owner(self.folder)
-        return open_at(path)
+    # Reading
 
-    def names(self) -> list[str]:
-        """The names of all snapshots, sorted."""
-        try:
-            entries = os.listdir(self.folder)
-        except FileNotFoundError:
-            return []
-        return sorted(name for name in entries if _is_name(name))
+    def path_of(self, id: str) -> Path:
+        """Where the snapshot of that id is, if it is."""
+        return self.folder / SNAPSHOTS / id
 
-    def remove(self, name: str) -> None:
-        """Delete a snapshot: first its name goes, then its contents."""
-        path = self.folder / check_name(name)
-        if path.is_symlink() or path.is_file():  # no snapshot, but in the place of one
-            path.unlink()
-            return
+    def snapshot(self, id: str) -> Snapshot:
+        """The snapshot of that id. Raises NoSuchSnapshot, or Unfit if it is not to be trusted."""
+        path = self.path_of(id)
+        if not names.is_id(id) or not os.path.lexists(path):
+            raise NoSuchSnapshot(f"no snapshot {id[:80]!r} in {self.folder}", hint="see `thaw ls`")
+        self.check_owner()
+        return open_at(path, [stripe / SNAPSHOTS / id for stripe in self.stripes])
+
+    def check_owner(self) -> None:
+        """Raise Unfit unless the store's folders are root's alone."""
+        for folder in (self.folder, self.folder / SNAPSHOTS, self.folder / NAMES):
+            if os.path.lexists(folder):
+                check_owner(folder)
+
+    def ids(self) -> list[str]:
+        """The ids of all snapshots, sorted."""
+        return sorted(filter(names.is_id, listed(self.folder / SNAPSHOTS)))
+
+    def names(self) -> dict[str, str]:
+        """Every tag that stands for an id: file name → id."""
+        return self._tags.all()
+
+    def entries(self) -> list[Entry]:
+        """All snapshots, by id; one that cannot be read has an error."""
+        tags: dict[str, list[str]] = {}
+        for name, id in self.names().items():
+            tags.setdefault(id, []).append(unquote(name))
+        return [self._entry(id, tags.get(id, [])) for id in self.ids()]
+
+    def _entry(self, id: str, tags: list[str]) -> Entry:
+        path = self.path_of(id)
+        size = sum(map(size_of, (path, *(stripe / SNAPSHOTS / id for stripe in self.stripes))))
         try:
-            lock = _lock(path)  # or a sweeper would remove it at the same time
-        except FileNotFoundError:
-            raise NoSuchSnapshot(f"no snapshot named {name} in {self.folder}") from None
+            found = self.snapshot(id)
+            return Entry(
+                id,
+                tags,
+                found.digest,
+                found.shared,
+                found.used,
+                found.created,
+                size,
+                snapshot=found,
+            )
+        except (ThawError, OSError) as error:
+            made = os.lstat(path).st_mtime if os.path.lexists(path) else 0.0
+            return Entry(id, tags, created=made, size=size, error=str(error))
+
+    # Names
+
+    def tag(self, file_name: str, id: str, replace: bool = False) -> None:
+        """Let a name stand for a snapshot. Raises AlreadyExists, NoSuchSnapshot."""
+        with self._writing(), held(self.path_of(id)):
+            self._there(id)
+            self._tags.make(file_name, id, replace)
+
+    def untag(self, file_name: str) -> None:
+        """Remove a name; its snapshot stays. Raises NoSuchSnapshot."""
+        with self._writing():
+            self._tags.remove(file_name)
+
+    def note_digest(self, id: str, digest: str) -> None:
+        """Let a digest lead to a snapshot; one that leads to another that is there stays."""
+        with self._writing():
+            self._tags.make_digest(digest.removeprefix("sha256:"), id)
+
+    def taken(self, file_name: str) -> bool:
+        """Whether a name stands for a snapshot that is there, or is no name of ours."""
+        return self._tags.taken(file_name)
+
+    def name_draft(self, file_name: str, id: str, replace: bool) -> str:
+        """As tag(), for a snapshot that we hold; answers the id that the name stood for, or ""."""
+        return self._tags.make(file_name, id, replace)
+
+    # Marks
+
+    def mark_shared(self, id: str, shared: bool) -> None:
+        """Let pods of all namespaces restore a snapshot, or not."""
+        path = self._there(id) / SHARED
+        with self._writing():
+            if shared:
+                touch(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def mark_used(self, id: str) -> None:
+        """Note that it was restored just now, unless nothing can be written here."""
         try:
-            _bury(path)
-        finally:
-            os.close(lock)
+            path = self._there(id) / USED
+            touch(path)
+            os.utime(path)
+        except (ThawError, OSError):
+            pass
+
+    def _there(self, id: str) -> Path:
+        path = self.path_of(id)
+        if not names.is_id(id) or not path.is_dir():
+            raise NoSuchSnapshot(f"no snapshot {id[:80]!r} in {self.folder}", hint="see `thaw ls`")
+        return path
+
+    # Coming and going
+
+    def remove(self, id: str, wait: bool = False) -> None:
+        """Delete a snapshot: its names and digests, then itself, then its contents.
+
+        Raises NoSuchSnapshot, and FailedPrecondition while it is restored from unless told to
+        `wait` for the end of that.
+        """
+        path = self.path_of(id)
+        if not names.is_id(id) or not os.path.lexists(path):
+            raise NoSuchSnapshot(f"no snapshot {id[:80]!r} in {self.folder}", hint="see `thaw ls`")
+        with self._writing():
+            lock = _lock_to_remove(path, id, wait)
+            try:
+                self._tags.forget(id)
+                self._bury(id)
+            finally:
+                if lock is not None:
+                    os.close(lock)
+
+    def _bury(self, id: str) -> None:
+        """Remove a snapshot's folders: the first step takes it from the store, at once."""
+        grave = self.folder / f"{DRAFT}{id}"
+        if os.path.lexists(self.path_of(id)):
+            os.rename(self.path_of(id), grave)
+            sync(self.folder / SNAPSHOTS)
+        self._clear(id)
+
+    def _clear(self, id: str) -> None:
+        """Remove what is left of a draft or a removed snapshot, its place in the store last."""
+        for stripe in self.stripes:
+            remove_folder(str(stripe / f"{DRAFT}{id}"))
+            if not os.path.lexists(self.path_of(id)):
+                remove_folder(str(stripe / SNAPSHOTS / id))
+        remove_folder(str(self.folder / f"{DRAFT}{id}"))
 
     @contextmanager
-    def draft(self, name: str) -> Iterator[Draft]:
-        """A folder to write a snapshot into; it is published at the end, if not before.
+    def draft(self, reference: Reference | str | None, replace: bool = False) -> Iterator[Draft]:
+        """A snapshot to be written; it is published at the end, if not before.
 
-        Raises AlreadyExists if the name is taken. On any error the folder is removed.
+        Raises AlreadyExists if the name is taken (now, or when it is published) and is not to be
+        replaced, BadName, StoreFull, FailedPrecondition if the store cannot be written to. On any
+        error nothing is left of it.
         """
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_owner(self.folder)
-        final = self.folder / check_name(name)
-        self._refuse_taken(final)
-        self._sweep()
-        path, lock = self._begin()
-        draft = Draft(path, final)
+        name = _name_of(reference)
+        with self._writing():
+            for folder in (self.folder, *self.stripes):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                (folder / SNAPSHOTS).mkdir(mode=0o700, exist_ok=True)
+                check_owner(folder)
+                check_owner(folder / SNAPSHOTS)
+            self.check_owner()
+        if name and not replace and self.taken(name):
+            raise exists(name)
+        with self._writing():
+            self.sweep()
+            id, lock = self._begin()
+        draft = Draft(self, id, name, replace)
         try:
+            draft.begin()
             yield draft
             draft.publish()
-        except BaseException:
-            _bury(draft.path)
+        except BaseException as error:
+            self._forget_draft(draft)
+            if isinstance(error, OSError) and is_full(error):
+                raise no_room(self.folder) from error
             raise
         finally:
             os.close(lock)
 
-    def _refuse_taken(self, path: Path) -> None:
-        if os.path.lexists(path):
-            raise _taken(path)
+    def _forget_draft(self, draft: Draft) -> None:
+        if draft.published:
+            self._tags.forget(draft.id)
+            if draft.before:  # somebody may still count on it
+                self._tags.make(draft.name, draft.before, replace=False)
+        self._bury(draft.id)
 
-    def _begin(self) -> tuple[Path, int]:
+    def _begin(self) -> tuple[str, int]:
         """A new folder for a draft, and its lock. A sweeper may come before the lock."""
         while True:
-            path = self.folder / _hidden()
+            id = os.urandom(names.ID_LENGTH // 2).hex()
+            path = self.folder / f"{DRAFT}{id}"
             path.mkdir(mode=0o700)
             try:
-                lock = _lock(path)
+                lock = open_folder(path)
             except FileNotFoundError:
                 continue
+            flock(lock, fcntl.LOCK_EX)
             if path.exists():
-                return path, lock
+                return id, lock
             os.close(lock)
 
-    def _sweep(self) -> None:
-        """Remove the drafts of makers that died: their locks are free."""
-        for path in self.folder.glob(f"{_DRAFT}*"):
-            try:
-                lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            except OSError:
-                continue
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove_folder(str(path))
-            except OSError:  # its maker lives, or another sweeper was quicker
-                pass
-            finally:
-                os.close(lock)
+    def sweep(self) -> None:
+        """Remove what makers and removers that died have left: their locks are free."""
+        for name in listed(self.folder, hidden=True):
+            if name.startswith(DRAFT):
+                self._sweep_one(name)
 
-
-class Draft:
-    """A snapshot that is being written, in the folder `path`."""
-
-    def __init__(self, path: Path, final: Path) -> None:
-        self.path = path
-        self._final = final
-
-    def publish(self) -> None:
-        """Bring it to the disk and give it its name, by one rename; once is enough."""
-        if self.path == self._final:
-            return
-        _sync(self.path)
+    def _sweep_one(self, name: str) -> None:
+        path = self.folder / name
         try:
-            self.path.rename(self._final)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise _taken(self._final) from error
-            raise
-        self.path = self._final
-        sync(self._final.parent)
+            lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if names.is_id(name.removeprefix(DRAFT)):
+                self._clear(name.removeprefix(DRAFT))
+            elif path.is_dir():  # of a restore that had its pages files put together
+                remove_folder(str(path))
+            else:  # the file of a name: there is one only while names are changed
+                with self._tags.alone():
+                    path.unlink(missing_ok=True)
+        except OSError:  # its maker lives, or another sweeper was quicker
+            pass
+        finally:
+            os.close(lock)
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self.folder)
 
 
-def _hidden() -> str:
-    """A name that no snapshot can have."""
-    return f"{_DRAFT}{os.urandom(6).hex()}"
+class Stores(list[Store]):
+    """All stores of a node, in the order in which they are searched."""
+
+    @classmethod
+    def of(cls, config: Config) -> Stores:
+        """Those that the operator has configured."""
+        stripes = config.several("stripes")
+        return cls(Store(folder, stripes) for folder in config.several("snapshots"))
+
+    @property
+    def first(self) -> Store:
+        """Where new snapshots go."""
+        return self[0]
+
+    def find(self, reference: Reference | str) -> tuple[Store, str]:
+        """The store that has a snapshot, and its id. Raises BadName, NoSuchSnapshot.
+
+        An id of a snapshot is a name here too, if nothing else is called so.
+        """
+        wanted = parse(reference) if isinstance(reference, str) else reference
+        for store in self:
+            id = names.id_of(str(store.folder), wanted)
+            if id is not None and os.path.lexists(store.path_of(id)):
+                return store, id
+        for store in self:
+            if names.is_id(wanted.text) and os.path.lexists(store.path_of(wanted.text)):
+                return store, wanted.text
+        places = ", ".join(str(store.folder) for store in self)
+        raise NoSuchSnapshot(f"no snapshot named {wanted.text} in {places}", hint="see `thaw ls`")
+
+    def open(self, reference: Reference | str) -> Snapshot:
+        """The snapshot that a reference leads to. Raises BadName, NoSuchSnapshot, Unfit."""
+        store, id = self.find(reference)
+        return store.snapshot(id)
+
+    def at(self, path: Path) -> tuple[Store, str]:
+        """The store that the folder of a snapshot is in, and its id. Raises NoSuchSnapshot."""
+        for store in self:
+            if path == store.path_of(path.name) and os.path.lexists(path):
+                return store, path.name
+        raise NoSuchSnapshot(f"{path} is no snapshot of a store", hint="see `thaw ls`")
 
 
-def _lock(path: Path) -> int:
-    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
-
-
-def _bury(path: Path) -> None:
-    """Remove a folder: first its name goes, so that nobody finds half a snapshot under it."""
-    grave = path.parent / _hidden()
-    path.rename(grave)
-    remove_folder(str(grave))
-
-
-def _taken(path: Path) -> AlreadyExists:
-    return AlreadyExists(
-        f"a snapshot named {path.name} exists", hint=f"`thaw rm {path.name}` removes it"
-    )
-
-
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Keep a snapshot from being removed, or indexed anew, while it is restored from.
-
-    Its files are opened one by one, by name and partly by CRIU: all must be of one snapshot.
-    What is no folder is held by nobody; opening it says why it is none.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        yield
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH)  # waits for one that is about to remove it
-        yield
-    finally:
-        os.close(fd)
-
-
-def open_at(path: Path) -> Snapshot:
-    """The snapshot in a folder, wherever that is. Raises Unfit unless it is root's alone."""
-    check_owner(path)
-    return Snapshot(path)
-
-
-def check_owner(path: Path) -> None:
-    """Raise Unfit unless `path` is a folder of root's (or ours) that nobody else can write to."""
-    info = os.lstat(path)
-    if not stat.S_ISDIR(info.st_mode):
-        raise Unfit(f"{path} is not a folder", hint="a snapshot is a folder, and no link to one")
-    if info.st_uid not in (0, os.geteuid()) or info.st_mode & 0o022:
-        raise Unfit(
-            f"{path} can be written to by others than root",
-            hint="whoever can write a snapshot is root on this node: chown root, chmod go-w",
+def _name_of(reference: Reference | str | None) -> str:
+    """The name that a new snapshot gets; empty if only its digest shall lead to it."""
+    if reference is None:
+        return ""
+    wanted = parse(reference) if isinstance(reference, str) else reference
+    if wanted.auto or (wanted.digest and not wanted.remote):
+        raise BadName(
+            f"a new snapshot cannot be called {wanted.text}",
+            hint="digests and `auto` are for snapshots that exist",
         )
+    return wanted.file_name if not wanted.remote or wanted.tag else ""
 
 
-def _read_config(path: Path) -> SnapshotConfig:
+def _lock_to_remove(path: Path, id: str, wait: bool) -> int | None:
     try:
-        fd = open_file(path)
+        fd = open_folder(path)
+    except NotADirectoryError:  # nothing of ours, but in the place of a snapshot
+        return None
     except OSError as error:
-        raise Unfit(f"cannot read {path}: {error.strerror}", hint="no snapshot of Thaw") from error
+        if error.errno == errno.ELOOP:
+            return None
+        raise
     try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST_CONFIG:
-            raise Unfit(f"{path} is no config document", hint="the snapshot is damaged")
-        with open(fd, "rb", closefd=False) as file:
-            return SnapshotConfig.from_json(file.read(_LARGEST_CONFIG), str(path))
-    finally:
+        flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(fd)
-
-
-def _is_name(entry: str) -> bool:
-    try:
-        check_name(entry)
-    except BadName:
-        return False
-    return True
-
-
-def _sync(folder: Path) -> None:
-    """Bring every file and folder below `folder` to the disk, so that the rename comes last."""
-    for parent, _folders, files in os.walk(folder):
-        for name in files:
-            path = os.path.join(parent, name)
-            if stat.S_ISREG(os.lstat(path).st_mode):
-                sync(Path(path))
-        sync(Path(parent))
-
-
-def images_in(folder: Path) -> dict[str, int]:
-    """The length of each of CRIU's images in a folder, by name."""
-    found = {}
-    for entry in os.scandir(folder):
-        if entry.name.endswith(".img") and entry.is_file(follow_symlinks=False):
-            found[entry.name] = entry.stat(follow_symlinks=False).st_size
-    return found
-
-
-def check_whole(snapshot: Snapshot, images: Path) -> None:
-    """Raise Unfit unless everything is there and CRIU's images are as long as they were."""
-    _check_images(images, snapshot.config.images)
-    folders = [snapshot.volume(number) for number in range(len(snapshot.config.volumes))]
-    if snapshot.config.difference:
-        folders.append(snapshot.difference)
-    for folder in folders:
-        if not stat.S_ISDIR(_mode(folder)):
-            raise Unfit(f"{folder} is missing", hint=DAMAGED)
-
-
-def _mode(path: Path) -> int:
-    try:
-        return os.lstat(path).st_mode
-    except OSError:
-        return 0
-
-
-def _check_images(folder: Path, wanted: dict[str, int]) -> None:
-    # CRIU does not look: it waits for ever for pages that a shortened file does not hold.
-    try:
-        found = images_in(folder)
-    except OSError as error:
-        raise Unfit(f"cannot read {folder}: {error.strerror}", hint=DAMAGED) from error
-    for name, size in sorted(wanted.items()):
-        if found.get(name) != size:
-            now = f"has {found[name]} bytes" if name in found else "is missing"
-            raise Unfit(f"{folder}/{name} {now}, it had {size}", hint=DAMAGED)
-
-
-def size_of(folder: Path) -> int:
-    """Bytes on disk below `folder`."""
-    total = 0
-    for parent, _folders, files in os.walk(folder):
-        total += sum(os.lstat(os.path.join(parent, name)).st_blocks for name in files) * 512
-    return total
+        raise FailedPrecondition(
+            f"snapshot {id} is being restored from, or made", hint="try again when that is over"
+        ) from None
+    return fd

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 _CHUNK = 1 << 30
 _HIDDEN = ".thaw-"  # begins the names of files that are being written
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -27,26 +28,13 @@ def copy_tree(source: int, target: int) -> int:
     return _Copy().directory(source, target)
 
 
-def remove_copied(source: int, target: int) -> None:
-    """Remove from `target` what `copy_tree(source, target)` put there, and only that.
-
-    A directory that others have put something into meanwhile stays. What a copy that was killed
-    had not finished is ours too.
-    """
-    for name in os.listdir(target):
-        if name.startswith(_HIDDEN):
-            _unlink(name, target)
-    for name in os.listdir(source):
-        try:
-            if stat.S_ISDIR(_stat(name, source).st_mode):
-                _remove_directory(name, source, target)
-            else:
-                os.unlink(name, dir_fd=target)
-        except OSError:
-            continue  # gone, or not ours any longer
+def hidden(name: str) -> bool:
+    """Whether it is the name of a file that a copy of ours had not finished."""
+    return name.startswith(_HIDDEN)
 
 
-def _unlink(name: str, folder: int) -> None:
+def unlink(name: str, folder: int) -> None:
+    """Remove what is no directory, if it is there."""
     try:
         os.unlink(name, dir_fd=folder)
     except OSError:
@@ -107,10 +95,10 @@ class _Copy:
             return self._file(name, source, target)
         if stat.S_ISLNK(info.st_mode):
             link = os.readlink(name, dir_fd=source)
-            _place(name, target, lambda new: os.symlink(link, new, dir_fd=target))
+            place(name, target, lambda new: os.symlink(link, new, dir_fd=target))
             os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
         elif stat.S_ISFIFO(info.st_mode):
-            _place(name, target, lambda new: _make_fifo(new, target, info))
+            place(name, target, lambda new: _make_fifo(new, target, info))
         return 0
 
     def _subdirectory(self, name: str, source: int, target: int) -> int:
@@ -139,7 +127,7 @@ class _Copy:
             key = (info.st_dev, info.st_ino)
             if info.st_nlink > 1 and key in self._seen:
                 folder, first = self._seen[key]
-                _place(
+                place(
                     name,
                     target,
                     lambda new: os.link(
@@ -147,7 +135,7 @@ class _Copy:
                     ),
                 )
                 return 0
-            _place(name, target, lambda new: _copy_file(reader, new, target, info.st_size))
+            place(name, target, lambda new: _copy_file(reader, new, target, info.st_size))
             if info.st_nlink > 1:
                 folder = os.dup(target)
                 self._open.append(folder)
@@ -161,15 +149,15 @@ def _stat(name: str, folder: int) -> os.stat_result:
     return os.stat(name, dir_fd=folder, follow_symlinks=False)
 
 
-def _place(name: str, folder: int, make: Callable[[str], None]) -> None:
+def place(name: str, folder: int, make: Callable[[str], None]) -> None:
     """Make an entry under a name nobody knows, then rename it over `name`."""
-    hidden = f"{_HIDDEN}{os.urandom(6).hex()}"
+    new = f"{_HIDDEN}{os.urandom(6).hex()}"
     try:
-        make(hidden)
-        os.rename(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
+        make(new)
+        os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         try:
-            os.unlink(hidden, dir_fd=folder)
+            os.unlink(new, dir_fd=folder)
         except FileNotFoundError:
             pass
         raise
@@ -188,8 +176,7 @@ def _make_fifo(name: str, folder: int, info: os.stat_result) -> None:
 
 
 def _copy_file(reader: int, name: str, folder: int, size: int) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    writer = os.open(name, flags, 0o600, dir_fd=folder)
+    writer = os.open(name, CREATE, 0o600, dir_fd=folder)
     try:
         os.ftruncate(writer, size)
         position = 0
@@ -222,15 +209,3 @@ def _copy_attributes(source: int, target: int) -> None:
     for name in os.listxattr(source):
         os.setxattr(target, name, os.getxattr(source, name))
     os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
-
-
-def _remove_directory(name: str, source: int, target: int) -> None:
-    inner, outer = open_directory(name, source), -1
-    try:
-        outer = open_directory(name, target)
-        remove_copied(inner, outer)
-    finally:
-        os.close(inner)
-        if outer >= 0:
-            os.close(outer)
-    os.rmdir(name, dir_fd=target)

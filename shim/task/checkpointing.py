@@ -7,9 +7,9 @@ kept in the bundle as `criu-dump.log`.
 from __future__ import annotations
 
 from shim import log
-from shim.annotations import check_name
 from shim.errors import FailedPrecondition, InvalidArgument, ThawError, Unimplemented
 from shim.proto.control_pb import CheckpointResponse
+from shim.reference import check_name
 from shim.task.engine import Engine
 from shim.task.restoration import describe
 from shim.task.state import RUNNING
@@ -25,13 +25,19 @@ if TYPE_CHECKING:
 
 def checkpoint_to_name(container: Container, request: CheckpointRequest) -> CheckpointResponse:
     """Make the snapshot `request.name` of a container; it runs on unless `request.exit`."""
-    work = {"name": check_name(request.name), "path": "", "exit": request.exit}
+    work = {
+        "name": check_name(request.name),
+        "path": "",
+        "exit": request.exit,
+        "replace": request.replace,
+        "shared": request.shared,
+    }
     if container.shares_pids:
         raise FailedPrecondition(
             f"container {container.id} shares a pid namespace",
             hint="a restored process cannot get its pids back there",
         )
-    reply = _dump(container, work)
+    reply = dump(container, work)
     return CheckpointResponse(
         path=reply["path"],
         bytes=reply["bytes"],
@@ -56,10 +62,13 @@ def checkpoint_to_path(container: Container, request: CheckpointTaskRequest) -> 
     work = {"name": "", "path": path, "exit": options.exit, "work_path": options.work_path}
     if options.cgroups_mode:
         work["cgroups_mode"] = options.cgroups_mode
-    _dump(container, work)
+    dump(container, work)
 
 
-def _dump(container: Container, work: dict[str, Any]) -> dict[str, Any]:
+def dump(
+    container: Container, work: dict[str, Any], engine: Engine | None = None
+) -> dict[str, Any]:
+    """Have an engine, a new one by default, dump a container, and let the container go on."""
     with container.verbs:
         container.state.check_checkpoint()
         request = {**describe(container, container.host), **work}
@@ -69,7 +78,8 @@ def _dump(container: Container, work: dict[str, Any]) -> dict[str, Any]:
         # A CRIU that is killed leaves its tasks frozen and their network locked. If the engine
         # dies, CRIU hears nothing at its post-dump stage and takes everything back by itself; and
         # a caller that is out of patience does not end the dump.
-        engine = Engine(container.host.reaper, container.runc.env, children_go_too=False)
+        if engine is None:
+            engine = Engine(container.host.reaper, container.runc.env, children_go_too=False)
         try:
             reply = engine.ask(request, [], None)
             if reply.get("refused"):

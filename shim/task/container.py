@@ -16,6 +16,7 @@ from shim.errors import AlreadyExists, Cancelled, FailedPrecondition, NotFound, 
 from shim.lean.threads import Event, Lock, RLock
 from shim.proto import events_pb as pb
 from shim.proto.known import timestamp
+from shim.task.aside import Aside
 from shim.task.execs import Exec, run_with_stdio
 from shim.task.exits import Exits
 from shim.task.process import Process
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from shim.task.host import Host
     from shim.task.restoration import Restoration
     from shim.task.rootfs import Rootfs
+    from shim.task.source import Origins
     from shim.task.stdio import Streams
 
 DRAIN = 10.0  # seconds that Delete waits for output, as containerd's own shim does
@@ -61,6 +63,7 @@ class Container:
         folder: str,
         shares_pids: bool,
         restoration: Restoration | None = None,
+        origins: Origins | None = None,
     ) -> None:
         self.host = host
         self.bundle = bundle
@@ -71,11 +74,13 @@ class Container:
         self.folder = folder
         self.shares_pids = shares_pids
         self.restoration = restoration
+        self._aside = Aside(self, origins) if origins is not None and origins.aside else None
         self.init = Process(streams)
         self.execs: dict[str, Exec] = {}
         self.state: State = CreatedFromSnapshot(self) if restoration else Created(self)
         self._pipe_owner = (int(config.number("IoUid")), int(config.number("IoGid")))
         self._cgroup: Cgroup | None = None
+        self._restored = False
         self.verbs = RLock()
         self.exits = Exits(self)
         self._execs_lock = Lock()
@@ -121,6 +126,8 @@ class Container:
             with self.exits.held():
                 self.state.start(deadline)
                 self.host.events.publish(pb.TaskStart(container_id=self.id, pid=self.init.pid))
+            if self._aside is not None and not self._restored:
+                self._aside.begin()
             return self.init.pid
 
     def start_exec(self, exec_id: str) -> int:
@@ -195,6 +202,7 @@ class Container:
     def delete(self) -> Exit:
         """Remove everything of this container. Returns how init ended."""
         self.cancel_restore()
+        self.cancel_aside()
         with self.verbs:
             self.state.delete()
             self.state = Deleted(self)
@@ -247,6 +255,7 @@ class Container:
         assert self.restoration is not None
         with self.host.reaper.early():
             if self.restoration.attempt(self, deadline):
+                self._restored = True
                 self.watch_init()
                 self.exits.become(Running)
                 if self.restoration.cancelled:  # too late to be undone
@@ -269,6 +278,11 @@ class Container:
         """End a restore that is under way or about to begin."""
         if self.restoration is not None:
             self.restoration.cancel()
+
+    def cancel_aside(self) -> None:
+        """End what goes on beside a container that is over."""
+        if self._aside is not None:
+            self._aside.cancel()
 
     def stop_unstarted(self, status: int) -> None:
         """Start was refused: nobody waits any longer, and no exit event is sent."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 
 from shim import log
-from shim.annotations import check_name, fail_instead_of_cold_start, named_snapshots, wish
+from shim.annotations import named_snapshots
 from shim.bundle import Bundle, annotations_of, namespace_path
-from shim.errors import NoSuchSnapshot, ThawError
+from shim.errors import ThawError
 from shim.runc import Runc
 from shim.task import options
 from shim.task.container import Container, remove_state
-from shim.task.restoration import Restoration, Source
+from shim.task.restoration import Restoration
 from shim.task.rootfs import Rootfs
+from shim.task.source import Origins, origins_of
 from shim.task.stdio import Streams
 
 TYPE_CHECKING = False
@@ -38,12 +39,12 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
     options.keep(bundle, config)
     spec = bundle.spec()
     folder = container_folder(config, host.namespace, request.id)
-    source = _source(request, annotations_of(spec), config)
+    origins = origins_of(request.id, request.checkpoint, annotations_of(spec), config)
     _make_folder(folder, host.socket)
     container = None
     try:
         steer_criu(bundle, spec, folder)
-        container = _assemble(host, request, bundle, config, spec, folder, source)
+        container = _assemble(host, request, bundle, config, spec, folder, origins)
         container.create()
         _read_ahead(host, container, named_snapshots(annotations_of(spec)))
         return container
@@ -83,38 +84,6 @@ def _make_folder(folder: str, socket: str) -> None:
     os.symlink(socket, link)
 
 
-def _source(request: CreateTaskRequest, notes: dict[str, str], config: Config) -> Source | None:
-    """Where to restore from, or None for a cold boot. Looks no further than the name."""
-    if request.checkpoint:
-        return Source(request.checkpoint, "", outright=True, must=True)
-    wanted = wish(notes)
-    if wanted is None:
-        return None
-    must = False
-    try:
-        must = fail_instead_of_cold_start(notes)
-        name = check_name(wanted.name)
-        path = f"{config.text('snapshots')}/{name}"
-        if not os.path.lexists(path):
-            raise NoSuchSnapshot(
-                f"no snapshot named {name} in {config.text('snapshots')}",
-                hint="`thaw ls` lists them, `thaw checkpoint` makes one",
-            )
-        return Source(path, name, outright=wanted.outright, must=must)
-    except ThawError as error:
-        log.warning(
-            "not restored" if must else "booting cold",
-            container=request.id,
-            snapshot=wanted.name[:80],
-            reason=error.reason,
-            hint=error.hint,
-            error=error.message,
-        )
-        if must:
-            raise
-        return None
-
-
 def _assemble(
     host: Host,
     request: CreateTaskRequest,
@@ -122,7 +91,7 @@ def _assemble(
     config: Config,
     spec: dict[str, Any],
     folder: str,
-    source: Source | None,
+    origins: Origins,
 ) -> Container:
     runc = Runc(config, host.namespace, request.id, bundle.log, host.reaper.run)
     rootfs = Rootfs(bundle.rootfs, request.rootfs)
@@ -135,7 +104,8 @@ def _assemble(
         config=config,
         folder=folder,
         shares_pids=namespace_path(spec, "pid") != "",
-        restoration=Restoration(host, source) if source else None,
+        restoration=Restoration(host, origins.source) if origins.source else None,
+        origins=origins,
     )
 
 

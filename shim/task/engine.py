@@ -91,6 +91,11 @@ class Engine:
         """End it and whatever it has started in its process group."""
         self._killed = True
         self._reaper.kill(self.pid, 9, group=True)
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """Let it know that it is not needed any longer: it puts away what it has, and ends."""
+        self._killed = True
         try:
             self._socket.shutdown(SHUT_RDWR)  # wakes `ask`
         except OSError:

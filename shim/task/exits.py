@@ -47,6 +47,7 @@ class Exits:
         """Init is over."""
         container = self._container
         self.init_end = exit
+        container.cancel_aside()
         container.host.oom.check(container.id)  # an OOM event comes before the exit that it caused
         frozen = container.state.status == PAUSED  # looked at before it becomes Stopped
         if container.shares_pids or frozen:

@@ -8,10 +8,12 @@ first one died.
 
 from __future__ import annotations
 
+import os
 import time
 
 from shim import log
-from shim.errors import Cancelled, OtherContainer, RestoreFailed, ThawError
+from shim.errors import Cancelled, NoSuchSnapshot, OtherContainer, RestoreFailed, ThawError
+from shim.reference import AUTO
 from shim.task.engine import Engine
 from shim.task.process import Console
 
@@ -21,26 +23,12 @@ if TYPE_CHECKING:
 
     from shim.task.container import Container
     from shim.task.host import Host
+    from shim.task.source import Source
 
 COLD_SHARE = 0.5  # of the caller's time is kept for the cold boot, …
 COLD_MOST = 30.0  # … but no more than this, in seconds
 UNDO_TIMEOUT = 20.0  # seconds
-
-
-class Source:
-    """The snapshot that was asked for.
-
-    `outright`: the container was named by the annotation's key. `must`: no cold boot instead.
-    `name` is empty for a checkpoint that containerd handed over as a folder.
-    """
-
-    __slots__ = ("must", "name", "outright", "path")
-
-    def __init__(self, path: str, name: str, *, outright: bool, must: bool) -> None:
-        self.path = path
-        self.name = name
-        self.outright = outright
-        self.must = must
+BEGUN = "restoring"  # in the container's folder while a restore is under way; see work.py
 
 
 class Restoration:
@@ -143,6 +131,11 @@ class Restoration:
         return max(0.0, min(allowed, left - min(COLD_MOST, left * COLD_SHARE)))
 
     def _give_up(self, container: Container, error: ThawError) -> None:
+        first = self._source.name == AUTO and isinstance(error, NoSuchSnapshot)
+        if first and not self._cancelled:
+            log.info("no snapshot yet", container=container.id, snapshot=error.message)
+            self.close()
+            return
         if isinstance(error, OtherContainer) and not self._cancelled:
             log.info("another container is meant", container=container.id, error=error.message)
             self._hand_on()
@@ -171,6 +164,8 @@ class Restoration:
 
     def _undo(self, container: Container) -> ThawError | None:
         """Remove all that the attempt has made. Returns the error if that fails too."""
+        if not os.path.lexists(f"{container.folder}/{BEGUN}"):
+            return None  # refused before anything was touched
         engine = None
         try:
             engine = Engine(self._host.reaper, container.runc.env)

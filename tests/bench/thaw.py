@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +24,22 @@ class Timed:
 
 
 def restore(
-    criu: Criu, images: Path, work: Path, *, threads: int, budget: int, source: int = 0
+    criu: Criu,
+    images: Path,
+    work: Path,
+    *,
+    threads: int,
+    budget: int,
+    source: int = 0,
+    pages: Sequence[Path] | None = None,
 ) -> Timed:
     """Restore images that have an index: read ahead, the skeleton by CRIU, the rest after it.
 
-    `work` is a folder for CRIU's log, its configuration, and links; `budget` in bytes. Raises what
-    the fill raised, or Failed.
+    `work` is a folder for CRIU's log, its configuration, and links; `budget` in bytes; `pages` are
+    the folders with the pages in pieces, if they are. Raises what the fill raised, or Failed.
     """
     began = time.monotonic()
-    index = Index.open(images / FOLDER, images)
+    index = Index.open(images / FOLDER, images, pages)
     index.check_files()
     links = work / "links"
     index.link(links)

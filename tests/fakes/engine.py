@@ -21,6 +21,12 @@ from typing import Any
 
 def main() -> None:
     daemon = socket.socket(fileno=3)
+    while serve(daemon):  # having waited, it is asked to dump
+        pass
+
+
+def serve(daemon: socket.socket) -> bool:
+    """Answer one request; whether there may be another."""
     line = b""
     fds: list[int] = []
     request: dict[str, Any] = {"verb": "read-ahead"}
@@ -28,18 +34,19 @@ def main() -> None:
         while b"\n" not in line:
             more, new, _, _ = socket.recv_fds(daemon, 1 << 16, 8)
             if not more:
-                return
+                return False
             line, fds = line + more, fds + new
         first, _, line = line.partition(b"\n")
         request = json.loads(first)
     play = play_of(request)
+    mark(request, play)
     if play["play"] == "die":
         os._exit(3)
     if play["play"] == "hang":
         hang(daemon, play["child"])
     if play["play"] == "half":
         daemon.sendall(b'{"pid": ')
-        return
+        return False
     if play["play"] == "restore":
         play["reply"] = {"pid": launch(play["args"], fds), "timeline": {"criu": 0.5}}
         play["reply"]["memory"] = {"memory": "native"}
@@ -47,6 +54,15 @@ def main() -> None:
         os.write(fd, play["write"].encode())
     reply = play.get("reply", {"fds": len(fds), "request": request})
     daemon.sendall(json.dumps(reply).encode() + b"\n")
+    return request.get("verb") == "await"
+
+
+def mark(request: dict[str, Any], play: dict[str, Any]) -> None:
+    """As the real one: a restore that is refused has touched nothing; the others leave a mark."""
+    refused = play.get("reply", {}).get("error", {}).get("class") in ("Unfit", "NoSuchSnapshot")
+    if request.get("verb") == "restore" and not refused:
+        with open(f"{request['folder']}/restoring", "w"):
+            pass
 
 
 def play_of(request: dict[str, Any]) -> dict[str, Any]:

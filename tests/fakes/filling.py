@@ -89,29 +89,22 @@ class Piece:
 
 
 class Blob:
-    """Data in one file or striped over several."""
+    """A file with data."""
 
-    def __init__(self, folder: Path, data: bytes, stripes: int = 1, unit: int = 16 * PAGE) -> None:
+    def __init__(self, folder: Path, data: bytes) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.data, self.stripes, self.unit = data, stripes, unit if stripes > 1 else 0
-        self.paths = [folder / f"stripe{number}" for number in range(stripes)]
-        for number, path in enumerate(self.paths):
-            path.write_bytes(data if stripes == 1 else self._stripe(number))
-        self.fds = [os.open(path, os.O_RDONLY) for path in self.paths]
-
-    def _stripe(self, number: int) -> bytes:
-        starts = range(number * self.unit, len(self.data), self.unit * self.stripes)
-        return b"".join(self.data[start : start + self.unit] for start in starts)
+        self.data = data
+        self.path = folder / "blob"
+        self.path.write_bytes(data)
+        self.fd = os.open(self.path, os.O_RDONLY)
 
     def drop(self) -> None:
         """Out of the page cache, if its file system lets it go."""
-        for fd in self.fds:
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.fsync(self.fd)
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        for fd in self.fds:
-            os.close(fd)
+        os.close(self.fd)
 
 
 class Fill:
@@ -141,18 +134,11 @@ class Fill:
             extent.task, extent.source = piece.task, piece.source
             extent.checksum = known[piece] ^ (number in damage)
         sources = ffi.new("struct thaw_source[]", max(len(blobs), 1))
-        fds: list[int] = []
         for number, blob in enumerate(blobs):
-            source_ = sources[number]
-            source_.size, source_.unit = len(blob.data), blob.unit
-            source_.stripes, source_.first = blob.stripes, len(fds)
-            fds += blob.fds
+            sources[number].size, sources[number].file = len(blob.data), blob.fd
         options = ffi.new("struct thaw_fill_options *", (budget, readers, fillers, source))
         made = ffi.new("struct thaw_fill **")
-        files = ffi.new("int[]", fds or [-1])
-        _check(
-            lib.thaw_fill_open(sources, len(blobs), files, self.extents, len(pieces), options, made)
-        )
+        _check(lib.thaw_fill_open(sources, len(blobs), self.extents, len(pieces), options, made))
         self._fill: Any = made[0]
 
     def __enter__(self) -> Self:

@@ -163,8 +163,7 @@ def filled(index: Index) -> Iterator[tuple[int, int, int, bytes]]:
     words, halves, quarters = (array(code, index.extents) for code in "QIH")
     for n in range(index.count):
         address, offset, length = words[4 * n], words[4 * n + 1], halves[8 * n + 4]
-        name = index.sources[quarters[16 * n + 14]].name
-        data = (index.images / name).read_bytes()[offset : offset + length]
+        data = index.paths[quarters[16 * n + 14]].read_bytes()[offset : offset + length]
         assert len(data) == length
         for at in range(0, length, PAGE):
             page = data[at : at + PAGE]

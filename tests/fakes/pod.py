@@ -13,6 +13,7 @@ from fakes.host import PATIENCE, Node
 from shim.proto import runtimeoptions_pb
 from shim.proto import task_pb as pb
 from shim.proto.known import pack
+from shim.reference import parse
 from shim.task.container import Container
 from shim.task.service import TaskService
 from shim.ttrpc.server import Call, Deferred
@@ -34,6 +35,7 @@ class Pod:
             "Root": str(folder / "runc"),
             "state": str(folder / "state"),
             "snapshots": str(folder / "snapshots"),
+            "audit.log": str(folder / "audit.log"),
         }
         for name in ("runc", "runc/fail", "runc/gate", "state", "snapshots"):
             (folder / name).mkdir()
@@ -45,6 +47,15 @@ class Pod:
         for container in self.service.containers.values():
             if container.restoration is not None:
                 container.restoration.close()
+
+    def snapshot(self, name: str, id: str = "0123456789abcdef") -> Path:
+        """Let the store have that name, and a folder that it leads to."""
+        store = self.folder / "snapshots"
+        made = store / "snapshots" / id
+        made.mkdir(parents=True, exist_ok=True)
+        (store / "names").mkdir(exist_ok=True)
+        (store / "names" / parse(name).file_name).write_text(f"{id}\n")
+        return made
 
     @property
     def events(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,10 @@ from bench.disk import cool, files_below, warm
 from memory.compare import Process, differences, picture
 from memory.running import Zoo, running
 
+from shim.snapshot import pieces
 from shim.snapshot.index import FOLDER, Index
 from shim.snapshot.indexing import make
+from shim.snapshot.pieces import Pieces
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="CRIU needs root")
 _MIB = 1 << 20
@@ -61,6 +64,29 @@ def index(dumped: Dumped) -> Index:
     return index
 
 
+class Cut(NamedTuple):
+    """The same images as a snapshot has them: pages in pieces, on what could be two disks."""
+
+    images: Path
+    pages: list[Path]
+
+
+@pytest.fixture(scope="module")
+def cut(dumped: Dumped) -> Iterator[Cut]:
+    folder = dumped.images.parent
+    made = Cut(folder / "cut", [folder / "one", folder / "two"])
+    shutil.copytree(dumped.images, made.images, ignore=shutil.ignore_patterns(FOLDER))
+    for each in made.pages:
+        each.mkdir()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pieces, "PIECE", 8 * _MIB)
+        Pieces(made.pages).take(made.images)
+        assert make(made.images, made.images / FOLDER, pages=made.pages).reason == ""
+    yield made
+    for each in (made.images, *made.pages):
+        shutil.rmtree(each)
+
+
 @pytest.fixture
 def back(dumped: Dumped) -> Iterator[Zoo]:
     """The zoo, to be restored by the test; its files are again as they were."""
@@ -83,13 +109,26 @@ def test_stock_criu(dumped: Dumped, back: Zoo, criu: Criu, tmp_path: Path) -> No
     check_it_is_the_same(dumped)
 
 
+def test_stock_criu_out_of_pieces(
+    dumped: Dumped, cut: Cut, back: Zoo, criu: Criu, tmp_path: Path
+) -> None:
+    """They are what it would have written, put together again."""
+    Pieces(cut.pages).assemble(cut.images, tmp_path / "whole")
+    for path in dumped.images.glob("pages-*.img"):
+        whole = tmp_path / "whole" / path.name
+        assert (
+            filecmp.cmp(path, whole, shallow=False) if whole.exists() else not path.stat().st_size
+        )
+    criu.restore(tmp_path / "whole", tmp_path)
+    check_it_is_the_same(dumped)
+
+
 @pytest.mark.usefixtures("index")
 @pytest.mark.parametrize(
     ("threads", "mib", "cache", "source"),
     [
-        *((1, 0, cache, CHOSEN) for cache in CACHE),
-        *((2, 8, cache, CHOSEN) for cache in CACHE),
-        *((5, 4096, cache, CHOSEN) for cache in CACHE),
+        (1, 0, "cold", CHOSEN),
+        (2, 8, "warm", CHOSEN),
         (2, 64, "warm", DIRECT),
         (2, 64, "cold", CACHED),
     ],
@@ -106,6 +145,15 @@ def test_every_way_to_fill(
 ) -> None:
     CACHE[cache](files_below([dumped.images]))
     thaw.restore(criu, dumped.images, tmp_path, threads=threads, budget=mib * _MIB, source=source)
+    check_it_is_the_same(dumped)
+
+
+@pytest.mark.parametrize(("mib", "cache"), [(4096, "warm"), (16, "cold")])
+def test_out_of_pieces(
+    dumped: Dumped, cut: Cut, back: Zoo, criu: Criu, tmp_path: Path, mib: int, cache: str
+) -> None:
+    CACHE[cache](files_below([cut.images, *cut.pages]))
+    thaw.restore(criu, cut.images, tmp_path, threads=5, budget=mib * _MIB, pages=cut.pages)
     check_it_is_the_same(dumped)
 
 

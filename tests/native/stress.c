@@ -21,10 +21,9 @@
 #include <unistd.h>
 
 #define PAGE ((size_t)4096)
-#define UNIT (16 * PAGE)
 #define SIZE ((size_t)6 << 20)
 
-enum { RUNNERS = 3, STRIPES = 3, EXTENTS = 64 };
+enum { RUNNERS = 3, FILES = 2, EXTENTS = 64 };
 enum { END_WAIT, END_CANCEL, END_CLOSE, END_DAMAGE, END_TASK, ENDS };
 
 /* One thread's own: its tasks have the same address, and one more pid is nobody's. */
@@ -35,8 +34,7 @@ struct runner {
     unsigned char *memory;
 };
 
-static const struct thaw_source sources[] = {{SIZE, 0, 1, 0}, {SIZE, UNIT, STRIPES, 1}};
-static int files[1 + STRIPES];
+static struct thaw_source sources[FILES];
 static unsigned char *data;
 static time_t end;
 
@@ -54,12 +52,12 @@ static int make_file(const char *folder, const char *name) {
     return file;
 }
 
-static void put(int file, const unsigned char *from, size_t size, size_t offset) {
-    CHECK(pwrite(file, from, size, (off_t)offset) == (ssize_t)size);
+static void put(int file, const unsigned char *from, size_t size) {
+    CHECK(pwrite(file, from, size, 0) == (ssize_t)size);
 }
 
 static void make_files(const char *folder) {
-    static const char *const names[] = {"whole", "stripe0", "stripe1", "stripe2"};
+    static const char *const names[FILES] = {"one", "two"};
     unsigned long seed = 5;
 
     data = malloc(SIZE);
@@ -71,11 +69,11 @@ static void make_files(const char *folder) {
     }
     for (size_t page = 0; page < SIZE / PAGE; page += 5)
         memset(data + page * PAGE, 0, PAGE);
-    for (int number = 0; number < 1 + STRIPES; number++)
-        files[number] = make_file(folder, names[number]);
-    put(files[0], data, SIZE, 0);
-    for (size_t unit = 0; unit < SIZE / UNIT; unit++)
-        put(files[1 + unit % STRIPES], data + unit * UNIT, UNIT, unit / STRIPES * UNIT);
+    for (int number = 0; number < FILES; number++) {
+        sources[number].size = SIZE;
+        sources[number].file = make_file(folder, names[number]);
+        put(sources[number].file, data, SIZE);
+    }
 }
 
 static int make_task(void) {
@@ -109,7 +107,7 @@ static size_t make_extents(struct runner *runner, struct thaw_extent *extents) {
         extent->offset = at;
         extent->checksum = thaw_crc32c(0, data + at, extent->length);
         extent->task = number_of(runner) % 2;
-        extent->source = count < EXTENTS / 2 ? 0 : 1;
+        extent->source = count / 4 % FILES; /* by turns, as from several disks */
         extent->flags = 1;
         at += extent->length + number_of(runner) % 40 * PAGE;
         count++;
@@ -192,7 +190,7 @@ static void fill_once(struct runner *runner) {
         extents[count / 2].checksum ^= 1;
     if (how == END_TASK)
         extents[0].task = 1;
-    CHECK(thaw_fill_open(sources, 2, files, extents, count, &options, &fill) == 0);
+    CHECK(thaw_fill_open(sources, FILES, extents, count, &options, &fill) == 0);
     if (number_of(runner) % 2 == 0) {
         result = thaw_fill_prefetch(fill);
         CHECK(result == 0);
@@ -213,8 +211,8 @@ static void *run(void *arg) {
 
     for (; time(NULL) < end; turns++) {
         if (turns % 8 == 0)
-            for (int number = 0; number < 1 + STRIPES; number++)
-                posix_fadvise(files[number], 0, 0, POSIX_FADV_DONTNEED);
+            for (int number = 0; number < FILES; number++)
+                posix_fadvise(sources[number].file, 0, 0, POSIX_FADV_DONTNEED);
         fill_once(runner);
     }
     printf("%ld fills\n", turns);
@@ -237,14 +235,14 @@ int main(int argc, char **argv) {
     make_files(argv[1]);
     for (int number = 0; number < RUNNERS; number++)
         make_runner(&runners[number], strtoul(argv[3], NULL, 10) * 16 + (unsigned long)number + 1);
-    fsync(files[0]);
+    fsync(sources[0].file);
     end = time(NULL) + atol(argv[2]);
     for (int number = 0; number < RUNNERS; number++)
         CHECK(pthread_create(&runners[number].thread, NULL, run, &runners[number]) == 0);
     for (int number = 0; number < RUNNERS; number++)
         end_runner(&runners[number]);
-    for (int number = 0; number < 1 + STRIPES; number++)
-        close(files[number]);
+    for (int number = 0; number < FILES; number++)
+        close(sources[number].file);
     free(data);
     return 0;
 }

@@ -2,68 +2,24 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from shim.annotations import (
     CONTAINER_NAME,
     CONTAINER_TYPE,
     ON_FAILURE,
     PREFIX,
+    PULL,
+    READY,
     SNAPSHOT,
     TABLE,
-    check_name,
     fail_instead_of_cold_start,
     named_snapshots,
+    probe,
+    pull_first,
     wish,
 )
-from shim.errors import BadAnnotation, BadName
-
-PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-
-
-@given(st.text() | st.text("abz019._-/@:A \n", max_size=70) | st.from_regex(PATTERN))
-def test_names(name: str) -> None:
-    if PATTERN.fullmatch(name) and name != "auto":
-        assert check_name(name) == name
-        return
-    with pytest.raises(BadName) as refused:
-        check_name(name)
-    assert refused.value.hint
-    assert len(refused.value.message) < 600 + 2 * len(name)
-
-
-@pytest.mark.parametrize("name", ["a", "0", "x" * 63, "qwen3-8b", "a.b_c-d", "auto1", "autos"])
-def test_good_names(name: str) -> None:
-    assert check_name(name) == name
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("", "bad snapshot name"),
-        ("x" * 64, "bad snapshot name"),
-        (".", "bad snapshot name"),
-        ("..", "bad snapshot name"),
-        ("-x", "bad snapshot name"),
-        ("X", "bad snapshot name"),
-        ("a b", "bad snapshot name"),
-        ("a\n", "bad snapshot name"),
-        ("ü", "bad snapshot name"),
-        ("²", "bad snapshot name"),
-        ("auto", "is reserved"),
-        ("a/b", "is a reference, not a name"),
-        ("../a", "is a reference, not a name"),
-        ("a:1", "is a reference, not a name"),
-        ("a@sha256", "is a reference, not a name"),
-    ],
-)
-def test_bad_names(name: str, words: str) -> None:
-    with pytest.raises(BadName, match=words):
-        check_name(name)
+from shim.errors import BadAnnotation
 
 
 @pytest.mark.parametrize(
@@ -95,6 +51,8 @@ def test_wishes(annotations: dict[str, str], wanted: tuple[str, bool] | None) ->
         ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "warm", f"{SNAPSHOT}.a": "warm"}, ["warm"]),
         ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "b", f"{SNAPSHOT}.a": "a"}, ["b", "a"]),
         ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "../b", f"{SNAPSHOT}.a": "a"}, ["a"]),
+        ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "auto", f"{SNAPSHOT}.a": "a"}, ["a"]),
+        ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "r.example/a:1"}, ["r.example/a:1"]),
         ({CONTAINER_TYPE: "sandbox"}, []),
         ({CONTAINER_TYPE: "sandbox", ON_FAILURE: "fail"}, []),
         ({CONTAINER_TYPE: "container", SNAPSHOT: "warm"}, []),
@@ -120,11 +78,54 @@ def test_on_failure() -> None:
         assert len(refused.value.message) < 200
 
 
+def test_pull() -> None:
+    assert pull_first({}) == "background"
+    for word in ("wait", "background", "never"):
+        assert pull_first({PULL: word}) == word
+    with pytest.raises(BadAnnotation, match=PULL) as refused:
+        pull_first({PULL: "Always"})
+    assert "wait, background or never" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "target"),
+    [
+        ("file:/run/ready", "file", "/run/ready"),
+        ("tcp:8000", "tcp", "8000"),
+        ("http:8000/health?full=1", "http", "8000/health?full=1"),
+        ("http:80", "http", "80"),
+        ("exec:test -e /a: && true", "exec", "test -e /a: && true"),
+    ],
+)
+def test_probes(value: str, kind: str, target: str) -> None:
+    found = probe({READY: value})
+    assert found is not None
+    assert (found.kind, found.target) == (kind, target)
+    assert probe({}) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "file", "file:", "file:relative", "file:/a\0b", "tcp:", "tcp:0", "tcp:65536"),
+        *("tcp:1/x", "tcp:-1", "tcp:²", "http:/x", "http:x/y", "http:80/a b", "http:80/\n"),
+        *("exec:", "exec:  ", "exec:\0", "shell:true", "FILE:/a", "http://host/x", "x" * 1000),
+    ],
+)
+def test_what_is_no_probe(value: str) -> None:
+    with pytest.raises(BadAnnotation, match=READY) as refused:
+        probe({READY: value})
+    assert "http:PORT/PATH" in refused.value.hint
+    assert len(refused.value.message) < 200
+
+
 def test_the_table() -> None:
     """The README is made from it."""
-    assert [row.key for row in TABLE] == [SNAPSHOT, f"{SNAPSHOT}.CONTAINER", ON_FAILURE]
+    keys = [SNAPSHOT, f"{SNAPSHOT}.CONTAINER", ON_FAILURE, PULL, READY]
+    assert [row.key for row in TABLE] == keys
     for row in TABLE:
         assert row.key.startswith(PREFIX)
         assert row.sentence.endswith(".")
     defaults = {row.key: row.default for row in TABLE}
     assert not fail_instead_of_cold_start({ON_FAILURE: defaults[ON_FAILURE]})
+    assert pull_first({PULL: defaults[PULL]}) == pull_first({})

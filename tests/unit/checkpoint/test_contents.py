@@ -18,12 +18,13 @@ from shim.checkpoint.contents import (
     Volume,
     copy_upper,
     established,
+    refuse_devices,
     save_difference,
     save_volumes,
     survey,
     tmpfs_volumes,
 )
-from shim.errors import CheckpointFailed
+from shim.errors import CheckpointFailed, FailedPrecondition
 from shim.snapshot.config import Connections
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="devices and trusted attributes need root")
@@ -242,3 +243,23 @@ def test_volumes_are_numbered(tmp_path: Path) -> None:
 def test_no_volumes(tmp_path: Path) -> None:
     save_volumes(Contents((), Connections(0, 0)), tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+# What refuses a checkpoint
+
+
+@root
+def test_what_can_be_saved(upper: Path) -> None:
+    refuse_devices(upper)
+
+
+@root
+@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK])
+def test_devices(upper: Path, kind: int) -> None:
+    os.mknod(upper / "opaque" / "device", kind | 0o600, os.makedev(1, 3))
+    with pytest.raises(FailedPrecondition, match=r"^/opaque/device is a device"):
+        refuse_devices(upper)
+
+
+def test_what_ends_while_it_is_looked_at(tmp_path: Path) -> None:
+    refuse_devices(tmp_path / "none")

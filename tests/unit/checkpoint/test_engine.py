@@ -7,15 +7,20 @@ that we can do that is shown in test_pages.py.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.snapshots import CONFIG, file_of, make
 from fakes.work import make_work, runc_calls
 
+from shim import __version__
+from shim.checkpoint import engine
 from shim.checkpoint.engine import checkpoint
 from shim.checkpoint.pages import Parallel
 from shim.criu import GHOST_LIMIT, NETWORK_LOCK
@@ -25,12 +30,14 @@ from shim.errors import (
     CheckpointFailed,
     FailedPrecondition,
     RuntimeFailed,
+    StoreFull,
     Unavailable,
+    Unfit,
 )
 from shim.runc import Runc
 from shim.snapshot.index import Index
 from shim.snapshot.pack import unpacked
-from shim.snapshot.store import Store, check_whole, images_in, open_at
+from shim.snapshot.store import Snapshot, Store, Stores, check_whole, open_at
 from shim.work import Work
 
 SPEC: dict[str, Any] = {
@@ -48,6 +55,7 @@ class Criu:
         self.dumps: list[list[str]] = []  # what was in the folder for the images, each time
         self.fails_after: str | None = None  # what runc says once post-dump has been
         self.published: list[str] = []  # what there was then
+        self.pages: dict[str, bytes] = {}  # what it writes as files of pages
         self._state = folder / "state"
         self._store = Store(str(folder / "snapshots"))
 
@@ -58,11 +66,13 @@ class Criu:
         self.dumps.append(sorted(os.listdir(self.folder("--image-path"))))
         (self.folder("--image-path") / "core-1.img").write_bytes(b"core")
         (self.folder("--image-path") / f"only-{len(self.dumps)}").touch()
+        for name, data in self.pages.items():
+            (self.folder("--image-path") / name).write_bytes(data)
         (self.folder("--work-path") / "dump.log").write_text("(00.1) Error (x.c:1): the cause\n")
         self.answer = self._ask("post-dump")
         if self.answer != "ok":
             raise RuntimeFailed("criu failed: the script said no")
-        self.published = self._store.names()
+        self.published = list(self._store.names())
         if self.fails_after:
             raise RuntimeFailed(self.fails_after)
 
@@ -83,6 +93,23 @@ def criu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Criu:
     made = Criu(tmp_path)
     monkeypatch.setattr(Runc, "checkpoint", lambda _self, options: made.dump(options))
     return made
+
+
+def made(folder: Path) -> Snapshot:
+    """The snapshot `one`, which is the only thing in the store, and whole."""
+    store = Store(folder / "snapshots")
+    snapshot = Stores([store]).open("one")
+    check_whole(snapshot, skeleton=True)
+    assert store.ids() == [snapshot.id]
+    assert not [name for name in os.listdir(store.folder) if name.startswith(".")]
+    return snapshot
+
+
+def left(folder: Path) -> list[str]:
+    """What of a failed checkpoint is in the store."""
+    store = Store(folder / "snapshots")
+    hidden = [name for name in os.listdir(store.folder) if name.startswith(".")]
+    return [*store.ids(), *store.names(), *hidden]
 
 
 def work_of(folder: Path, spec: dict[str, Any] | None = None, **changes: Any) -> Work:
@@ -107,23 +134,84 @@ def work(tmp_path: Path) -> Work:
 
 def test_into_the_store(work: Work, criu: Criu, tmp_path: Path) -> None:
     reply = checkpoint(work)
-    store = Store(str(tmp_path / "snapshots"))
-    snapshot = store.open("one")
-    check_whole(snapshot, snapshot.criu)
-    assert (snapshot.difference / "written").read_text() == "by the worker"
+    snapshot = made(tmp_path)
+    assert "written" in snapshot.difference.names()
+    assert not (snapshot.path / "rootfs").exists(), "packed"
     config = snapshot.config
-    assert config.images == {"core-1.img": 4}
+    assert config.files["criu/core-1.img"] == file_of(b"core")
+    assert {"index/index.json", "index/extents", "rootfs.tar.0000"} <= config.files.keys()
+    assert config.pages == {}
     assert config.host.criu == "4.2.1"
     assert config.origin.args == ["sleep", "1000"]
     assert config.difference
     assert config.volumes == []
+    assert (config.maker.by, config.maker.version) == ("thaw checkpoint", __version__)
     assert "/proc" in [point.path for point in config.mounts]
-    assert config.sizes.keys() == {"criu", "rootfs", "volumes"}
-    assert {"survey", "difference", "volumes"} <= config.timeline.keys()
-    assert reply["path"] == str(tmp_path / "snapshots" / "one")
+    assert config.sizes.keys() == {"criu", "pages", "rootfs", "volumes"}
+    names = [span.name for span in config.spans]
+    assert {"survey", "difference", "volumes", "dump", "index", "pack"} <= set(names)
+    assert (reply["path"], reply["id"]) == (str(snapshot.path), snapshot.id)
     assert reply["bytes"] == sum(config.sizes.values()) > 0
     assert reply["seconds"] >= reply["frozen"] >= 0
-    assert os.listdir(store.folder) == ["one"]
+    assert (snapshot.path / "config.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_pages_become_pieces_that_are_dealt_over_the_disks(
+    work: Work, criu: Criu, tmp_path: Path
+) -> None:
+    criu.pages = {f"pages-{number}.img": b"x" * 4096 * number for number in (1, 2, 3, 10)}
+    stripes = {"stripes": f"{tmp_path}/disk1:{tmp_path}/disk2"}
+    checkpoint(native(work, "criu", config={**work.raw["config"], **stripes}))
+    store = Store(tmp_path / "snapshots", [tmp_path / "disk1", tmp_path / "disk2"])
+    snapshot = Stores([store]).open("one")
+    check_whole(snapshot, skeleton=True)
+    assert snapshot.config.pages == {f"{name}.0000": len(d) for name, d in criu.pages.items()}
+    places = {name: snapshot.piece(name).parents[2].parent.name for name in snapshot.config.pages}
+    assert places == {
+        "pages-1.img.0000": "snapshots",
+        "pages-2.img.0000": "disk1",
+        "pages-3.img.0000": "disk2",
+        "pages-10.img.0000": "snapshots",
+    }
+    assert not [name for name in os.listdir(snapshot.criu) if name.startswith("pages-")]
+    with pytest.raises(Unfit, match="is missing"):
+        check_whole(Stores([Store(store.folder)]).open("one"))
+
+
+def test_nobody_else_can_write_it(work: Work, criu: Criu, tmp_path: Path) -> None:
+    """Whatever the umask that containerd has given us."""
+    before = os.umask(0)
+    try:
+        checkpoint(work)
+        assert os.umask(0) == 0
+    finally:
+        os.umask(before)
+    for path in made(tmp_path).path.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_shared_and_replaced(work: Work, criu: Criu, tmp_path: Path) -> None:
+    first = checkpoint(work)["id"]
+    second = checkpoint(native(work, "criu", replace=True, shared=True, by="auto"))["id"]
+    store = Store(tmp_path / "snapshots")
+    snapshot = Stores([store]).open("one")
+    assert snapshot.id == second != first
+    assert (snapshot.shared, store.snapshot(first).shared) == (True, False)
+    assert snapshot.config.maker.by == "auto"
+
+
+def test_it_is_noted(work: Work, criu: Criu, tmp_path: Path) -> None:
+    log = {"audit.log": str(tmp_path / "audit.log")}
+    asked = native(work, "criu", config={**work.raw["config"], **log})
+    reply = checkpoint(asked)
+    with pytest.raises(AlreadyExists):
+        checkpoint(asked)
+    lines = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["create", "create"]
+    assert [line["outcome"] for line in lines] == ["made", "failed"]
+    assert (lines[0]["id"], lines[0]["name"]) == (reply["id"], "one")
+    assert lines[1]["reason"] == "AlreadyExists"
+    assert "sleep" not in (tmp_path / "audit.log").read_text()
 
 
 def test_it_runs_on_and_is_published_afterwards(work: Work, criu: Criu) -> None:
@@ -139,8 +227,7 @@ def test_one_that_shall_end_ends_after_the_publishing(
     checkpoint(Work.parse({**work.raw, "exit": True}))
     assert "--leave-running" not in criu.options
     assert criu.published == ["one"]
-    config = Store(str(tmp_path / "snapshots")).open("one").config
-    assert config.images == {"core-1.img": 4}
+    assert "criu/core-1.img" in made(tmp_path).config.files
 
 
 def test_criu_is_steered(work: Work, criu: Criu) -> None:
@@ -160,7 +247,7 @@ def test_a_dump_that_fails(work: Work, criu: Criu, tmp_path: Path, exit: bool) -
         checkpoint(Work.parse({**work.raw, "exit": exit}))
     assert "(00.1) Error (x.c:1): the cause" in caught.value.message
     assert "runs on" in caught.value.hint
-    assert os.listdir(tmp_path / "snapshots") == []
+    assert left(tmp_path) == []
     kept = Path(work.bundle.path) / "criu-dump.log"
     assert "the cause" in kept.read_text()
     assert str(kept) in caught.value.message
@@ -173,21 +260,21 @@ def test_a_difference_that_cannot_be_copied(work: Work, criu: Criu, tmp_path: Pa
     with pytest.raises(CheckpointFailed, match=r"cannot copy .*upper"):
         checkpoint(work)
     assert criu.answer.startswith("CheckpointFailed: cannot copy")
-    assert os.listdir(tmp_path / "snapshots") == []
+    assert left(tmp_path) == []
 
 
 def native(work: Work, engine: str = "native", **changes: Any) -> Work:
     """The same, with another engine for the memory."""
-    config = {**work.raw["config"], "checkpoint.engine": engine}
+    config = {**changes.pop("config", work.raw["config"]), "checkpoint.engine": engine}
     return Work.parse({**work.raw, "config": config, **changes})
 
 
 def test_criu_writes_the_memory_if_it_is_told_to(work: Work, criu: Criu, tmp_path: Path) -> None:
     checkpoint(native(work, "criu"))
     assert criu.dumps == [[]]
-    snapshot = Store(str(tmp_path / "snapshots")).open("one")
-    made = Index.open(snapshot.path / "index", snapshot.criu)
-    assert "inventory.img" in made.reason, "the index says why there is no more of it"
+    snapshot = made(tmp_path)
+    index = Index.open(snapshot.index, snapshot.criu, snapshot.pages)
+    assert "inventory.img" in index.reason, "the index says why there is no more of it"
 
 
 @pytest.mark.parametrize("exit", [False, True])
@@ -199,11 +286,10 @@ def test_criu_writes_the_memory_if_we_cannot(
     first, second = criu.dumps
     assert first[0] == "pages-1.img"
     assert second == []
-    snapshot = Store(str(tmp_path / "snapshots")).open("one")
+    snapshot = made(tmp_path)
     assert sorted(os.listdir(snapshot.criu)) == ["core-1.img", "only-2"]
-    check_whole(snapshot, snapshot.criu)
-    assert Index.open(snapshot.path / "index", snapshot.criu).reason
-    assert {"pages", "index", "dump"} <= snapshot.config.timeline.keys()
+    assert Index.open(snapshot.index, snapshot.criu, snapshot.pages).reason
+    assert {"pages", "index", "dump"} <= {span.name for span in snapshot.config.spans}
     assert ("one" in criu.published) == exit
 
 
@@ -216,10 +302,12 @@ def test_memory_that_cannot_be_written(
         raise OSError(errno.ENOSPC, "pages-1.img: No space left on device")
 
     monkeypatch.setattr(Parallel, "_save", full)
-    with pytest.raises(CheckpointFailed, match=r"pages-1\.img: No space left"):
+    with pytest.raises(StoreFull, match=r"snapshots: .*pages-1\.img: No space left") as refused:
         checkpoint(native(work))
+    assert "runs on" in refused.value.message
+    assert "thaw gc" in refused.value.hint
     assert len(criu.dumps) == 1
-    assert os.listdir(tmp_path / "snapshots") == []
+    assert left(tmp_path) == []
 
 
 def test_memory_that_cannot_be_written_once_the_worker_runs_on(
@@ -235,17 +323,57 @@ def test_memory_that_cannot_be_written_once_the_worker_runs_on(
         checkpoint(native(work))
     assert criu.answer == "ok"
     assert len(criu.dumps) == 1
-    assert os.listdir(tmp_path / "snapshots") == []
+    assert left(tmp_path) == []
 
 
 def test_a_name_that_is_taken(work: Work, criu: Criu, tmp_path: Path) -> None:
     checkpoint(work)
-    before = (tmp_path / "snapshots" / "one").stat().st_ino
+    before = made(tmp_path).id
     criu.options = []
     with pytest.raises(AlreadyExists):
         checkpoint(work)
     assert criu.options == [], "nothing was frozen for it"
-    assert (tmp_path / "snapshots" / "one").stat().st_ino == before
+    assert made(tmp_path).id == before
+
+
+def test_a_name_that_is_taken_meanwhile(
+    work: Work, criu: Criu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --exit, too, the container runs on: its snapshot is not there."""
+
+    def rival(*_: object) -> None:
+        make(Store(tmp_path / "snapshots"), "one")
+
+    monkeypatch.setattr(engine, "save_volumes", rival)
+    with pytest.raises(AlreadyExists, match="named one exists"):
+        checkpoint(native(work, "criu", exit=True))
+    assert criu.answer.startswith("AlreadyExists")
+    assert made(tmp_path).config == CONFIG
+
+
+@pytest.mark.parametrize("exit", [False, True])
+@pytest.mark.parametrize("size", ["64k", "300k"])
+def test_a_full_disk(work: Work, criu: Criu, tmp_path: Path, exit: bool, size: str) -> None:
+    """Whatever it is that has no room: the container runs on, and nothing is left."""
+    folder = tmp_path / "snapshots"
+    folder.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "none", folder], check=True
+    )
+    try:
+        (tmp_path / "upper" / "large").write_bytes(os.urandom(200_000))
+        with pytest.raises(StoreFull, match=f"no room left in {folder}") as refused:
+            checkpoint(native(work, "criu", exit=exit))
+        assert "runs on" in refused.value.message
+        assert criu.answer.startswith("CheckpointFailed") or not exit
+        assert left(tmp_path) == []
+        assert os.statvfs(folder).f_bfree >= int(size[:-1]) // 4 - 4
+        (tmp_path / "upper" / "large").unlink()
+        if size == "300k":
+            checkpoint(native(work, "criu"))
+            made(tmp_path)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_a_bad_name(work: Work, criu: Criu) -> None:
@@ -285,7 +413,7 @@ def test_without_a_criu_that_does(work: Work, criu: Criu, tmp_path: Path) -> Non
     with pytest.raises(Unavailable, match=r"4\.1"):
         checkpoint(work)
     assert criu.options == []
-    assert os.listdir(tmp_path / "snapshots") == []
+    assert left(tmp_path) == []
     assert runc_calls(tmp_path) == []
 
 
@@ -294,17 +422,27 @@ def test_into_a_folder_that_containerd_named(
     work: Work, criu: Criu, tmp_path: Path, exit: bool
 ) -> None:
     images = tmp_path / "images"
+    criu.pages = {"pages-1.img": b"x" * 4096}
     named = {"name": "", "path": str(images), "exit": exit, "work_path": str(tmp_path / "logs")}
-    reply = checkpoint(Work.parse({**work.raw, **named, "cgroups_mode": "soft"}))
+    reply = checkpoint(native(work, "criu", **named, cgroups_mode="soft"))
     assert reply["path"] == str(images)
     assert (tmp_path / "logs" / "dump.log").exists()
     assert criu.options[criu.options.index("--manage-cgroups-mode") + 1] == "soft"
-    assert images_in(images) == {"core-1.img": 4}
+    assert (images / "core-1.img").read_bytes() == b"core"
+    assert (images / "pages-1.img").read_bytes() == b"x" * 4096, "as CRIU would have written it"
     assert not [path for path in images.iterdir() if path.is_dir()], "CRI copies files only"
     assert not [path for path in images.iterdir() if path.is_symlink()]
     ours = unpacked(images)
     assert ours is not None
-    config = open_at(ours).config
-    assert (config.difference, config.images) == (False, {"core-1.img": 4})
+    snapshot = open_at(ours, images=images)
+    check_whole(snapshot, skeleton=True)
+    config = snapshot.config
+    assert (config.difference, config.pages) == (False, {"pages-1.img": 4096})
+    assert config.files["criu/core-1.img"] == file_of(b"core")
+    assert not [name for name in config.files if "dump.log" in name]
+    assert config.maker.by == "containerd"
     assert Index.open(ours / "index", images).reason
     assert not (tmp_path / "snapshots").exists()
+    (images / "core-1.img").write_bytes(b"corf")
+    with pytest.raises(Unfit, match=r"core-1\.img is not what it was"):
+        check_whole(snapshot, skeleton=True)

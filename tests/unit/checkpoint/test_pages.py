@@ -13,15 +13,18 @@ from pathlib import Path
 
 import pytest
 from fakes import sleeper
+from fakes.images import BASE, Images, all_pages, filled, noise, vma
 
 from shim.checkpoint import pages
-from shim.checkpoint.pages import Parallel, Plain
+from shim.checkpoint.pages import Pages, Parallel, Plain
 from shim.criu import NETWORK_LOCK, Steering
 from shim.errors import CheckpointFailed
 from shim.processes import processes_below
-from shim.snapshot import indexing
+from shim.snapshot import indexing, pieces
+from shim.snapshot.images import PAGE
 from shim.snapshot.index import Index
 from shim.snapshot.layout import COMPARED, NO_TASK
+from shim.snapshot.pieces import Pieces
 
 CRIU = Path(os.environ.get("THAW_CACHE", "/var/cache/thaw")) / "criu/criu"
 ROOT = os.geteuid() == 0
@@ -61,7 +64,9 @@ class Worker:
             raise steering.failure
         assert done.returncode == 0, (self.folder / "log").read_text()[-2000:]
 
-    def save(self, parallel: Parallel, actions: dict[str, Action] | None = None) -> Parallel:
+    def save(
+        self, parallel: Parallel, actions: dict[str, Action] | None = None, *, finish: bool = True
+    ) -> Parallel:
         """Dump it with pages that we write."""
         ours: dict[str, Action] = {
             "pre-dump": lambda _: parallel.divert(),
@@ -69,7 +74,8 @@ class Worker:
         }
         with parallel:
             self.dump(parallel.images, {**ours, **(actions or {})})
-            parallel.finish()
+            if finish:
+                parallel.finish()
         return parallel
 
     def end(self) -> None:
@@ -121,6 +127,108 @@ def assert_same_index(index: Path, plain: Path) -> None:
     # index.json has checksums of CRIU's other images, which tell of times.
     ours = [name for name in found.left_list if name not in ("index.json", "extents")]
     assert filecmp.cmpfiles(index, plain / "index", ours, shallow=False)[0] == ours
+
+
+PIECE = 3 << 20
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Where pieces go, small ones."""
+    monkeypatch.setattr(pieces, "PIECE", PIECE)
+    return [tmp_path / "one", tmp_path / "two"]
+
+
+def assert_same_in_pieces(images: Path, folders: list[Path], plain: Path) -> None:
+    """They are those of CRIU, of the right size, and by turns in the folders."""
+    assert list(images.glob("pages-*")) == []
+    found = Pieces(folders).found()
+    assert len(found) > 5
+    for path in plain.glob("pages-*.img"):
+        parts = [found.pop(name) for name in sorted(found) if name.startswith(f"{path.name}.")]
+        assert all(part.stat().st_size == PIECE for part in parts[:-1])
+        assert b"".join(part.read_bytes() for part in parts) == path.read_bytes()
+        assert len({part.parent for part in parts}) == min(2, len(parts))
+    assert found == {}
+
+
+def assert_good_index(way: Pages, images: Path, folders: list[Path], plain: Path) -> Index:
+    """What is filled, and what CRIU would read, are all that there is, as without pieces."""
+    index = images.parent / "index"
+    way.index(index)
+    made = Index.open(index, images, folders)
+    made.check_files()
+    assert (made.reason, made.disks) == ("", [path.parent for path in made.paths])
+    assert set(made.disks) == set(folders)
+    wanted = Index.open(plain / "index", plain)
+    assert made.sizes == wanted.sizes
+    assert sorted(filled(made)) == sorted(filled(wanted))
+    made.link(images.parent / "links")
+    wanted.link(images.parent / "wanted")
+    assert all_pages(images.parent / "links") == all_pages(images.parent / "wanted")
+    return made
+
+
+@pytest.mark.parametrize("slack", [64, -2])
+def test_in_pieces(
+    worker: Worker,
+    plain: Path,
+    tmp_path: Path,
+    folders: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    slack: int,
+) -> None:
+    """Also those files that CRIU makes after all."""
+    monkeypatch.setattr(pages, "_SLACK", slack)
+    images = tmp_path / "images"
+    images.mkdir()
+    parallel = worker.save(Parallel(images, worker.pid, 1 << 30, pages=folders))
+    assert_same_in_pieces(images, folders, plain)
+    made = assert_good_index(parallel, images, folders, plain)
+    again = indexing.make(images, tmp_path / "again", pages=folders)
+    assert not filecmp.dircmp(tmp_path / "index", tmp_path / "again").diff_files
+    assert again.extents == made.extents
+
+
+def test_pieces_of_what_criu_has_written(
+    worker: Worker, plain: Path, tmp_path: Path, folders: list[Path]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    with Plain(images, pages=folders) as way:
+        worker.dump(images, {"post-dump": lambda _: way.save()})
+        way.finish()
+    assert_same_in_pieces(images, folders, plain)
+    assert_good_index(way, images, folders, plain)
+
+
+def test_pieces_without_an_index(tmp_path: Path, folders: list[Path]) -> None:
+    """CRIU's images are cut all the same, whatever they are, and the index says why it is none."""
+    images = Images(tmp_path / "images")
+    images.version = 1
+    data = noise(PIECE + PAGE)
+    images.process(1, [vma(BASE, len(data))], {BASE: data})
+    with Plain(images.write(), pages=folders) as way:
+        way.save()
+        way.finish()
+    way.index(tmp_path / "index")
+    assert "version 1" in Index.open(tmp_path / "index", images.folder, folders).reason
+    assert [path.stat().st_size for path in Pieces(folders).found().values()] == [PIECE, PAGE]
+
+
+def test_pieces_that_were_refused(
+    worker: Worker, tmp_path: Path, folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = subprocess.Popen(["/bin/true"])
+    nobody.wait()
+    found = {**processes_below(worker.pid), worker.pid: nobody.pid}
+    monkeypatch.setattr(pages, "processes_below", lambda _: found)
+    images = tmp_path / "images"
+    images.mkdir()
+    with pytest.raises(CheckpointFailed, match=r"pages-\d+\.img\.\d{4}, \d+ bytes at"):
+        worker.save(Parallel(images, worker.pid, pages=folders))
+    assert Pieces(folders).found() == {}
+    assert os.listdir(images) == []
 
 
 def links(images: Path) -> list[str]:
@@ -258,9 +366,10 @@ def test_a_folder_that_has_another_name_by_the_end(
 
     def publish(_: int) -> None:
         parallel.save()
+        parallel.finish()
         parallel.images.rename(tmp_path / "published")
 
-    worker.save(parallel, {"post-dump": publish})
+    worker.save(parallel, {"post-dump": publish}, finish=False)
     assert links(tmp_path / "published") == []
 
 

@@ -42,20 +42,20 @@ def blob(tmp_path: Path) -> Iterator[Blob]:
 
 @pytest.mark.parametrize("source", [CHOSEN, PAGE_CACHE, DIRECT])
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
-@pytest.mark.parametrize("stripes", [1, 2, 3])
-def test_all_ways_lead_to_the_same(tmp_path: Path, stripes: int, warm: bool, source: int) -> None:
+@pytest.mark.parametrize("mixed", [False, True])
+def test_all_ways_lead_to_the_same(tmp_path: Path, mixed: bool, warm: bool, source: int) -> None:
     size = 12 * MIB
-    blobs = [
-        Blob(tmp_path / "a", noise(size, 1), stripes),
-        Blob(tmp_path / "b", noise(size, 2), stripes, unit=3 * PAGE),
-    ]
+    blobs = [Blob(tmp_path / "a", noise(size, 1)), Blob(tmp_path / "b", noise(size, 2))]
     pieces = scattered(size, 3, tasks=2) + scattered(size // 2, 4, source=1)
     pieces = [
         p if p.source == 0 else Piece(p.offset, p.length, size + p.offset, p.task, 1)
         for p in pieces
     ]
+    if mixed:
+        random.Random(5).shuffle(pieces)
     ways = list(itertools.product(THREADS, BUDGETS, [True, False]))
-    for (readers, fillers), budget, ahead in random.Random(stripes).sample(ways, 8):
+    rng = random.Random(f"{mixed}{warm}{source}")
+    for (readers, fillers), budget, ahead in rng.sample(ways, 5):
         for blob in [] if warm else blobs:
             blob.drop()
         with (
@@ -202,6 +202,24 @@ def test_reading_ahead_stops_at_the_budget(blob: Blob) -> None:
         fill.start()
         fill.wait()
         assert fill.progress().peak == 8 * MIB
+
+
+@pytest.mark.parametrize("damaged", range(4))
+def test_what_comes_first_is_read_first(tmp_path: Path, damaged: int) -> None:
+    # So that whoever mixes what lies on several disks keeps all of them busy.
+    blobs = [Blob(tmp_path / str(n), noise(8 * MIB, n)) for n in range(2)]
+    pieces = [Piece(at, 4 * MIB, 0, source=n) for at in (0, 4 * MIB) for n in (0, 1)]
+    with Fill(blobs, pieces, budget=8 * MIB, readers=1, damage=[damaged]) as fill:
+        fill.prefetch()
+        if damaged < 2:
+            with pytest.raises(OSError, match="Bad message"):
+                fill.wait()
+            assert fill.failure()[2] == damaged
+        else:
+            with pytest.raises(OSError, match="timed out"):
+                fill.wait(100)
+    for blob in blobs:
+        blob.close()
 
 
 def test_what_is_cached_is_copied_before_the_start(blob: Blob) -> None:

@@ -86,7 +86,7 @@ def test_other_data(blob: Blob, source: int, ahead: bool, budget: int) -> None:
 def test_a_file_that_is_too_short(
     blob: Blob, source: int, warm: bool, size: int, budget: int
 ) -> None:
-    os.truncate(blob.paths[0], size)
+    os.truncate(blob.path, size)
     if not warm:
         blob.drop()
     with Fill([blob], in_a_row(SIZE), source=source, budget=budget, fillers=1) as fill:
@@ -102,7 +102,7 @@ def test_a_file_that_shrinks(blob: Blob, endless: list[Piece], source: int, budg
     with Fill([blob], endless, source=source, budget=budget) as fill:
         fill.start()
         until_some_is_done(fill)
-        os.truncate(blob.paths[0], MIB)
+        os.truncate(blob.path, MIB)
         assert code(fill) == errno.ENODATA
         assert fill.failure()[1] == SHORT
 
@@ -155,11 +155,11 @@ def test_tasks_for_which_there_are_no_descriptors(blob: Blob, budget: int) -> No
 def test_files_for_which_there_are_no_descriptors(blob: Blob, budget: int) -> None:
     """No reason to read through the page cache without a word."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = [os.dup(blob.fds[0])]
+    taken = [os.dup(blob.fd)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 8, limits[1]))
     with suppress(OSError):
         while True:
-            taken.append(os.dup(blob.fds[0]))
+            taken.append(os.dup(blob.fd))
     try:
         with pytest.raises(OSError, match="Too many open files"):
             Fill([blob], in_a_row(SIZE), budget=budget)

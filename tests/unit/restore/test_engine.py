@@ -12,19 +12,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.snapshots import CONFIG, write
+from fakes.snapshots import CONFIG, file_of, tar_of, write
 from fakes.work import make_work, runc_calls
 
-from shim.errors import BadName, NoSuchSnapshot, OtherContainer, RestoreFailed, ThawError, Unfit
+from shim.errors import (
+    BadName,
+    Damaged,
+    Denied,
+    NoSuchSnapshot,
+    OtherContainer,
+    RestoreFailed,
+    ThawError,
+    Unfit,
+)
 from shim.mount import mount_points
 from shim.restore import engine
 from shim.restore.engine import prepare, restore, take_back, undo
 from shim.restore.plan import Plan
 from shim.restore.steps import STEPS, Step
+from shim.snapshot import privileges as judging
+from shim.snapshot.artifact import seal
 from shim.snapshot.config import SnapshotConfig
 from shim.snapshot.host import this_host
 from shim.snapshot.origin import origin_of
+from shim.snapshot.store import Stores
 from shim.work import Work
+
+ID = "0123456789abcdef"
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
@@ -42,7 +56,8 @@ def work(tmp_path: Path) -> Iterator[Work]:
             {"destination": "/dev/shm", "source": str(tmp_path / "shm"), "options": ["rbind"]}
         ],
     }
-    asked = {"name": "one", "snapshot": str(tmp_path / "snapshots" / "one"), "outright": True}
+    path = tmp_path / "snapshots" / "snapshots" / ID
+    asked = {"name": "one", "snapshot": str(path), "outright": True}
     made = make_work(tmp_path, spec, **asked)
     yield made
     made.runc.delete(force=True)
@@ -60,10 +75,19 @@ def config(work: Work) -> SnapshotConfig:
 
 @pytest.fixture
 def snapshot(tmp_path: Path, config: SnapshotConfig) -> Path:
-    folder = write(tmp_path / "snapshots" / "one", config)
-    (folder / "rootfs" / "changed").write_text("by the worker")
-    (folder / "volumes" / "0" / "mapped").write_text("by the worker")
-    return folder
+    """In its archives are files of the worker's."""
+    changed, mapped = tar_of({"changed": b"by the worker"}), tar_of({"mapped": b"by the worker"})
+    contents = {"rootfs.tar.0000": changed, "volumes/0.tar.0000": mapped}
+    (tmp_path / "snapshots").mkdir(mode=0o700)
+    return write(tmp_path / "snapshots" / "snapshots" / ID, config, contents)
+
+
+@pytest.fixture(autouse=True)
+def privileges(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The images are none that could be looked into: which were to be, is kept."""
+    asked: list[Path] = []
+    monkeypatch.setattr(judging, "check", lambda images, _spec: asked.append(images))
+    return asked
 
 
 def make_plan(work: Work) -> Plan:
@@ -74,6 +98,10 @@ def make_plan(work: Work) -> Plan:
 
 def asked(work: Work, **changes: Any) -> Work:
     return Work.parse({**work.raw, **changes})
+
+
+def archive(plan: Plan) -> Path | None:
+    return plan.difference.base if plan.difference is not None else None
 
 
 def untouched(folder: Path) -> bool:
@@ -88,10 +116,11 @@ def untouched(folder: Path) -> bool:
 # Judging
 
 
-def test_a_plan(work: Work, snapshot: Path, tmp_path: Path) -> None:
+def test_a_plan(work: Work, snapshot: Path, tmp_path: Path, privileges: list[Path]) -> None:
     plan = make_plan(work)
     assert plan.images == snapshot / "criu"
-    assert plan.difference == snapshot / "rootfs"
+    assert archive(plan) == snapshot / "rootfs.tar"
+    assert privileges == [snapshot / "criu"]
     assert untouched(tmp_path)
 
 
@@ -100,13 +129,43 @@ def test_there_is_no_such_snapshot(work: Work, tmp_path: Path) -> None:
         restore(work)
     with pytest.raises(BadName):
         restore(asked(work, name="a/b"))
+    for path in (tmp_path / "elsewhere", tmp_path / "snapshots", tmp_path):
+        with pytest.raises(NoSuchSnapshot, match="is no snapshot of a store"):
+            restore(asked(work, snapshot=str(path)))
     assert untouched(tmp_path)
 
 
-def swap_config(**changes: Any) -> Callable[[Path, SnapshotConfig], object]:
-    return lambda folder, made: (folder / "config.json").write_text(
-        replace(made, **changes).to_json()
-    )
+Spoil = Callable[[Path, SnapshotConfig], object]
+
+
+def swap_config(**changes: Any) -> Spoil:
+    def swap(folder: Path, made: SnapshotConfig) -> None:
+        files = SnapshotConfig.from_json((folder / "config.json").read_text(), "x").files
+        text = replace(made, **{"files": files, **changes}).to_json()
+        (folder / "config.json").write_text(text)
+
+    return swap
+
+
+def flipped(name: str, place: int = 0) -> Spoil:
+    def flip(folder: Path, _: SnapshotConfig) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[place] ^= 1
+        (folder / name).write_bytes(data)
+
+    return flip
+
+
+def unlinked(name: str) -> Spoil:
+    return lambda folder, _: (folder / name).unlink()
+
+
+def linked(name: str) -> Spoil:
+    def link(folder: Path, _: SnapshotConfig) -> None:
+        (folder / name).rename(folder.parent / "moved")
+        (folder / name).symlink_to(folder.parent / "moved")
+
+    return link
 
 
 @pytest.mark.parametrize(
@@ -114,20 +173,33 @@ def swap_config(**changes: Any) -> Callable[[Path, SnapshotConfig], object]:
     [
         (swap_config(host=replace(CONFIG.host, architecture="vax")), "made on vax"),
         (swap_config(volumes=["/elsewhere"]), "no volume at /elsewhere"),
-        (swap_config(images={"core-1.img": 5}), "has 4 bytes, it had 5"),
-        (lambda folder, _: (folder / "rootfs" / "changed").unlink() or (folder / "rootfs").rmdir(),
-         "rootfs is missing"),
+        (swap_config(files={"criu/core-1.img": file_of(b"xxxxx")}), "has 4 bytes, it had 5"),
+        (swap_config(files={"criu/core-1.img": file_of(b"xxxx")}), "0.tar.0000 is missing"),
+        (swap_config(pages={"pages-1.img.0000": 8192}), "0000 has 4096 bytes, it had 8192"),
+        (swap_config(pages={"pages-1.img.0001": 4096}), "0001 is missing"),
+        (flipped("config.json", 100), "not what was written|config.json"),
+        (flipped("rootfs.tar.0000", 700), "rootfs.tar.0000 is not what it was"),
+        (flipped("volumes/0.tar.0000"), "0.tar.0000 is not what it was"),
+        (flipped("criu/core-1.img"), "core-1.img is not what it was"),
+        (unlinked("rootfs.tar.0000"), "rootfs.tar.0000 is missing"),
+        (unlinked("pages/pages-1.img.0000"), "pages-1.img.0000 is missing"),
+        (linked("criu/core-1.img"), "core-1.img is no regular file"),
+        (linked("pages"), "pages is no regular file"),
+        (lambda folder, _: os.mkfifo(folder / "criu/tty-info.img"), "tty-info.img is no regular"),
+        (lambda folder, _: (folder / "criu/core-1.img").chmod(0o666), "core-1.img can be written"),
+        (lambda folder, _: os.chown(folder / "criu/core-1.img", 12345, 0), "can be written"),
         (lambda folder, _: folder.chmod(0o777), "written to by others"),
-        (lambda folder, _: (folder / "config.json").unlink(), "cannot read"),
-        (lambda folder, _: (folder.parents[1] / "upper" / "theirs").touch(), "is not empty"),
+        (lambda folder, _: folder.parents[1].chmod(0o777), "written to by others"),
+        (unlinked("config.json"), "cannot read"),
+        (lambda folder, _: (folder.parents[2] / "upper" / "theirs").touch(), "is not empty"),
     ],
-)  # fmt: skip
+)
 def test_unfit_before_anything_is_touched(
     work: Work,
     snapshot: Path,
     config: SnapshotConfig,
     tmp_path: Path,
-    spoil: Callable[[Path, SnapshotConfig], object],
+    spoil: Spoil,
     words: str,
 ) -> None:
     spoil(snapshot, config)
@@ -149,7 +221,8 @@ def test_a_folder_that_containerd_named(work: Work, snapshot: Path, tmp_path: Pa
     """Without a name it is looked at where it lies; one of runc's own is not judged at all."""
     moved = tmp_path / "elsewhere"
     snapshot.rename(moved)
-    assert make_plan(asked(work, name="", snapshot=str(moved))).difference == moved / "rootfs"
+    plan = make_plan(asked(work, name="", snapshot=str(moved)))
+    assert archive(plan) == moved / "rootfs.tar"
     bare = tmp_path / "bare"
     bare.mkdir()
     plan = make_plan(asked(work, name="", snapshot=str(bare)))
@@ -157,11 +230,64 @@ def test_a_folder_that_containerd_named(work: Work, snapshot: Path, tmp_path: Pa
 
 
 def test_what_has_a_name_is_always_judged(work: Work, snapshot: Path) -> None:
-    for name in ("config.json", "criu/core-1.img", "criu/pages-1.img"):
+    for name in ("config.json", "criu/core-1.img"):
         (snapshot / name).unlink()
     (snapshot / "criu").rmdir()
     with pytest.raises(Unfit):
         make_plan(work)
+
+
+@pytest.mark.parametrize(
+    ("made_in", "live", "shared", "policy", "good"),
+    [
+        ("a", "a", False, "own", True),
+        ("a", "b", False, "own", False),
+        ("a", "b", True, "own", True),
+        ("a", "b", False, "any", True),
+        ("", "b", False, "own", False),
+        ("a", "", False, "own", False),
+    ],
+)
+def test_another_namespace(
+    work: Work,
+    snapshot: Path,
+    config: SnapshotConfig,
+    made_in: str,
+    live: str,
+    shared: bool,
+    policy: str,
+    good: bool,
+) -> None:
+    swap_config(origin=replace(config.origin, namespace=made_in))(snapshot, config)
+    if shared:
+        (snapshot / "shared").touch()
+    path = Path(work.bundle.path) / "config.json"
+    notes = {"io.kubernetes.cri.sandbox-namespace": live}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": notes}))
+    settings = {**work.raw["config"], "policy.namespaces": policy}
+    if good:
+        assert make_plan(asked(work, config=settings)).images == snapshot / "criu"
+    else:
+        with pytest.raises(Denied):
+            make_plan(asked(work, config=settings))
+
+
+def test_by_digest(work: Work, snapshot: Path) -> None:
+    """What a digest stands for never changes: another manifest, or config, is refused."""
+    other = f"one@sha256:{'a' * 64}"
+    with pytest.raises(Damaged, match="is not sha256:aaaa"):
+        make_plan(asked(work, name=other))
+    digest = seal(Stores.of(work.config).first.snapshot(ID))
+    assert make_plan(asked(work, name=f"one@{digest}")).images == snapshot / "criu"
+    with pytest.raises(Damaged, match="is not sha256:aaaa"):
+        make_plan(asked(work, name=other))
+    config = (snapshot / "config.json").read_text()
+    made = replace(SnapshotConfig.from_json(config, "x"), created="2020-01-01T00:00:00Z")
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").write_text(made.to_json())
+    assert make_plan(work).images == snapshot / "criu", "nobody asked for the digest"
+    with pytest.raises(Damaged, match=f"is not {digest}"):
+        make_plan(asked(work, name=f"one@{digest}"))
 
 
 # Doing
@@ -248,6 +374,47 @@ def test_an_error_that_nobody_expected_is_remembered(
     assert work.marker.exists()
 
 
+def noted(folder: Path) -> list[tuple[str, ...]]:
+    lines = [json.loads(line) for line in (folder / "audit.log").read_text().splitlines()]
+    return [(line["event"], line["outcome"], line.get("reason", "")) for line in lines]
+
+
+def test_it_is_noted(
+    work: Work,
+    snapshot: Path,
+    config: SnapshotConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {**work.raw["config"], "audit.log": str(tmp_path / "audit.log")}
+    work = asked(work, config=settings)
+    swap_config(origin=replace(config.origin, container="sidecar"))(snapshot, config)
+    store = Stores.of(work.config).first
+    Path(work.bundle.pid_file).write_text("42")
+    for steps in (Steps(), Steps("do b"), Steps("do b", OSError(28, "full")), Steps("do b,undo a")):
+        before = store.snapshot(ID).used
+        with_steps(monkeypatch, steps)
+        try:
+            restore(work)
+        except (ThawError, OSError):
+            assert store.snapshot(ID).used == before, "it was in vain"
+        else:
+            assert store.snapshot(ID).used > before
+        work.marker.unlink(missing_ok=True)
+    with pytest.raises(OtherContainer):
+        restore(asked(work, outright=False))
+    (snapshot / "criu" / "core-1.img").unlink()
+    with pytest.raises(Damaged):
+        restore(work)
+    assert noted(tmp_path) == [
+        ("restore", "restored", ""),
+        ("restore", "failed", "RestoreFailed"),
+        ("restore", "failed", "[Errno 28] full"),
+        ("restore", "failed", "RestoreFailed"),
+        ("refuse", "refused", "Damaged"),
+    ]
+
+
 # The real steps, with processes that are no container's
 
 
@@ -269,7 +436,7 @@ def test_a_runc_that_fails_leaves_nothing(work: Work, snapshot: Path, tmp_path: 
         restore(work)
     (work.folder / "criu.conf").unlink()
     assert untouched(tmp_path)
-    assert (snapshot / "rootfs" / "changed").exists()
+    assert (snapshot / "rootfs.tar.0000").exists()
 
 
 @pytest.mark.parametrize("done", range(len(STEPS)))
@@ -288,7 +455,7 @@ def test_undone_after_the_engine_was_killed(
         (work.folder / "criu.conf").unlink(missing_ok=True)
         assert untouched(tmp_path)
         assert not Path(work.bundle.pid_file).exists()
-    assert (snapshot / "rootfs" / "changed").exists()
+    assert (snapshot / "rootfs.tar.0000").exists()
 
 
 def test_undone_though_the_snapshot_was_removed(work: Work, snapshot: Path, tmp_path: Path) -> None:

@@ -13,22 +13,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from fakes.images import BASE, LARGE, noise, single
 
 from shim._native import lib
 from shim.budget import GIB
 from shim.config import Config
 from shim.errors import RestoreFailed, ThawError, Unfit
 from shim.restore.bulk import NO_INDEX, SWITCHED_OFF, Memory, ReadAhead
-from shim.restore.memory import (
-    Filling,
-    Stripes,
-    stripe_size,
-    writable_ranges,
-)
+from shim.restore.memory import Filling, _readers, writable_ranges
 from shim.snapshot.index import Document, Index
+from shim.snapshot.indexing import make
 from shim.snapshot.layout import Blob
+from shim.snapshot.pieces import Pieces, name_of
 
 PAGE = 4096
 SIZE = 8 << 20
@@ -94,6 +90,26 @@ def index_of(target: Target, folder: Path, data: bytes, **changes: int) -> Index
     return Index(folder, folder, document, records, [[(address, address + SIZE)]])
 
 
+def index_of_pieces(target: Target, folders: list[Path], data: bytes) -> Index:
+    """The same with eight pieces, by turns in the folders."""
+    records = b""
+    blobs = []
+    for number, offset in enumerate(range(0, SIZE, PIECE)):
+        piece = data[offset : offset + PIECE]
+        blobs.append(Blob(name_of(NAME, number), PIECE))
+        folders[number % len(folders)].mkdir(exist_ok=True)
+        (folders[number % len(folders)] / blobs[-1].name).write_bytes(piece)
+        for at in range(0, PIECE, PIECE // 4):
+            part = piece[at : at + PIECE // 4]
+            crc = lib.thaw_crc32c(0, part, len(part))
+            place = target.address + offset + at
+            records += struct.pack("<QQIIIHH", place, at, len(part), crc, 0, number, 1)
+    sizes = {"extents": SIZE, "zero": 0, "skeleton": 0}
+    document = Document("", [target.pid], blobs, {}, {}, sizes)
+    ranges = [[(target.address, target.address + SIZE)]]
+    return Index(folders[0], folders[0], document, records, ranges, folders)
+
+
 @pytest.mark.parametrize("budget", [0, 1 << 20, 1 << 30])
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_it_is_filled(
@@ -106,27 +122,31 @@ def test_it_is_filled(
     assert target.memory() == data
 
 
-@pytest.mark.parametrize("folders", [1, 2, 3])
-def test_it_is_filled_from_stripes(
-    target: Target, tmp_path: Path, data: bytes, folders: int
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_it_is_filled_from_several_disks(
+    target: Target, tmp_path: Path, data: bytes, count: int
 ) -> None:
-    unit = 3 * PAGE
-    stripes = Stripes(unit, tuple(tmp_path / f"disk{n}" for n in range(folders)))
-    for number, folder in enumerate(stripes.folders):
-        folder.mkdir()
-        turns = range(number * unit, SIZE, folders * unit)
-        (folder / NAME).write_bytes(b"".join(data[turn : turn + unit] for turn in turns))
-    with Filling(index_of(target, tmp_path / "none", data), stripes=stripes) as filling:
-        filling.fill(target.pid)
+    folders = [tmp_path / f"disk{n}" for n in range(count)]
+    with Filling(index_of_pieces(target, folders, data), budget=1 << 30) as filling:
+        filling.prefetch()
+        assert filling.fill(target.pid).done == SIZE
     assert target.memory() == data
 
 
-@given(size=st.integers(0, 100), unit=st.integers(1, 9), count=st.integers(1, 9))
-def test_sizes_of_stripes(size: int, unit: int, count: int) -> None:
-    sizes = [0] * count
-    for byte in range(size):
-        sizes[byte // unit % count] += 1
-    assert [stripe_size(size, unit, count, n) for n in range(count)] == sizes
+def test_a_flipped_bit_on_one_of_them(target: Target, tmp_path: Path, data: bytes) -> None:
+    """Whatever the order in which they are read, the place is named."""
+    folders = [tmp_path / f"disk{n}" for n in range(3)]
+    index = index_of_pieces(target, folders, data)
+    with open(folders[5 % 3] / "pages-1.img.0005", "r+b") as file:
+        file.seek(PIECE // 2 + 17)
+        file.write(bytes([data[5 * PIECE + PIECE // 2 + 17] ^ 1]))
+    words = rf"pages-1\.img\.0005 at {PIECE // 2} .* has another checksum"
+    refused(Filling(index, budget=1 << 30), target, words)
+
+
+def test_a_reader_for_every_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert [_readers(disks) for disks in (1, 4, 8, 9, 20)] == [0, 0, 0, 9, 20]
 
 
 def test_it_is_verified_for_nobody(target: Target, tmp_path: Path, data: bytes) -> None:
@@ -252,6 +272,20 @@ def test_without_an_index(tmp_path: Path) -> None:
     memory.refuse_unfilled()
     memory.close()
     assert not (tmp_path / "images").exists()
+
+
+def test_a_snapshot_in_pieces(target: Target, tmp_path: Path, data: bytes) -> None:
+    """Its index is looked for where the snapshot has it, the pieces in all folders of these."""
+    images = single(tmp_path / "criu", {BASE: noise(LARGE), 1 << 40: noise(PAGE)})
+    pages = [tmp_path / "pages"]
+    pages[0].mkdir()
+    Pieces(pages).take(images)
+    make(images, tmp_path / "index", pages=pages)
+    memory = ReadAhead().take(tmp_path / "index", images, Config(), pages=pages)
+    assert memory.filling is not None
+    assert memory.filling.verify().done == LARGE
+    memory.check_files()
+    memory.close()
 
 
 def test_a_damaged_index(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fakes.work import make_work
 from shim.errors import Unfit
 from shim.restore import plan as planning
 from shim.restore.plan import Plan
+from shim.snapshot.archive import Archive
 from shim.snapshot.config import Connections, MountPoint, SnapshotConfig
 from shim.work import Work
 
@@ -22,8 +23,8 @@ FOLDER = Path("/snapshots/one")
 SHM = {"destination": "/dev/shm/", "source": "/run/pod/shm", "type": "bind", "options": ["rbind"]}
 
 
-def make(work: Work, config: SnapshotConfig) -> Plan:
-    return planning.make(work, work.bundle.spec(), config, FOLDER, FOLDER / "criu")
+def make(work: Work, config: SnapshotConfig, index: Path | None = FOLDER / "index") -> Plan:
+    return planning.make(work, work.bundle.spec(), config, FOLDER, FOLDER / "criu", index)
 
 
 def bare_config(**changes: Any) -> SnapshotConfig:
@@ -39,15 +40,16 @@ def test_everything(tmp_path: Path) -> None:
     work = make_work(tmp_path, {"mounts": [SHM], "hostname": "pod"})
     plan = make(work, replace(CONFIG, volumes=["/dev/shm"]))
     assert (plan.snapshot, plan.images) == (str(FOLDER), FOLDER / "criu")
-    assert plan.difference == FOLDER / "rootfs"
+    assert plan.difference == Archive(FOLDER / "rootfs.tar")
     assert (plan.upper, plan.scratch) == (tmp_path / "upper", tmp_path / "work")
     (volume,) = plan.volumes
-    assert (volume.saved, volume.source) == (FOLDER / "volumes" / "0", "/run/pod/shm")
+    assert volume.saved == Archive(FOLDER / "volumes" / "0.tar")
+    assert volume.source == "/run/pod/shm"
     assert volume.destination == "/dev/shm"
     assert plan.hostname == "pod"
     assert plan.mounts == tuple(CONFIG.mounts)
     options = plan.runc_options
-    assert options[options.index("--image-path") + 1] == str(FOLDER / "criu")
+    assert options[options.index("--image-path") + 1] == str(planning.linked_images(work))
     assert options[options.index("--work-path") + 1].startswith(str(work.folder))
 
 
@@ -62,15 +64,40 @@ def test_the_same_from_the_same_and_nothing_is_touched(tmp_path: Path) -> None:
         first.images = Path("/")  # type: ignore[misc]
 
 
+def image_path(plan: Plan) -> str:
+    return plan.runc_options[plan.runc_options.index("--image-path") + 1]
+
+
+@pytest.mark.parametrize("pages", [(), (Path("/a/pages"), Path("/b/pages"))])
+def test_criu_gets_whole_pages_files(tmp_path: Path, pages: tuple[Path, ...]) -> None:
+    """Where it restores all of the memory, and they are pieces."""
+    work = make_work(tmp_path)
+    spec = work.bundle.spec()
+    plan = planning.make(work, spec, bare_config(), FOLDER, FOLDER / "criu", pages=pages)
+    assert plan.assembled == tmp_path / "snapshots" / ".draft-criu-c"
+    assert image_path(plan) == str(plan.assembled)
+    assert plan.pages == (pages or (FOLDER / "pages",))
+    assert f"put the pages files together in {plan.assembled}" in plan.describe()
+    filled = make(work, bare_config())
+    assert (filled.assembled, filled.pages) == (None, ())
+    whole = make(work, bare_config(pages={"pages-1.img": 4096}), index=None)
+    assert (whole.assembled, image_path(whole)) == (None, str(FOLDER / "criu"))
+
+
 def test_described(tmp_path: Path) -> None:
-    work = make_work(tmp_path, {"mounts": [SHM]})
-    lines = make(work, replace(CONFIG, volumes=["/dev/shm"])).describe()
-    assert lines[0] == "restore /snapshots/one/criu"
-    assert f"lay /snapshots/one/rootfs into {tmp_path}/upper" in lines
-    assert "lay /snapshots/one/volumes/0 into /dev/shm (/run/pod/shm)" in lines
-    assert [line for line in lines if line.startswith("runc restore --image-path ")]
-    assert "criu: link-remap" in lines
-    assert lines[-1] == f"check {len(CONFIG.mounts)} mounts"
+    work = make_work(tmp_path, {"mounts": [SHM], "hostname": "pod"})
+    plan = make(work, replace(CONFIG, volumes=["/dev/shm"]))
+    assert plan.describe() == [
+        "restore the snapshot /snapshots/one",
+        "read the memory ahead that /snapshots/one/index lists",
+        "lay /snapshots/one/volumes/0.tar into /dev/shm (/run/pod/shm)",
+        f"lay /snapshots/one/rootfs.tar into {tmp_path}/upper, then mount the root on it",
+        f"runc restore {' '.join(plan.runc_options)}",
+        *(f"  criu: {option}" for option in plan.criu_options),
+        "  memory: we fill it past CRIU",
+        "set the host name to pod",
+        f"check {len(CONFIG.mounts)} mounts, and that the pod's spec asks for each",
+    ]
 
 
 def test_what_is_not_needed_is_not_described(tmp_path: Path) -> None:
@@ -136,7 +163,7 @@ def test_images_of_which_nothing_is_known(tmp_path: Path) -> None:
     assert (plan.snapshot, plan.images) == ("/images", Path("/images"))
     assert (plan.difference, plan.upper, plan.volumes, plan.mounts) == (None, None, (), ())
     assert plan.hostname == "pod"
-    assert plan.describe()[-1] == "check 0 mounts"
+    assert plan.describe()[-2:] == ["  memory: CRIU restores all of it", "set the host name to pod"]
 
 
 def test_the_sandbox_has_the_host_name(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import stat
@@ -14,15 +15,17 @@ import pytest
 from fakes.work import make_work, runc_calls
 
 from shim.bundle import read_pid
-from shim.errors import RestoreFailed
+from shim.errors import Damaged, RestoreFailed, Unfit
 from shim.mount import mount_points
 from shim.restore import plan as planning
 from shim.restore import steps
 from shim.restore.plan import Plan, SavedVolume
 from shim.restore.steps import STEPS
 from shim.runc import Runc
+from shim.snapshot.archive import Archive, pack
 from shim.snapshot.config import MountPoint
 from shim.snapshot.mounts import mounts_of
+from shim.snapshot.store import Store
 from shim.work import Work
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and owners need root")
@@ -44,18 +47,32 @@ def work(tmp_path: Path) -> Iterator[Work]:
 @pytest.fixture
 def plan(work: Work, tmp_path: Path) -> Plan:
     """A plan that needs every step but those of the host name and the mounts."""
-    snapshot = tmp_path / "snapshot"
-    (snapshot / "rootfs" / "etc").mkdir(parents=True)
-    (snapshot / "rootfs" / "etc" / "changed").write_text("by the worker")
-    (snapshot / "volumes" / "0" / "inner").mkdir(parents=True)
-    (snapshot / "volumes" / "0" / "inner" / "file").write_text("mapped")
+    snapshot, saved = tmp_path / "snapshots" / "snapshots" / "1", tmp_path / "saved"
+    for folder in ("criu", "pages", "volumes"):
+        (snapshot / folder).mkdir(mode=0o700, parents=True)
+    (snapshot / "criu" / "core-1.img").write_bytes(b"core")
+    (snapshot / "pages" / "pages-1.img.0000").write_bytes(b"a" * 4096)
+    (snapshot / "pages" / "pages-1.img.0001").write_bytes(b"b" * 4096)
+    (saved / "rootfs" / "etc").mkdir(parents=True)
+    (saved / "rootfs" / "etc" / "changed").write_text("by the worker")
+    os.mknod(saved / "rootfs" / "etc" / "gone", stat.S_IFCHR, os.makedev(0, 0))
+    os.chown(saved / "rootfs", 5, 6)
+    (saved / "rootfs").chmod(0o751)
+    (saved / "volumes" / "inner").mkdir(parents=True)
+    (saved / "volumes" / "inner" / "file").write_text("mapped")
+    pack(saved / "rootfs", snapshot / "rootfs.tar")
+    pack(saved / "volumes", snapshot / "volumes" / "0.tar")
     (tmp_path / "shm").mkdir()
     return replace(
         planning.bare(work, snapshot / "criu"),
-        difference=snapshot / "rootfs",
+        pages=(snapshot / "pages",),
+        assembled=planning.assembled_images(work),
+        difference=Archive(snapshot / "rootfs.tar"),
         upper=work.upper,
         scratch=work.scratch,
-        volumes=(SavedVolume(snapshot / "volumes" / "0", str(tmp_path / "shm"), "/dev/shm"),),
+        volumes=(
+            SavedVolume(Archive(snapshot / "volumes" / "0.tar"), str(tmp_path / "shm"), "/dev/shm"),
+        ),
     )
 
 
@@ -74,6 +91,7 @@ def test_every_step_has_a_name_of_its_own() -> None:
     assert len({step.name for step in STEPS}) == len(STEPS)
     order = [step.name for step in STEPS]
     assert order.index("difference") < order.index("rootfs") < order.index("criu")
+    assert order.index("assemble") < order.index("criu") < order.index("disassemble")
     assert order.index("criu") < order.index("mounts")
 
 
@@ -81,11 +99,11 @@ def test_the_difference(work: Work, plan: Plan, tmp_path: Path) -> None:
     upper, scratch = tmp_path / "upper", tmp_path / "work"
     (scratch / "work").mkdir()
     os.chown(upper, 5, 6)
-    os.chown(tmp_path / "snapshot" / "rootfs", 5, 6)
-    for folder in (upper, tmp_path / "snapshot" / "rootfs", scratch):
+    for folder in (upper, scratch):
         folder.chmod(0o751)
     steps.lay_difference(work, plan)
-    assert paths(upper) == ["etc", "etc/changed"]
+    assert paths(upper) == ["etc", "etc/changed", "etc/gone"]
+    assert (upper / "etc" / "changed").read_text() == "by the worker"
     for _ in range(2):
         steps.clear_upper(work, plan)
         assert paths(upper) == []
@@ -119,15 +137,83 @@ def test_volumes(work: Work, plan: Plan, tmp_path: Path) -> None:
     for _ in range(2):
         steps.clear_volumes(work, plan)
         assert paths(shm) == ["theirs"]
-    assert (tmp_path / "snapshot" / "volumes" / "0" / "inner" / "file").exists()
+    assert plan.volumes[0].saved.exists()
 
 
-@pytest.mark.parametrize("what", ["shm", "snapshot/volumes/0"])
-def test_a_volume_that_is_a_link(work: Work, plan: Plan, tmp_path: Path, what: str) -> None:
-    (tmp_path / what).rename(tmp_path / "moved")
-    (tmp_path / what).symlink_to(tmp_path / "moved")
+def test_a_volume_that_is_a_link(work: Work, plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "shm").rename(tmp_path / "moved")
+    (tmp_path / "shm").symlink_to(tmp_path / "moved")
     with pytest.raises(NotADirectoryError):
         steps.lay_volumes(work, plan)
+    assert paths(tmp_path / "moved") == []
+
+
+def test_whiteouts_have_no_place_in_a_volume(work: Work, plan: Plan, tmp_path: Path) -> None:
+    assert plan.difference is not None
+    volume = replace(plan.volumes[0], saved=plan.difference)
+    with pytest.raises(Unfit, match="'etc/gone' is a whiteout"):
+        steps.lay_volumes(work, replace(plan, volumes=(volume,)))
+    assert paths(tmp_path / "shm") == []
+
+
+def test_a_damaged_difference_is_laid_nowhere(work: Work, plan: Plan, tmp_path: Path) -> None:
+    assert plan.difference is not None
+    (part,) = plan.difference.parts()
+    os.truncate(part, 700)
+    with pytest.raises(Damaged, match=r"rootfs\.tar: .*cut off"):
+        steps.lay_difference(work, plan)
+    assert paths(tmp_path / "upper") == []
+
+
+def test_pages_files_are_put_together(work: Work, plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "snapshots" / ".draft-criu-c").mkdir()  # of an engine that was killed
+    (tmp_path / "snapshots" / ".draft-criu-c" / "old").touch()
+    steps.assemble(work, plan)
+    assert plan.assembled == tmp_path / "snapshots" / ".draft-criu-c"
+    assert paths(plan.assembled) == ["core-1.img", "pages-1.img"]
+    assert (plan.assembled / "pages-1.img").read_bytes() == b"a" * 4096 + b"b" * 4096
+    assert (plan.assembled / "core-1.img").read_bytes() == b"core"
+    Store(tmp_path / "snapshots").sweep()
+    assert plan.assembled.exists(), "whoever sweeps drafts leaves it alone"
+    for _ in range(2):
+        steps.remove_assembled(work, plan)
+        assert not plan.assembled.exists()
+    assert (tmp_path / "snapshots/snapshots/1/criu/core-1.img").exists()
+
+
+def test_a_sweeper_comes_before_the_lock(
+    work: Work, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plan.assembled is not None
+    store, flock = Store(plan.assembled.parent), fcntl.flock
+    swept: list[int] = []
+
+    def late(fd: int, how: int) -> None:
+        if not swept:
+            swept.append(fd)
+            store.sweep()
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    steps.assemble(work, plan)
+    monkeypatch.undo()
+    store.sweep()
+    assert paths(plan.assembled) == ["core-1.img", "pages-1.img"]
+    steps.remove_assembled(work, plan)
+
+
+def test_what_a_killed_engine_put_together_is_swept(work: Work, plan: Plan) -> None:
+    steps.assemble(work, plan)
+    assert plan.assembled is not None
+    os.close(steps._locks.pop(plan.assembled))
+    Store(plan.assembled.parent).sweep()
+    assert not plan.assembled.exists()
+
+
+def test_nothing_to_put_together(work: Work, plan: Plan, tmp_path: Path) -> None:
+    steps.assemble(work, replace(plan, assembled=None))
+    steps.remove_assembled(work, replace(plan, assembled=None))
+    assert os.listdir(tmp_path / "snapshots") == ["snapshots"]
 
 
 def test_the_root_file_system(work: Work, plan: Plan) -> None:
@@ -194,10 +280,14 @@ def test_criu_fails(work: Work, plan: Plan, tmp_path: Path, log: str) -> None:
 
 
 @pytest.fixture
-def restored(work: Work, plan: Plan) -> tuple[Work, Plan]:
+def restored(work: Work, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> tuple[Work, Plan]:
     """This process stands for the restored one: its mounts are all right."""
+    monkeypatch.setattr(steps, "unexpected", lambda *_: [])
+    monkeypatch.setattr(steps, "missing", lambda *_: [])
+    mounts = mounts_of(os.getpid())  # others may mount something meanwhile
+    monkeypatch.setattr(steps, "mounts_of", lambda _: list(mounts))
     Path(work.bundle.pid_file).write_text(str(os.getpid()))
-    return work, replace(plan, mounts=tuple(mounts_of(os.getpid())))
+    return work, replace(plan, mounts=tuple(mounts))
 
 
 def test_mounts_as_they_must_be(restored: tuple[Work, Plan]) -> None:
@@ -223,6 +313,31 @@ def test_mounts_as_they_must_not_be(
     work, plan = restored
     with pytest.raises(RestoreFailed, match=f"mounts differ after the restore: .*{words}"):
         steps.check_mounts(work, replace(plan, mounts=change(plan.mounts)))
+
+
+def test_mounts_that_the_pod_does_not_ask_for(work: Work, plan: Plan) -> None:
+    """The snapshot knows them, and they are there: that is not enough."""
+    Path(work.bundle.pid_file).write_text(str(os.getpid()))
+    mounts = tuple(mounts_of(os.getpid()))
+    with pytest.raises(RestoreFailed, match=r"mounts differ after the restore: .* is mounted too"):
+        steps.check_mounts(work, replace(plan, mounts=mounts))
+
+
+@pytest.mark.parametrize("judge", ["unexpected", "missing"])
+def test_the_live_spec_is_asked(
+    restored: tuple[Work, Plan], monkeypatch: pytest.MonkeyPatch, judge: str
+) -> None:
+    work, plan = restored
+    asked: list[object] = []
+
+    def complain(spec: object, points: object, _resolve: object) -> list[str]:
+        asked.append((spec, points))
+        return ["/x is odd"]
+
+    monkeypatch.setattr(steps, judge, complain)
+    with pytest.raises(RestoreFailed, match="/x is odd"):
+        steps.check_mounts(work, plan)
+    assert asked == [(work.bundle.spec(), list(plan.mounts))]
 
 
 def test_masked_files_are_looked_at(restored: tuple[Work, Plan]) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import math
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from fakes.snapshots import CONFIG
+from fakes.snapshots import CONFIG, crc32c, file_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.errors import Unfit
-from shim.snapshot.config import FORMAT, Origin, SnapshotConfig
+from shim.errors import Damaged, Unfit
+from shim.snapshot.config import FORMAT, Origin, SnapshotConfig, canonical
 
-DOCUMENT: dict[str, Any] = json.loads(CONFIG.to_json())
+TEXT = CONFIG.to_json()
+DOCUMENT: dict[str, Any] = json.loads(TEXT)
+DOCUMENT.pop("checksum")
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
@@ -38,7 +41,7 @@ PLACES = paths(DOCUMENT)
 def with_value(place: tuple[Any, ...], value: Any) -> Any:
     if not place:
         return value
-    document = json.loads(CONFIG.to_json())
+    document = json.loads(TEXT)
     inner = document
     for key in place[:-1]:
         inner = inner[key]
@@ -46,25 +49,82 @@ def with_value(place: tuple[Any, ...], value: Any) -> Any:
     return document
 
 
+def signed(document: Any) -> str:
+    """As somebody would write it who wants it to be believed."""
+    if isinstance(document, dict):
+        document = {key: value for key, value in document.items() if key != "checksum"}
+        document["checksum"] = crc32c(canonical(document))
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
 def read(document: Any) -> SnapshotConfig:
-    return SnapshotConfig.from_json(json.dumps(document), "/s/config.json")
+    return SnapshotConfig.from_json(signed(document), "/s/config.json")
 
 
 def test_what_is_written_is_read() -> None:
-    assert SnapshotConfig.from_json(CONFIG.to_json(), "x") == CONFIG
-    assert SnapshotConfig.from_json(CONFIG.to_json().encode(), "x") == CONFIG
+    assert SnapshotConfig.from_json(TEXT, "x") == CONFIG
+    assert SnapshotConfig.from_json(TEXT.encode(), "x") == CONFIG
+    assert read(DOCUMENT) == CONFIG
+
+
+def test_a_byte_that_was_flipped() -> None:
+    """Every one of them, spaces too, in one bit that depends on the place."""
+    for place in range(len(TEXT)):
+        data = bytearray(TEXT.encode())
+        data[place] ^= 1 << place % 8
+        with pytest.raises(Unfit):
+            SnapshotConfig.from_json(bytes(data), "x")
+
+
+@given(st.integers(0, len(TEXT) - 1), st.integers(1, 255))
+def test_a_byte_that_is_another(place: int, change: int) -> None:
+    data = bytearray(TEXT.encode())
+    data[place] ^= change
+    with pytest.raises(Unfit):
+        SnapshotConfig.from_json(bytes(data), "x")
+
+
+@given(st.integers(0, len(TEXT) - 1), st.integers(1, 64), st.binary(max_size=64))
+def test_a_part_that_is_another(place: int, length: int, other: bytes) -> None:
+    data = TEXT.encode()
+    changed = data[:place] + other + data[place + length :]
+    if changed == data:
+        return
+    with pytest.raises(Unfit):
+        SnapshotConfig.from_json(changed, "x")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_another_encoding(encoding: str) -> None:
+    with pytest.raises(Damaged):
+        SnapshotConfig.from_json(TEXT.encode(encoding), "x")
+
+
+@pytest.mark.parametrize("checksum", [0, "0", None, True, 1.0, [], -1, 1 << 40])
+def test_a_wrong_checksum(checksum: Any) -> None:
+    text = json.dumps({**DOCUMENT, "checksum": checksum}, indent=1, sort_keys=True) + "\n"
+    with pytest.raises(Damaged, match="checksum"):
+        SnapshotConfig.from_json(text, "x")
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "1" * 5000])
+def test_numbers_that_are_none(text: str) -> None:
+    document = TEXT.replace("0.25", text)
+    assert document != TEXT
+    with pytest.raises(Damaged):
+        SnapshotConfig.from_json(document, "x")
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200))
 def test_noise(noise: bytes | str) -> None:
-    with pytest.raises(Unfit, match=r"/s/config\.json"):
+    with pytest.raises(Damaged, match=r"/s/config\.json"):
         SnapshotConfig.from_json(noise, "/s/config.json")
 
 
 @given(JSON)
 def test_any_json(value: Any) -> None:
     with pytest.raises(Unfit):
-        read(value)
+        SnapshotConfig.from_json(json.dumps(value), "x")
 
 
 @given(st.sampled_from(PLACES), JSON)
@@ -74,8 +134,12 @@ def test_another_value_anywhere(place: tuple[Any, ...], value: Any) -> None:
         config = read(with_value(place, value))
     except Unfit:
         return
+    except ValueError:
+        assert "nan" in repr(value) or "inf" in repr(value), "it could not even be signed"
+        return
     again = json.loads(config.to_json())
     assert same_shape(again, DOCUMENT), (place, value)
+    assert read(again) == config
 
 
 def same_shape(one: Any, other: Any) -> bool:
@@ -103,10 +167,17 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
     assert read({**DOCUMENT, "gpu": {"a": 1}}) == CONFIG
 
 
-@pytest.mark.parametrize("format_", [FORMAT + 1, 0, str(FORMAT), None, True, float(FORMAT)])
+@pytest.mark.parametrize("format_", [FORMAT + 1, 1, 0, str(FORMAT), None, True, float(FORMAT), []])
 def test_another_format(format_: Any) -> None:
-    with pytest.raises(Unfit, match="format"):
+    with pytest.raises(Unfit, match=f"format .* is not {FORMAT}") as refused:
         read({**DOCUMENT, "format": format_})
+    assert not isinstance(refused.value, Damaged)
+    assert ("newer" in refused.value.hint) == (format_ == FORMAT + 1)
+
+
+def test_a_newer_format_need_not_have_our_checksum() -> None:
+    with pytest.raises(Unfit, match="format 3 is not 2"):
+        SnapshotConfig.from_json('{"format": 3}', "x")
 
 
 @pytest.mark.parametrize(
@@ -118,9 +189,12 @@ def test_another_format(format_: Any) -> None:
         (("origin", "capabilities"), [], "expected an object"),
         (("mounts", 0, "options", 0), None, "expected str"),
         (("difference",), 1, "expected bool"),
-        (("images", "core-1.img"), "4", "expected int"),
-        (("timeline", "dump"), "0.25", "expected float"),
-        pytest.param(("timeline", "dump"), 10**400, "timeline", id="huge"),
+        (("files", "rootfs.tar.0000"), 4, "expected an object"),
+        (("pages", "pages-1.img.0000"), "4", "expected int"),
+        (("spans", 0, "seconds"), "0.25", "expected float"),
+        (("origin", "cwd"), "\ud800", "expected str"),
+        (("host", "cgroup"), 1 << 63, "expected int"),
+        pytest.param(("spans", 0, "seconds"), 10**400, "seconds", id="huge"),
     ],
 )
 def test_a_wrong_type_is_named(place: tuple[Any, ...], value: Any, wanted: str) -> None:
@@ -129,7 +203,66 @@ def test_a_wrong_type_is_named(place: tuple[Any, ...], value: Any, wanted: str) 
 
 
 def test_whole_seconds_are_seconds() -> None:
-    assert read(with_value(("timeline", "dump"), 2)).timeline == {"dump": 2.0}
+    assert read(with_value(("spans", 0, "seconds"), 2)).spans[0].seconds == 2.0
+
+
+BAD_FILES = [
+    *("", ".", "..", "/", "criu", "criu/", "criu/..", "criu/../x", "/criu/x.img", "criu//x.img"),
+    *("criu/.hidden", "criu/x/y.img", "criu/x.img\n", "criu/x\0.img", "Criu/x.img", "etc/passwd"),
+    *(
+        "rootfs.tar",
+        "rootfs.tar.1",
+        "rootfs.tar.00000",
+        "rootfs.tar.000\u0660",
+        "../rootfs.tar.0000",
+    ),
+    *("volumes/0.tar", "volumes/../0.tar.0000", "volumes/00.tar.0000", "volumes/x.tar.0000"),
+    *("config.json", "log/dump.log", "pages/pages-1.img.0000", "names/one", "criu/" + "x" * 94),
+    *("blobs/sha256/aa", "shared", "index.json", "oci-layout"),
+]
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_names_of_files_that_lead_elsewhere(name: str) -> None:
+    with pytest.raises(Damaged, match="files: bad name"):
+        read(replace_in("files", {name: {"size": 1, "crc32c": 1}}))
+
+
+@pytest.mark.parametrize(
+    "name", [*BAD_FILES[:30], "pages-1.img.1", "pages-0.img.0000", "pages-x.img.0000", "pages-1"]
+)
+def test_names_of_pieces_that_lead_elsewhere(name: str) -> None:
+    with pytest.raises(Damaged, match="pages: bad name"):
+        read(replace_in("pages", {name: 4096}))
+
+
+def replace_in(field: str, value: Any) -> dict[str, Any]:
+    return {**DOCUMENT, field: value}
+
+
+def test_names_of_files_that_are_good() -> None:
+    names = ["criu/core-1.img", "criu/descriptors.json", "index/extents", "volumes/17.tar.0003"]
+    names += ["rootfs.tar.0012", "criu/" + "x" * 93]
+    made = replace(CONFIG, files={name: file_of(b"x") for name in names}, pages={"pages-7.img": 1})
+    assert SnapshotConfig.from_json(made.to_json(), "x") == made
+
+
+@pytest.mark.parametrize(("size", "crc"), [(-1, 1), (1, -1), (1, 1 << 32)])
+def test_sizes_and_checksums_that_can_be_none(size: int, crc: int) -> None:
+    with pytest.raises(Damaged, match=r"bad size or checksum of rootfs\.tar\.0000"):
+        read(replace_in("files", {"rootfs.tar.0000": {"size": size, "crc32c": crc}}))
+    if size < 0:
+        with pytest.raises(Damaged, match="pages"):
+            read(replace_in("pages", {"pages-1.img.0000": size}))
+
+
+def test_no_value_of_the_environment_is_written() -> None:
+    assert DOCUMENT["origin"]["env"] == ["HOME", "TOKEN"]
+
+
+def test_numbers_are_finite() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        replace(CONFIG, spans=[replace(CONFIG.spans[0], seconds=math.inf)]).to_json()
 
 
 def test_nesting_without_end() -> None:

@@ -12,7 +12,7 @@ from fakes.images import BASE, LARGE, vma
 
 from shim.proto import criu_pb as pb
 from shim.snapshot import saving
-from shim.snapshot.extents import SIZE, Columns, check, renumbered
+from shim.snapshot.extents import SIZE, Columns, check, interleaved, renumbered
 from shim.snapshot.images import PAGE
 
 BLOCK = 4 << 20
@@ -34,6 +34,21 @@ def checked(
     *extents: bytes, sizes: Sequence[int] = (64 << 20,), vmas: Sequence[list[pb.Vma]] = (VMAS,)
 ) -> list[list[tuple[int, int]]]:
     return check(Columns.of(b"".join(extents)), sizes, vmas)
+
+
+def test_disks_are_read_by_turns() -> None:
+    """Each in order, large reads as large as they were."""
+    parts = [extent(offset=at * BLOCK // 2, length=BLOCK // 2, source=n)
+             for n in range(3) for at in range(4)]  # fmt: skip
+    records = b"".join(parts)
+    assert interleaved(records, ["one"] * 3) is records
+    assert interleaved(b"", []) == b""
+    mixed = interleaved(records, ["one", "two", "one"])
+    assert [parts.index(mixed[at : at + SIZE]) for at in range(0, len(mixed), SIZE)] == [
+        *(0, 1, 4, 5),
+        *(2, 3, 6, 7),
+        *(8, 9, 10, 11),
+    ]
 
 
 def test_none() -> None:

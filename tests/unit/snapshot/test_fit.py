@@ -9,8 +9,8 @@ import pytest
 from fakes.snapshots import CONFIG, HOST, ORIGIN
 
 from shim.errors import OtherContainer, Unfit
-from shim.snapshot.config import Host, Origin, SnapshotConfig, SpecMount
-from shim.snapshot.fit import check, never_fits
+from shim.snapshot.config import Gpu, Host, Origin, SnapshotConfig, SpecMount
+from shim.snapshot.fit import check, never_fits, reasons
 
 DATA, SHM, PROC = ORIGIN.mounts
 
@@ -111,11 +111,37 @@ def test_a_snapshot_that_wants_more(changes: dict[str, Any], reason: str) -> Non
         (replace(HOST, architecture="aarch64"), "made on x86_64, this is aarch64"),
         (replace(HOST, cpu_features=["sse2"]), "this CPU lacks avx avx2"),
         (replace(HOST, cpu_features=[]), "this CPU lacks avx avx2 sse2"),
+        (replace(HOST, kernel_features=["memfd"]), "this kernel lacks rseq"),
+        (replace(HOST, cgroup=1), "made on cgroup v2, this machine has v1"),
     ],
 )
 def test_another_machine(host: Host, reason: str) -> None:
     with pytest.raises(Unfit, match=reason):
         judged(host=host)
+
+
+GPU = Gpu("H100", 80 << 30, "550.54", 2)
+
+
+@pytest.mark.parametrize(
+    ("here", "good"),
+    [
+        ([GPU], True),
+        ([replace(GPU, model="A100"), replace(GPU, count=8)], True),
+        ([], False),
+        ([replace(GPU, count=1)], False),
+        ([replace(GPU, model="A100")], False),
+        ([replace(GPU, driver="570")], False),
+        ([replace(GPU, memory=40 << 30)], False),
+    ],
+)
+def test_gpus(here: list[Gpu], good: bool) -> None:
+    config = replace(CONFIG, host=replace(HOST, gpus=[GPU]))
+    if good:
+        judged(config, host=replace(HOST, gpus=here))
+    else:
+        with pytest.raises(Unfit, match=r"made with 2 GPUs H100, driver 550\.54: none such here"):
+            judged(config, host=replace(HOST, gpus=here))
 
 
 @pytest.mark.parametrize(
@@ -132,6 +158,7 @@ def test_another_machine(host: Host, reason: str) -> None:
         ),
         replace(ORIGIN, image="registry/worker:moved"),  # the digest decides
         replace(ORIGIN, image_digest=""),  # nobody could be asked: the name decides
+        replace(ORIGIN, env=["PATH"], namespace="other", service_account=""),  # policy's affair
     ],
 )
 def test_pods_that_fit_all_the_same(live: Origin) -> None:
@@ -147,6 +174,8 @@ def test_a_pod_that_allows_more_privileges_than_the_worker_had() -> None:
     [
         replace(HOST, cpu_features=[*HOST.cpu_features, "amx"]),
         replace(HOST, kernel="7.0"),
+        replace(HOST, kernel_features=[*HOST.kernel_features, "new"]),
+        replace(HOST, gpus=[Gpu("H100", 80 << 30, "550.54", 2)]),
         replace(HOST, criu=""),
     ],
 )
@@ -162,6 +191,14 @@ def test_a_container_that_was_named_outright() -> None:
     judged(live=live, outright=True)
     with pytest.raises(Unfit):
         judged(live=replace(live, cwd="/x"), outright=True)
+
+
+def test_all_reasons_at_once() -> None:
+    live = replace(ORIGIN, cwd="/x", read_only=True, container="sidecar")
+    found = list(reasons(CONFIG, live, replace(HOST, cgroup=1)))
+    assert len(found) == 3
+    assert found[0].startswith("made on cgroup")
+    assert list(reasons(CONFIG, ORIGIN, HOST)) == []
 
 
 def test_what_never_fits() -> None:

@@ -9,6 +9,7 @@ import pytest
 from shim.config import Config
 from shim.errors import Unavailable
 from shim.snapshot.host import cpu_features, criu_version, on_tmpfs, read_mount_table, this_host
+from shim.snapshot.kernel import kernel_features
 
 
 def criu(folder: Path, script: str) -> Config:
@@ -55,6 +56,9 @@ def test_this_machine() -> None:
     assert host.criu == "4.2"
     assert host.cpu_features == cpu_features() == sorted(set(cpu_features()))
     assert host.cpu_features
+    assert host.kernel_features == kernel_features()
+    assert host.cgroup == (2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1)
+    assert host.gpus == []
 
 
 def test_what_lies_on_a_tmpfs(tmp_path: Path) -> None:

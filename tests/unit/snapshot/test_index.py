@@ -18,12 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shim._native import lib
-from shim.errors import Unfit
+from shim.errors import Damaged, Unfit
 from shim.snapshot import index as indices
+from shim.snapshot import pieces
+from shim.snapshot.config import DAMAGED
 from shim.snapshot.images import PAGE, NotIndexable
 from shim.snapshot.index import ANEW, DOCUMENT, EXTENTS, Index
 from shim.snapshot.indexing import make, write_reason
-from shim.snapshot.store import DAMAGED
+from shim.snapshot.pieces import Pieces
 
 DATA = noise(2 * LARGE)
 HEADER = 32
@@ -306,7 +308,10 @@ def rename(name: str) -> Callable[[dict[str, Any]], object]:
         (set_to("skeleton", []), "skeleton is no dict"),
         (set_to("skeleton", {"a/b.img": [1, 2]}), "no name of an image"),
         (set_to("skeleton", {"a.img": [1]}), "no size and checksum of a.img"),
+        (set_to("skeleton", {"pages-1.img.0000": [1, 2]}), "no name of an image"),
         (set_to("images", {"..": [1, 2]}), "no name of an image"),
+        (set_to("images", {"pages-1.img.": [1, 2]}), "no name of an image"),
+        (rename("pages-1.img.00000"), "no name of an image"),
         (set_to("images", {"a.img": [1, None]}), "expected a number"),
         (set_to("sizes", {}), "expected a number, found a NoneType"),
         (set_to("sizes", {"extents": 1, "zero": 0, "skeleton": 0}), "another size in all"),
@@ -393,3 +398,44 @@ def test_names_of_images() -> None:
     good = ["pages-1.img", "descriptors.json", "tmpfs-5.tar.gz.img", "ghost-file-1f.img"]
     bad = ["", ".img", "..", "a/b.img", "dump.log", "stats-dump", ".x.img", "pages-1.img.bak"]
     assert [name for name in good + bad if indices.READ_BY_CRIU.fullmatch(name)] == good
+
+
+@pytest.fixture
+def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of an index of pieces, in the place of the one that was made of whole files."""
+    monkeypatch.setattr(pieces, "PIECE", 2 * LARGE)
+    folders = [tmp_path / "pages", tmp_path / "more"]
+    for folder in folders:
+        folder.mkdir()
+    made = Made(tmp_path)
+    Pieces(folders).take(made.images)
+    made.rewrite(set_to("images", {}))
+    make(made.images, made.folder, pages=folders)
+    return folders
+
+
+def test_of_pieces(pages: list[Path], tmp_path: Path) -> None:
+    index = Index.open(tmp_path / "index", tmp_path / "images", pages)
+    assert [path.name for path in index.paths] == ["pages-1.img.0000", "pages-2.img.0000"]
+    assert {path.parent for path in index.paths} <= set(pages)
+    index.check_files()
+    index.link(tmp_path / "links")
+    assert os.path.realpath(tmp_path / "links/pages-1.img") == str(tmp_path / "index/pages-1.img")
+    # Of shared memory that nobody maps there is nothing to fill, so CRIU gets the piece itself.
+    only = Pieces(pages).path("pages-3.img.0000")
+    assert os.path.realpath(tmp_path / "links/pages-3.img") == str(only)
+    only.write_bytes(only.read_bytes()[:-1] + b"?")
+    with pytest.raises(Damaged, match="is not what it was") as caught:
+        index.check_files()
+    assert caught.value.hint == DAMAGED
+
+
+def test_what_helps_a_snapshot(pages: list[Path], tmp_path: Path) -> None:
+    """Its index cannot be made anew."""
+    Pieces(pages).path("pages-1.img.0000").unlink()
+    for name in (None, EXTENTS):
+        if name:
+            (tmp_path / "index" / name).unlink()
+        with pytest.raises(Damaged) as caught:
+            Index.open(tmp_path / "index", tmp_path / "images", pages)
+        assert caught.value.hint == DAMAGED

@@ -14,10 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shim.snapshot import indexing, sharing
+from shim.snapshot import pieces as pieces_
 from shim.snapshot.images import PAGE
 from shim.snapshot.index import DOCUMENT, EXTENTS, Index
 from shim.snapshot.indexing import compare, make, scan, survey, write
 from shim.snapshot.layout import BULK, COMPARED, Layout
+from shim.snapshot.pieces import Pieces
 
 ZERO = bytes(PAGE)
 MIB = 1 << 20
@@ -193,8 +195,8 @@ def test_what_cannot_be_indexed_says_why(
     assert make(two, tmp_path / "index").reason == index.reason
 
 
-def cut_and_go_on(layout: Layout, images: Path) -> Layout:
-    cut(images)
+def cut_and_go_on(layout: Layout, pages: Pieces) -> Layout:
+    cut(pages.folders[0])
     return layout
 
 
@@ -240,14 +242,14 @@ def test_in_parts_as_a_checkpoint_does_it(two: Path, tmp_path: Path) -> None:
     whole = make(two, tmp_path / "whole")
     layout = survey(two)
     first = [run for run in layout.runs if run.flags & BULK and not run.flags & COMPARED]
-    extents = scan(replace(layout, runs=first), two)
-    settled = compare(layout, two)
+    extents = scan(replace(layout, runs=first), Pieces([two]))
+    settled = compare(layout, Pieces([two]))
     rest = [run for run in settled.runs if run.flags & BULK and run not in set(first)]
-    extents += scan(replace(settled, runs=rest), two)
+    extents += scan(replace(settled, runs=rest), Pieces([two]))
     records = [extents[at : at + 32] for at in range(0, len(extents), 32)]
     records.sort(key=lambda record: (record[28:30][::-1], record[8:16][::-1]))
     (tmp_path / "parts").mkdir()
-    write(settled, b"".join(records), two, tmp_path / "parts")
+    write(settled, b"".join(records), two, Pieces([two]), tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     assert whole.count == len(records)
 
@@ -257,12 +259,12 @@ def test_extents_of_a_file_that_was_given_up(
 ) -> None:
     layout = survey(two)
     first = [run for run in layout.runs if run.flags & BULK and not run.flags & COMPARED]
-    extents = scan(replace(layout, runs=first), two)
+    extents = scan(replace(layout, runs=first), Pieces([two]))
     monkeypatch.setattr(sharing, "_CHEAP", 0)
-    settled = compare(layout, two)
+    settled = compare(layout, Pieces([two]))
     assert {run.source for run in settled.runs if run.flags & BULK} == {2}
     (tmp_path / "index").mkdir()
-    write(settled, extents, two, tmp_path / "index")
+    write(settled, extents, two, Pieces([two]), tmp_path / "index")
     index = Index.open(tmp_path / "index", two)
     assert [blob.name for blob in index.sources] == ["pages-3.img"]
     assert index.sizes["skeleton"] == sum(blob.size for blob in layout.sources[:2])
@@ -310,22 +312,35 @@ def placed(pieces: list[tuple[int, int, int]], pid: int) -> Memory:
     deadline=None,
     max_examples=60,
 )
-@given(memories(), memories(), st.sampled_from(["private", "file"]))
+@given(memories(), memories(), st.sampled_from(["private", "file"]), st.sampled_from([0, 1, 5, 33]))
 def test_any_memory_comes_back(
     tmp_path_factory: pytest.TempPathFactory,
     ours: list[tuple[int, int, int]],
     theirs: list[tuple[int, int, int]],
     kind: str,
+    size: int,
 ) -> None:
+    """`size`: pages of a piece; 0 without pieces."""
     folder = tmp_path_factory.mktemp("any")
     images = Images(folder / "images")
     for pid, pieces in ((1, ours), (2, theirs)):
         memory = placed(pieces, pid)
         images.process(pid, [vma(BASE, 8 * MIB, kind)], memory, parent=pid - 1)
     images.write()
-    index = make(folder / "images", folder / "index")
+    before = original(folder / "images")
+    with pytest.MonkeyPatch.context() as patched:
+        folders = None
+        if size:
+            patched.setattr(pieces_, "PIECE", size * PAGE)
+            folders = [folder / "one", folder / "two"]
+            for path in folders:
+                path.mkdir()
+            Pieces(folders).take(folder / "images")
+        index = make(folder / "images", folder / "index", pages=folders)
     assert index.reason == ""
-    before, after = original(folder / "images"), restored(index, folder / "links")
+    assert Index.open(folder / "index", folder / "images", folders).extents == index.extents
+    index.check_files()
+    after = restored(index, folder / "links")
     if kind == "file":
         assert after == before
     assert without_zeros(after) == without_zeros(before)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from shim.proto import criu_pb as pb
 from shim.snapshot import images as criu
 from shim.snapshot import layout as layouts
+from shim.snapshot import pieces
 from shim.snapshot.images import PAGE, NotIndexable
 from shim.snapshot.layout import (
     ANONYMOUS,
@@ -23,12 +24,14 @@ from shim.snapshot.layout import (
     COMPARED,
     NO_TASK,
     SMALL,
-    Blob,
     Layout,
     Run,
+    by_turns,
+    in_pieces,
     packed,
     survey,
 )
+from shim.snapshot.pieces import Piece
 
 STACK = 0x7FFF_0000_0000
 SMALL_PIECE = {STACK: noise(PAGE)}  # something for CRIU, so that nothing has to be left to it
@@ -256,7 +259,58 @@ def test_no_pages_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "pages-1.img").unlink()
     (tmp_path / "pages-1.img").symlink_to("/dev/null")
     assert survey(tmp_path) == before
-    assert before.sources == [Blob("pages-1.img", LARGE)]
+    assert before.sources == [Piece("pages-1.img", LARGE, 0, 0)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 32, 100])
+def test_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """The same memory at the same places of the same files, and no run in two pieces."""
+    images = Images(tmp_path)
+    vmas = [vma(BASE, 4 * LARGE), vma(BASE + 4 * LARGE, LARGE, "memfd", shmid=40)]
+    images.process(1, vmas, {BASE: noise(2 * LARGE), BASE + 3 * LARGE: noise(PAGE)})
+    images.process(2, vmas, {}, parent=1)
+    images.memfd(40, 77, {0: noise(LARGE)})
+    whole = survey(images.write())
+    monkeypatch.setattr(pieces, "PIECE", size * PAGE)
+    cut = in_pieces(whole)
+    assert (cut.tasks, cut.pagemaps, cut.pairs) == (whole.tasks, whole.pagemaps, whole.pairs)
+    assert {piece.name[:11] for piece in cut.sources} == {"pages-1.img", "pages-3.img"}
+    back = []
+    for run in cut.runs:
+        piece = cut.sources[run.source]
+        assert run.offset + run.length <= piece.size <= size * PAGE
+        place = run._replace(source=piece.file, offset=piece.start + run.offset)
+        back += [place._replace(address=place.address + at, offset=place.offset + at, length=PAGE)
+                 for at in range(0, run.length, PAGE)]  # fmt: skip
+    assert back == [
+        run._replace(address=run.address + at, offset=run.offset + at, length=PAGE)
+        for run in whole.runs
+        for at in range(0, run.length, PAGE)
+    ]
+
+
+def test_more_pieces_than_can_be_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = survey(single(tmp_path, {BASE: noise(LARGE)}))
+    monkeypatch.setattr(pieces, "PIECE", PAGE)
+    monkeypatch.setattr(pieces, "_MOST", LARGE // PAGE - 1)
+    with pytest.raises(NotIndexable, match="more than 31 pieces"):
+        in_pieces(whole)
+    monkeypatch.setattr(pieces, "_MOST", 10_000)
+    monkeypatch.setattr(layouts, "_MOST_SOURCES", LARGE // PAGE - 1)
+    with pytest.raises(NotIndexable, match="32 files of pages"):
+        in_pieces(whole)
+
+
+def test_runs_are_written_to_all_disks_by_turns() -> None:
+    turn = 8 << 20
+    runs = [Run(BASE, 0, 3 * turn, 0, 0, 0), Run(BASE + 3 * turn + PAGE, 0, 2 * turn, 0, 1, 0)]
+    assert by_turns(runs, ["one", "one"]) == runs
+    found = by_turns(runs, ["one", "two"])
+    assert [run.source for run in found] == [0, 1, 0, 1, 0, 1]
+    for run in found:
+        assert (run.address + run.length) % turn == 0 or run in (found[5], found[4])
+    joined = sorted(found, key=lambda run: (run.source, run.offset))
+    assert [run.length for run in joined] == [turn, turn, turn, turn - PAGE, turn, PAGE]
 
 
 def test_every_page_is_in_one_run(tmp_path: Path) -> None:

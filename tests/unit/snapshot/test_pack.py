@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from shim.errors import Unknown
+from shim.errors import CheckpointFailed, Damaged, Unfit
+from shim.snapshot import archive
 from shim.snapshot.pack import FOLDER, PACK, pack, unpacked
 
 
@@ -38,6 +40,28 @@ def test_runcs_own_images_have_nothing_of_ours(tmp_path: Path) -> None:
 
 def test_a_truncated_file_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / PACK).write_bytes(b"no archive")
-    with pytest.raises(Unknown, match="tar"):
+    with pytest.raises(Damaged, match=r"thaw\.tar: cut off"):
         unpacked(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [PACK]
+
+
+def test_a_file_that_leads_elsewhere(tmp_path: Path) -> None:
+    """Whoever hands a checkpoint over may have written it."""
+    with tarfile.open(tmp_path / PACK, "w") as made:
+        made.addfile(tarfile.TarInfo("../outside"))
+    with pytest.raises(Unfit, match="bad name"):
+        unpacked(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [PACK]
+
+
+def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / FOLDER).mkdir()
+
+    def full(_reader: int, path: Path) -> None:
+        path.write_bytes(b"some")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(archive, "save", full)
+    with pytest.raises(CheckpointFailed, match="No space left"):
+        pack(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [FOLDER]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from fakes.images import BASE, LARGE, Images, Memory, noise, vma
 
-from shim.snapshot import sharing
+from shim.snapshot import pieces, sharing
 from shim.snapshot.images import PAGE, NotIndexable
 from shim.snapshot.indexing import make
-from shim.snapshot.layout import ANONYMOUS, BULK, COMPARED, SMALL, survey
+from shim.snapshot.layout import ANONYMOUS, BULK, COMPARED, SMALL, in_pieces, survey
+from shim.snapshot.pieces import Pieces
 from shim.snapshot.sharing import compare
 
 STACK = 0x7FFF_0000_0000
@@ -30,7 +31,7 @@ def family(folder: Path, *memories: Memory, kind: str = "private") -> Path:
 
 def bulk(folder: Path) -> list[list[tuple[int, int]]]:
     """Of each process, what is bulk after the comparison: distance from BASE, length."""
-    layout = compare(survey(folder), folder)
+    layout = compare(survey(folder), Pieces([folder]))
     assert not any(run.flags & COMPARED for run in layout.runs)
     return [
         [(r.address - BASE, r.length) for r in layout.runs if r.task == task and r.flags & BULK]
@@ -71,10 +72,10 @@ def test_pages_that_are_equal_by_turns(tmp_path: Path, monkeypatch: pytest.Monke
     places = [(at, PAGE) for at in range(0, 4 * LARGE, 2 * PAGE)]
     places += [(5 * LARGE, SMALL - PAGE), (6 * LARGE, SMALL), (7 * LARGE + PAGE, SMALL + PAGE)]
     folder = family(tmp_path / "images", {BASE: DATA}, {BASE: changed(*places)})
-    joined = compare(survey(folder), folder).runs
+    joined = compare(survey(folder), Pieces([folder])).runs
     make(folder, tmp_path / "joined")
     monkeypatch.setattr(sharing, "_GAP", 1)
-    apart = compare(survey(folder), folder).runs
+    apart = compare(survey(folder), Pieces([folder])).runs
     make(folder, tmp_path / "apart")
     assert len(joined) < 20
     assert len(apart) > 2 * len(places)
@@ -129,7 +130,7 @@ def test_every_page_stays_in_one_run(tmp_path: Path) -> None:
     theirs = changed((PAGE, PAGE), (LARGE + PAGE, SMALL), (5 * LARGE, LARGE))
     folder = family(tmp_path, {BASE: DATA}, {BASE: theirs})
     before = survey(folder)
-    after = compare(before, folder)
+    after = compare(before, Pieces([folder]))
     for layout in (before, after):
         assert layout.runs == sorted(layout.runs, key=lambda run: (run.source, run.offset))
     for one, other in ((before, after), (after, before)):
@@ -143,9 +144,9 @@ def test_every_page_stays_in_one_run(tmp_path: Path) -> None:
 def test_pieces_of_threads_fit_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = changed((LARGE, LARGE), (6 * LARGE, SMALL))
     folder = family(tmp_path, {BASE: DATA}, {BASE: theirs})
-    whole = compare(survey(folder), folder)
+    whole = compare(survey(folder), Pieces([folder]))
     monkeypatch.setattr(sharing, "_PIECE", 3 * PAGE)
-    assert compare(survey(folder), folder) == whole
+    assert compare(survey(folder), Pieces([folder])) == whole
 
 
 def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
@@ -153,14 +154,14 @@ def test_a_file_that_is_cut_off(tmp_path: Path) -> None:
     layout = survey(folder)
     os.truncate(folder / "pages-2.img", 3 * LARGE)
     with pytest.raises(NotIndexable, match=r"pages-2\.img is cut off at "):
-        compare(layout, folder)
+        compare(layout, Pieces([folder]))
 
 
 def test_nothing_is_read_without_children(tmp_path: Path) -> None:
     folder = family(tmp_path, {BASE: DATA})
     layout = survey(folder)
     (folder / "pages-1.img").unlink()
-    assert compare(layout, folder) == layout
+    assert compare(layout, Pieces([folder])) == layout
 
 
 def test_a_copy_that_is_not_worth_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,3 +171,21 @@ def test_a_copy_that_is_not_worth_it(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert bulk(folder) == [[(LARGE, 2 * LARGE)], [(LARGE, 2 * LARGE), (8 * LARGE, 8 * LARGE)]]
     monkeypatch.setattr(sharing, "_CHEAP", LARGE)
     assert bulk(folder) == [[], [(LARGE, 2 * LARGE), (8 * LARGE, 8 * LARGE)]]
+
+
+def test_it_is_the_same_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is equal may lie in other pieces of the two; what must be copied anyway stays bulk."""
+    monkeypatch.setattr(pieces, "PIECE", 3 * LARGE + PAGE)
+    theirs = {BASE + PAGE: changed((LARGE, 2 * LARGE))[PAGE:], BASE + 8 * LARGE: OTHER}
+    folder = family(tmp_path / "images", {BASE: DATA}, theirs)
+    wanted = bulk(folder)
+    layout = in_pieces(survey(folder))
+    Pieces([tmp_path]).take(folder)
+    for cheap in (LARGE, 64 << 20):
+        monkeypatch.setattr(sharing, "_CHEAP", cheap)
+        found = [run for run in compare(layout, Pieces([tmp_path])).runs if run.flags & BULK]
+        assert {run.source for run in found} > {0}
+        for task, ranges in enumerate(wanted):
+            pages_ = {at for start, size in ranges for at in range(start, start + size, PAGE)}
+            mine = [(r.address - BASE, r.length) for r in found if r.task == task]
+            assert {at for a, size in mine for at in range(a, a + size, PAGE)} == pages_

@@ -11,9 +11,9 @@ from fakes.images import BASE, Images, noise, pages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shim.snapshot import pagemap, skeleton
+from shim.snapshot import pagemap, pieces, skeleton
 from shim.snapshot.images import PAGE, NotIndexable
-from shim.snapshot.layout import Blob
+from shim.snapshot.pieces import Piece, Pieces
 
 SIZE = 700  # pages: three entries, the last one shorter
 
@@ -27,12 +27,16 @@ def images(tmp_path: Path) -> Path:
     return made.folder
 
 
+def whole(found: pagemap.Pagemap) -> list[Piece]:
+    return [Piece(found.pages, found.size, 0, 0)]
+
+
 def written(images: Path, *removed: tuple[int, int]) -> Path:
     """A skeleton without ranges of pages."""
     found = pagemap.load(images, "pagemap-1.img")
     folder = images.parent / "folder"
     ranges = [(start * PAGE, end * PAGE) for start, end in removed]
-    left = skeleton.write(found, Blob(found.pages, found.size), ranges, images, folder)
+    left = skeleton.write(found, whole(found), ranges, Pieces([images]), folder)
     assert left == os.stat(folder / found.pages).st_size
     return folder
 
@@ -81,6 +85,25 @@ def test_what_is_left_is_what_was(images: Path, bounds: list[int]) -> None:
     }
 
 
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_out_of_pieces(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    removed = [(10, 20), (63, 65), (250, 260), (SIZE - 1, SIZE + 1)]
+    wanted = (written(images, *removed) / "pages-1.img").read_bytes()
+    monkeypatch.setattr(pieces, "PIECE", size * PAGE)
+    found = pagemap.load(images, "pagemap-1.img")
+    folders = [tmp_path / "one", tmp_path / "two", tmp_path / "left"]
+    for folder in folders:
+        folder.mkdir()
+    spread = Pieces(folders[:2])
+    spread.take(images)
+    cut = pieces.cut([(found.pages, found.size)])
+    ranges = [(start * PAGE, end * PAGE) for start, end in removed]
+    assert skeleton.write(found, cut, ranges, spread, folders[2]) == len(wanted)
+    assert (folders[2] / "pages-1.img").read_bytes() == wanted
+
+
 def test_flags_and_form_stay(tmp_path: Path) -> None:
     made = Images(tmp_path / "images")
     made.pagemap("pagemap-1.img", {BASE: noise(9 * PAGE)}, flags=4, wide=False)
@@ -114,8 +137,8 @@ def test_a_file_that_is_cut_off(images: Path) -> None:
     found = pagemap.load(images, "pagemap-1.img")
     os.truncate(images / "pages-1.img", 5 * PAGE)
     folder = images.parent / "folder"
-    with pytest.raises(NotIndexable, match=r"pages-1\.img is cut off at 20480"):
-        skeleton.write(found, Blob(found.pages, found.size), [(10, 20)], images, folder)
+    with pytest.raises(NotIndexable, match=r"pages-1\.img is cut off"):
+        skeleton.write(found, whole(found), [(10, 20)], Pieces([images]), folder)
 
 
 def test_united() -> None:

@@ -12,7 +12,7 @@ import pytest
 from fakes.host import open_fds
 
 from shim.snapshot import tree
-from shim.snapshot.tree import copy_tree, open_directory, remove_copied
+from shim.snapshot.tree import copy_tree, open_directory
 
 SECRET = "somebody else's"
 MIB = 1 << 20
@@ -59,10 +59,6 @@ def pair(act: Callable[[int, int], int | None], source: Path, target: Path) -> i
 
 def copy(source: Path, target: Path) -> int:
     return pair(copy_tree, source, target)
-
-
-def remove(source: Path, target: Path) -> None:
-    pair(remove_copied, source, target)
 
 
 # What is copied
@@ -217,8 +213,6 @@ def test_a_link_in_the_place_of_a_folder_is_not_followed(
     with pytest.raises(OSError, match="folder"):
         copy(source, target)
     assert (outside / "file").read_text() == SECRET
-    remove(source, target)
-    assert (outside / "file").read_text() == SECRET
 
 
 def test_a_source_that_is_a_link(source: Path, outside: Path) -> None:
@@ -321,64 +315,3 @@ def test_a_copy_that_fails_leaves_no_hidden_file(
         copy(source, target)
     assert os.listdir(target) == ["file"]
     assert (target / "file").read_text() == "theirs"
-
-
-# Taking it back
-
-
-def test_all_that_was_copied_is_removed(source: Path, target: Path) -> None:
-    (source / "folder" / "inner").mkdir(parents=True)
-    (source / "folder" / "inner" / "file").touch()
-    (source / "link").symlink_to("/nowhere")
-    os.mkfifo(source / "fifo")
-    copy(source, target)
-    remove(source, target)
-    assert os.listdir(target) == []
-    remove(source, target)
-    assert (source / "folder" / "inner" / "file").exists()
-
-
-def test_what_others_put_there_stays(source: Path, target: Path) -> None:
-    (source / "folder" / "inner").mkdir(parents=True)
-    (source / "folder" / "file").touch()
-    copy(source, target)
-    (target / "folder" / "theirs").write_text("theirs")
-    (target / "theirs").write_text("theirs")
-    remove(source, target)
-    assert sorted(str(p.relative_to(target)) for p in target.rglob("*")) == [
-        "folder",
-        "folder/theirs",
-        "theirs",
-    ]
-
-
-def test_a_folder_in_the_place_of_a_file_stays(source: Path, target: Path) -> None:
-    (source / "a").touch()
-    (source / "b").touch()
-    copy(source, target)
-    (target / "a").unlink()
-    (target / "a").mkdir()
-    remove(source, target)
-    assert os.listdir(target) == ["a"]
-
-
-def test_a_file_that_a_killed_copy_was_writing_goes_too(
-    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SIGKILL leaves no time to clean up: what has our hidden name is ours."""
-    (source / "folder").mkdir()
-    (source / "folder" / "file").write_text("ours")
-    unlink = os.unlink
-
-    def killed(*_: object, **_more: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "rename", killed)
-    monkeypatch.setattr(os, "unlink", lambda *_a, **_k: None)
-    with pytest.raises(KeyboardInterrupt):
-        copy(source, target)
-    monkeypatch.setattr(os, "unlink", unlink)
-    assert len(os.listdir(target / "folder")) == 1
-    (target / ".thaw").touch()
-    remove(source, target)
-    assert os.listdir(target) == [".thaw"]

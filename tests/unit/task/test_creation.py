@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 from fakes.pod import Pod, make_bundle
 
-from shim.errors import BadAnnotation, BadName, InvalidArgument, NoSuchSnapshot, RuntimeFailed
+from shim.errors import (
+    BadAnnotation,
+    BadName,
+    Denied,
+    InvalidArgument,
+    NoSuchSnapshot,
+    RuntimeFailed,
+)
 from shim.proto import task_pb as pb
 
 FOREVER = ("sleep", "1000")
@@ -22,7 +29,7 @@ TYPE = "io.kubernetes.cri.container-type"
 
 
 def annotated(pod: Pod, **notes: str) -> dict[str, Any]:
-    (pod.folder / "snapshots/warm").mkdir(exist_ok=True)
+    pod.snapshot("warm")
     return {"annotations": notes}
 
 
@@ -82,7 +89,8 @@ BAD = [
     ("warm@sha256", BadName, "BadSnapshotName"),
     ("registry/warm", BadName, "BadSnapshotName"),
     ("warm:1", BadName, "BadSnapshotName"),
-    ("auto", BadName, "BadSnapshotName"),
+    ("auto", BadAnnotation, "BadAnnotation"),  # without a probe
+    ("r.example/warm:1", Denied, "Denied"),
     ("WARM", BadName, "BadSnapshotName"),
     ("", BadName, "BadSnapshotName"),
     ("x" * 64, BadName, "BadSnapshotName"),

@@ -1,0 +1,110 @@
+"""The name of `auto`: equal for equal containers, and telling nobody anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.snapshots import HOST, ORIGIN
+
+from shim.errors import FailedPrecondition
+from shim.reference import check_name
+from shim.snapshot.config import Host, Origin
+from shim.snapshot.derived import KEY, key_of, name_of
+
+SECRET = b"k" * 32
+SPEC: dict[str, Any] = {
+    "hostname": "worker-7d9f",
+    "annotations": {"io.kubernetes.cri.sandbox-name": "worker-7d9f-x2x"},
+    "process": {"env": ["MODEL=qwen3", "TOKEN=hush", "HOSTNAME=worker-7d9f"]},
+    "linux": {"resources": {"memory": {"limit": 1 << 30}, "devices": [{"allow": False}]}},
+}
+
+
+def named(
+    spec: dict[str, Any] = SPEC, origin: Origin = ORIGIN, host: Host = HOST, key: bytes = SECRET
+) -> str:
+    return name_of(spec, origin, host, key)
+
+
+def with_env(*entries: str) -> dict[str, Any]:
+    return {**SPEC, "process": {"env": list(entries)}}
+
+
+def test_it_is_a_name() -> None:
+    assert re.fullmatch(r"auto-worker-[0-9a-f]{20}", named())
+    assert check_name(named()) == named()
+    odd = replace(ORIGIN, container="Ünder_score" + "x" * 99)
+    assert check_name(named(origin=odd))
+    assert re.fullmatch(r"auto-[0-9a-f]{20}", named(origin=replace(ORIGIN, container="")))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_digest": "sha256:bb"},
+        {"args": ["python3", "other.py"]},
+        {"cwd": "/"},
+        {"user": [0, 0]},
+        {"terminal": True},
+        {"namespace": "elsewhere"},
+        {"container": "another"},
+        {"seccomp": ""},
+        {"mounts": ORIGIN.mounts[:-1]},
+        {"capabilities": {}},
+    ],
+)
+def test_another_container_has_another_name(change: dict[str, Any]) -> None:
+    assert named(origin=replace(ORIGIN, **change)) != named()
+
+
+def test_so_have_other_environments_limits_and_machines() -> None:
+    others = [
+        named(with_env("MODEL=qwen3", "TOKEN=other")),
+        named(with_env("MODEL=qwen3")),
+        named({**SPEC, "linux": {"resources": {"memory": {"limit": 2 << 30}}}}),
+        named(host=replace(HOST, cpu_features=["sse2"])),
+        named(host=replace(HOST, architecture="aarch64")),
+        named(key=b"o" * 32),
+    ]
+    assert len({named(), *others}) == len(others) + 1
+
+
+def test_what_tells_pods_apart_does_not_count() -> None:
+    assert named({**SPEC, "hostname": "another"}) != "", "its value is in no variable"
+    env = SPEC["process"]["env"]
+    more = [
+        *("POD_NAME=worker-1", "POD_IP=10.0.0.9", "MY_NODE_NAME=n", "KUBERNETES_PORT=tcp://x"),
+        *("REDIS_SERVICE_HOST=10.1.1.1", "REDIS_SERVICE_PORT=1", "REDIS_PORT_6379_TCP_ADDR=x"),
+        "WHO=worker-7d9f-x2x",
+    ]
+    assert named(with_env(*env, *more)) == named()
+    assert named(with_env(*reversed(env))) == named()
+    devices = {"memory": {"limit": 1 << 30}, "devices": [{"allow": True}]}
+    assert named({**SPEC, "linux": {"resources": devices}}) == named()
+
+
+def test_without_a_digest_there_is_no_name() -> None:
+    with pytest.raises(FailedPrecondition, match="from which image"):
+        named(origin=replace(ORIGIN, image_digest=""))
+
+
+def test_the_key_is_made_once(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    key = key_of(store)
+    assert len(key) == 32
+    assert key_of(store) == key
+    assert stat.S_IMODE((store / KEY).stat().st_mode) == 0o600
+    assert os.listdir(store) == [KEY]
+    assert key_of(tmp_path / "other") != key
+
+
+def test_a_key_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / KEY).write_bytes(b"short")
+    with pytest.raises(FailedPrecondition, match="no key of ours"):
+        key_of(tmp_path)

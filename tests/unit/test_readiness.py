@@ -1,0 +1,144 @@
+"""Probes: asked of a container that need not be honest."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from shim import readiness
+from shim.annotations import Probe
+from shim.errors import NotFound, RuntimeFailed
+from shim.work import Work
+
+
+@pytest.fixture
+def init() -> Iterator[int]:
+    """A process in the place of a container's init; its root and network are ours."""
+    process = subprocess.Popen(["sleep", "1000"])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def work(init: int, runc: Any = None) -> Work:
+    return cast(Work, SimpleNamespace(id="c", details={"pid": init}, runc=runc))
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers /NUMBER with that status."""
+
+    def do_GET(self) -> None:
+        self.send_response(int(self.path[1:]))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_file(init: int, tmp_path: Path) -> None:
+    path = tmp_path / "ready"
+    probe = Probe("file", str(path))
+    assert not readiness.ready(probe, work(init))
+    path.touch()
+    assert readiness.ready(probe, work(init))
+
+
+def test_no_link_is_followed(init: int, tmp_path: Path) -> None:
+    """It would lead to the host's files: /proc/PID/root is no root for links."""
+    (tmp_path / "there").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert not readiness.ready(Probe("file", f"{tmp_path}/link/there"), work(init))
+    assert not readiness.ready(Probe("file", f"{tmp_path}/../{tmp_path.name}/there"), work(init))
+
+
+def test_a_server(init: int, port: int) -> None:
+    assert readiness.ready(Probe("tcp", str(port)), work(init))
+    for status, good in ((200, True), (204, True), (302, True), (404, False), (503, False)):
+        assert readiness.ready(Probe("http", f"{port}/{status}"), work(init)) == good
+
+
+def test_nobody_listens(init: int) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+    assert not readiness.ready(Probe("tcp", str(port)), work(init))
+    assert not readiness.ready(Probe("http", f"{port}/"), work(init))
+
+
+def test_something_else_than_a_web_server(init: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            connection.sendall(b"\x00\x01 no http\r\n\r\n")
+            connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert not readiness.ready(Probe("http", f"{server.getsockname()[1]}/"), work(init))
+        thread.join()
+
+
+def test_a_command(init: int) -> None:
+    class Runc:
+        def __init__(self) -> None:
+            self.asked: list[list[str]] = []
+
+        def call_inside(self, command: list[str]) -> None:
+            self.asked.append(command)
+            if command[-1] != "true":
+                raise RuntimeFailed("exit status 1")
+
+    runc = Runc()
+    assert readiness.ready(Probe("exec", "true"), work(init, runc))
+    assert not readiness.ready(Probe("exec", "false"), work(init, runc))
+    assert runc.asked[0] == ["/bin/sh", "-c", "true"]
+
+
+def test_waiting(init: int, tmp_path: Path) -> None:
+    path = tmp_path / "ready"
+    timer = threading.Timer(0.2, path.touch)
+    timer.start()
+    began = time.monotonic()
+    readiness.wait(Probe("file", str(path)), work(init))
+    assert time.monotonic() - began > 0.1
+    timer.join()
+
+
+def test_the_container_ends_first(tmp_path: Path) -> None:
+    process = subprocess.Popen(["sleep", "0.2"])
+    fds = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(NotFound, match="ended before it was ready"):
+        readiness.wait(Probe("file", str(tmp_path / "never")), work(process.pid))
+    process.wait()
+    assert len(os.listdir("/proc/self/fd")) == fds
+
+
+def test_addresses() -> None:
+    found = readiness.addresses(os.getpid())
+    assert found[:2] == ["127.0.0.1", "::1"]
+    assert len(set(found)) == len(found)
+    for address in found:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        socket.inet_pton(family, address.partition("%")[0])

@@ -6,6 +6,7 @@
 #   fetch.sh containerd LANE     prints a folder with containerd, ctr and the runc shim; LANE: 1.6, 1.7 or 2.x
 #   fetch.sh runc | busybox      prints the path of that executable
 #   fetch.sh cni                 prints the folder of the CNI plugins
+#   fetch.sh registry | skopeo   prints the path of docker-registry, or of a skopeo that runs anywhere
 #
 # Only `packages` changes the machine. Everything else is unpacked privately into the cache
 # (THAW_CACHE, /var/cache/thaw by default), so no package script runs and no system daemon starts.
@@ -133,18 +134,19 @@ criu_works() {
         "$1" check >/dev/null 2>&1
 }
 
-# Debian's newest CRIU with its own C library, started through its own loader: it neither needs nor
-# touches the machine's libraries. The path is written out, so that a link to the wrapper works too.
-criu_wrapper() {
-    local dir=$1 loader libraries
+# wrapper DIR PROGRAM: a program with its own C library, started through its own loader: it neither
+# needs nor touches the machine's libraries. The paths are written out, so that a link to the wrapper
+# works too.
+wrapper() {
+    local dir=$1 program=$2 loader libraries
     loader=$(find "$dir" -name 'ld-linux-*.so.*' -o -name 'ld64.so.*' | sort | head -n 1)
     libraries=$(find "$dir" -name 'lib*.so.*' -printf '%h\n' | sort -u | grep -v gconv | paste -sd:)
     [[ -n $loader ]] || fail "no loader under $dir"
     # shellcheck disable=SC2016 # the wrapper expands its own arguments
     printf '#!/bin/sh\nexec %s --library-path %s %s "$@"\n' \
-        "$loader" "$libraries" "$(find "$dir" -path '*/sbin/criu' -type f)" >"$dir/criu.new"
-    chmod 755 "$dir/criu.new"
-    mv "$dir/criu.new" "$dir/criu"
+        "$loader" "$libraries" "$(find "$dir" -path "*/$program" -type f)" >"$dir/wrapper.new"
+    chmod 755 "$dir/wrapper.new"
+    mv "$dir/wrapper.new" "$dir/${program##*/}"
 }
 
 criu() {
@@ -165,7 +167,7 @@ criu() {
         rm -f "$into.new/criu"
         mv -T "$into.new" "$into"
     fi
-    [[ -x $into/criu ]] || criu_wrapper "$into"
+    [[ -x $into/criu ]] || wrapper "$into" sbin/criu
     criu_works "$into/criu" || fail "$into/criu does not work on this kernel (see: $into/criu check)"
     echo "$into/criu"
 }
@@ -197,10 +199,21 @@ cni() {
     echo "$cache/cni/usr/lib/cni"
 }
 
+registry() {
+    unpacked registry bookworm one docker-registry
+    echo "$cache/registry/usr/bin/docker-registry"
+}
+
+skopeo() {
+    unpacked skopeo bookworm closure skopeo
+    [[ -x $cache/skopeo/skopeo ]] || wrapper "$cache/skopeo" bin/skopeo
+    echo "$cache/skopeo/skopeo"
+}
+
 main() {
     local verb=${1:-}
     case $verb in
-        packages | criu | containerd | runc | busybox | cni) shift ;;
+        packages | criu | containerd | runc | busybox | cni | registry | skopeo) shift ;;
         *)
             sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2
             exit 2

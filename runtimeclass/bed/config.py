@@ -68,6 +68,10 @@ class Places(NamedTuple):
     def snapshots(self) -> Path:
         return self.folder / "snapshots"
 
+    @property
+    def audit(self) -> Path:
+        return self.folder / "audit.log"
+
 
 def containerd_config(places: Places, version: str, plugins: Path) -> str:
     """The whole configuration file; `plugins` is the folder of the CNI plugins."""
@@ -79,6 +83,7 @@ def thaw_config(places: Places, criu: Path) -> str:
     return f"""\
 state = "{places.thaw_state}"
 snapshots = "{places.snapshots}"
+audit.log = "{places.audit}"
 criu = "{criu}"
 BinaryName = "{places.bin}/runc"
 Root = "{places.runc_root}"

@@ -87,8 +87,8 @@ def checkpoint(lane: Lane, container: Container) -> float:
 
 
 def snapshot_size(lane: Lane) -> int:
-    """Bytes on disk of the snapshot."""
-    files = lane.places.snapshots.joinpath(SNAPSHOT).rglob("*")
+    """Bytes on disk of the one snapshot in the store."""
+    files = lane.places.snapshots.rglob("*")
     return sum(path.lstat().st_blocks * 512 for path in files)
 
 

@@ -45,3 +45,13 @@ def cni() -> Path:
 def busybox() -> Path:
     """The path of Debian 12's static busybox."""
     return _fetched("busybox")
+
+
+def registry() -> Path:
+    """The path of Debian 12's docker-registry."""
+    return _fetched("registry")
+
+
+def skopeo() -> Path:
+    """The path of Debian 12's skopeo, with its own libraries."""
+    return _fetched("skopeo")

@@ -229,6 +229,8 @@ class Lane:
         criu = fetch.criu()
         for folder in (places.bin, places.pods, places.snapshots):
             folder.mkdir(mode=0o700)
+        for part in ("names", "digests", "leases", "snapshots"):  # a store keeps them
+            (places.snapshots / part).mkdir(mode=0o700)
         commands: Sequence[Path] = [
             *(fetch.runc(), criu, self._binaries / "containerd-shim-runc-v2"),
             *([self.installation.shim, self.installation.thaw] if self.installation else []),

@@ -17,6 +17,10 @@ _FILES = (
     "leases/*/[0-9]*",  # addresses of pods
     "thaw/**/*",
     "snapshots/*",
+    "snapshots/.draft-*",
+    "snapshots/names/*",
+    "snapshots/leases/*",
+    "snapshots/snapshots/*",
 )
 
 

@@ -1,0 +1,321 @@
+"""Registries that are damaged, lie, or want something else: a clear error each, nothing left."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fakes.artifacts import left
+from fakes.registry import Registry, Request, digest_of
+
+from shim.config import Config
+from shim.errors import Damaged, RegistryFailed, ThawError, Unfit
+from shim.reference import Reference, parse
+from shim.registry import attempts, pull, transport
+from shim.registry.progress import Halt
+from shim.snapshot.store import Store
+
+Pull = Callable[[], str]
+
+
+@pytest.fixture
+def pulled(there: Store, reference: Reference, config: Config, pushed: str) -> Pull:
+    return lambda: pull(there, reference, config)
+
+
+def layer(registry: Registry, title: str) -> str:
+    """The digest of a layer of what was pushed."""
+    manifest = json.loads(registry.manifests["1"])
+    return next(
+        str(item["digest"])
+        for item in manifest["layers"]
+        if item["annotations"]["org.opencontainers.image.title"] == title
+    )
+
+
+def blobs_played(registry: Registry, digest: str, play: Callable[[Request, bytes], object]) -> None:
+    def choose(request: Request) -> bool:
+        if request.path.endswith(digest) and request.command == "GET":
+            play(request, registry.blobs[digest])
+            return True
+        return False
+
+    registry.play = choose
+
+
+def manifest_changed(registry: Registry, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(registry.manifests["1"])
+    change(document)
+    registry.put("1", json.dumps(document).encode())
+
+
+TITLE = "pages/pages-1.img.0000"
+
+
+@pytest.mark.parametrize("title", [TITLE, "skeleton.tar", "rootfs.tar.0000", "volumes/0.tar.0000"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_other_bytes(
+    registry: Registry, pulled: Pull, there: Store, title: str, place: int
+) -> None:
+    digest = layer(registry, title)
+    data = bytearray(registry.blobs[digest])
+    data[place] ^= 1
+    registry.blobs[digest] = bytes(data)
+    with pytest.raises(Damaged, match=digest):
+        pulled()
+    (remains,) = (there.folder / name for name in left(there))
+    assert not list(remains.rglob(f"{digest[7:]}*"))
+    assert there.ids() == []
+
+
+def test_another_config(registry: Registry, pulled: Pull) -> None:
+    digest = json.loads(registry.manifests["1"])["config"]["digest"]
+    registry.blobs[digest] = registry.blobs[digest].replace(b"node-1", b"node-2")
+    with pytest.raises(Damaged, match=digest):
+        pulled()
+    assert registry.count("GET", "/blobs/") == 1
+
+
+def test_a_config_of_a_newer_version(registry: Registry, pulled: Pull) -> None:
+    config = json.dumps({"format": 99}).encode()
+    registry.blobs[digest_of(config)] = config
+    changed = {"digest": digest_of(config), "size": len(config)}
+    manifest_changed(registry, lambda document: document["config"].update(changed))
+    with pytest.raises(Unfit, match="99"):
+        pulled()
+    assert registry.count("GET", "/blobs/") == 1
+
+
+def test_every_byte_of_the_manifest_counts(
+    registry: Registry,
+    pulled: Pull,
+    reference: Reference,
+    there: Store,
+    config: Config,
+    pushed: str,
+) -> None:
+    whole = registry.manifests[pushed]
+    registry.manifests[pushed] = whole.replace(b"2", b"3", 1)
+    with pytest.raises(Damaged, match=pushed):
+        pull(there, parse(f"{reference.registry}/team/worker@{pushed}"), config)
+    assert not there.folder.exists()
+
+
+def test_a_header_with_another_digest(registry: Registry, pulled: Pull) -> None:
+    def play(request: Request) -> bool:
+        request.answer(200, b"{}", Docker_Content_Digest=digest_of(b"[]"))
+        return True
+
+    registry.play = play
+    with pytest.raises(Damaged, match=digest_of(b"[]")):
+        pulled()
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        *("../../evil", "/etc/evil", "pages/../evil", "pages/", "pages/.", "", ".", "a\0b"),
+        *("config.json", "index.json", "blobs/sha256/x", "used", "rootfs.tar.0000/x", "criu/x"),
+        *("pages/pages-1.img.0000\n", "PAGES/pages-1.img.0000", "pages//pages-1.img.0000"),
+    ],
+)
+def test_titles_that_lead_elsewhere(
+    registry: Registry, pulled: Pull, there: Store, title: str
+) -> None:
+    def change(document: dict[str, Any]) -> None:
+        for item in document["layers"]:
+            if item["annotations"]["org.opencontainers.image.title"] == TITLE:
+                item["annotations"]["org.opencontainers.image.title"] = title
+
+    manifest_changed(registry, change)
+    with pytest.raises(Unfit):
+        pulled()
+    assert registry.count("GET", "/blobs/") == 0
+    assert not there.folder.exists()
+
+
+@pytest.mark.parametrize("field", ["digest", "size"])
+@pytest.mark.parametrize("value", ["sha256:../../x", "sha512:00", "", -1, 1 << 62, None, [], 0.5])
+def test_descriptors_that_are_none(
+    registry: Registry, pulled: Pull, field: str, value: object
+) -> None:
+    manifest_changed(registry, lambda document: document["layers"][1].update({field: value}))
+    with pytest.raises(Unfit):
+        pulled()
+    assert registry.count("GET", "/blobs/") == 0
+
+
+@pytest.mark.parametrize(
+    "manifest", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"mediaType": "x"}', b"null"]
+)
+def test_manifests_that_are_none(registry: Registry, pulled: Pull, manifest: bytes) -> None:
+    registry.put("1", manifest)
+    with pytest.raises(Unfit):
+        pulled()
+
+
+def test_an_endless_manifest(registry: Registry, pulled: Pull) -> None:
+    def play(request: Request) -> bool:
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        while True:  # until the other side has enough
+            request.wfile.write(b"10000\r\n" + b" " * 65536 + b"\r\n")
+
+    registry.play = play
+    with pytest.raises(RegistryFailed, match="more than 4194304 bytes"):
+        pulled()
+
+
+def test_a_missing_blob(registry: Registry, pulled: Pull) -> None:
+    digest = layer(registry, TITLE)
+    del registry.blobs[digest]
+    with pytest.raises(RegistryFailed, match=f"{digest}.*missing"):
+        pulled()
+
+
+@pytest.mark.parametrize("more", [-1, 1, 1000])
+def test_another_length(registry: Registry, pulled: Pull, more: int) -> None:
+    def play(request: Request, data: bytes) -> None:
+        request.answer(200, data, Content_Length=str(len(data) + more))
+        request.hang_up()
+
+    blobs_played(registry, layer(registry, TITLE), play)
+    with pytest.raises(RegistryFailed, match="bytes"):
+        pulled()
+
+
+def test_more_than_was_said(registry: Registry, pulled: Pull) -> None:
+    def play(request: Request, data: bytes) -> None:
+        request.send_response(200)
+        request.send_header("Connection", "close")
+        request.end_headers()
+        for _ in range(3):
+            request.wfile.write(data)
+        request.hang_up()
+
+    blobs_played(registry, layer(registry, TITLE), play)
+    with pytest.raises(RegistryFailed, match="more than"):
+        pulled()
+
+
+def test_less_than_was_said_each_time(registry: Registry, pulled: Pull) -> None:
+    def play(request: Request, data: bytes) -> None:
+        request.answer(200, data[:100], Content_Length=str(len(data)))
+        request.hang_up()
+
+    blobs_played(registry, layer(registry, TITLE), play)
+    with pytest.raises(RegistryFailed, match="100 bytes"):
+        pulled()
+
+
+def test_another_range(registry: Registry, pulled: Pull) -> None:
+    digest = layer(registry, TITLE)
+    registry.cut = 50_000
+
+    def play(request: Request) -> bool:
+        if request.headers.get("Range") and request.path.endswith(digest):
+            request.answer(206, b"x", Content_Range="bytes 7-7/8")
+            return True
+        return False
+
+    registry.play = play
+    with pytest.raises(RegistryFailed, match="not the range"):
+        pulled()
+
+
+def test_ranges_are_ignored(registry: Registry, pulled: Pull, there: Store, pushed: str) -> None:
+    registry.ranges = False
+    cut: list[str] = []
+
+    def play(request: Request) -> bool:
+        registry.cut = 0 if request.path in cut else 50_000
+        cut.append(request.path)
+        return False
+
+    registry.play = play
+    assert there.snapshot(pulled()).digest == pushed
+
+
+@pytest.mark.parametrize("status", [403, 404, 418, 204])
+def test_a_status_for_everything(registry: Registry, pulled: Pull, status: int) -> None:
+    def play(request: Request) -> bool:
+        request.answer(status, b'{"errors":[{"message":"\x1b[31mno"}]}' if status > 204 else b"")
+        return True
+
+    registry.play = play
+    with pytest.raises(ThawError) as caught:
+        pulled()
+    assert "\x1b" not in str(caught.value)
+    assert registry.count("GET") == 1
+
+
+def test_failures_that_end(
+    registry: Registry, pulled: Pull, there: Store, pushed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(Halt, "sleep", lambda _, seconds: waited.append(seconds))
+    answers = {1: (429, "7"), 2: (503, "Fri, 31 Dec 1999 23:59:59 GMT")}
+
+    def play(request: Request) -> bool:
+        if answer := answers.get(registry.count("GET")):
+            request.answer(answer[0], Retry_After=answer[1])
+        return answer is not None
+
+    registry.play = play
+    assert there.snapshot(pulled()).digest == pushed
+    assert waited == [7.0, attempts.WAITS[1]]
+
+
+def test_failures_that_do_not_end(registry: Registry, pulled: Pull) -> None:
+    def play(request: Request) -> bool:
+        request.answer(500)
+        return True
+
+    registry.play = play
+    with pytest.raises(RegistryFailed, match="500"):
+        pulled()
+    assert registry.count("GET") == len(attempts.WAITS) + 1
+
+
+def test_nobody_is_there(registry: Registry, pulled: Pull, reference: Reference) -> None:
+    registry.server.socket.close()
+    with pytest.raises(RegistryFailed, match=reference.registry):
+        pulled()
+
+
+def test_it_says_nothing(registry: Registry, pulled: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "READ_SECONDS", 0.05)
+
+    def play(request: Request) -> bool:
+        time.sleep(0.2)
+        request.hang_up()
+        return True
+
+    registry.play = play
+    with pytest.raises(RegistryFailed, match="timed out"):
+        pulled()
+
+
+def test_it_stalls_in_the_middle(
+    registry: Registry, pulled: Pull, there: Store, pushed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "READ_SECONDS", 0.2)
+    digest = layer(registry, TITLE)
+
+    def play(request: Request) -> bool:
+        if not request.path.endswith(digest) or request.headers.get("Range"):
+            return False
+        data = registry.blobs[digest]
+        request.answer(200, data[:100_000], Content_Length=str(len(data)))
+        time.sleep(0.5)
+        request.hang_up()
+        return True
+
+    registry.play = play
+    assert there.snapshot(pulled()).digest == pushed
+    ranges = [headers.get("Range") for _, path, headers in registry.asked if path.endswith(digest)]
+    assert ranges == [None, "bytes=100000-"]

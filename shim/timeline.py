@@ -37,6 +37,13 @@ class Timeline:
         """How long the step of that name took; 0 if there was none."""
         return sum(span.seconds for span in self.spans if span.name == name)
 
+    def as_list(self) -> list[dict[str, str | float]]:
+        """The spans by when they began, for a reply or a document that `thaw timeline` reads."""
+        return [
+            {"name": s.name, "start": round(s.start, 6), "seconds": round(s.seconds, 6)}
+            for s in sorted(self.spans, key=lambda s: (s.start, -s.seconds))
+        ]
+
     def as_dict(self) -> dict[str, float]:
-        """Seconds per step, for a log line or a config document."""
+        """Seconds per step, for a log line."""
         return {span.name: round(span.seconds, 4) for span in self.spans}

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from shim.cli.output import emit, size
 from shim.config import Config
 from shim.errors import InvalidArgument, NotFound
 from shim.proto.control_pb import CheckpointRequest, CheckpointResponse
@@ -20,6 +21,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="of the snapshot: [a-z0-9][a-z0-9._-]{0,62}")
     parser.add_argument("--exit", action="store_true", help="end the container once it is dumped")
     parser.add_argument(
+        "--replace", action="store_true", help="let NAME stand for this one if there is one already"
+    )
+    parser.add_argument(
+        "--shared", action="store_true", help="let pods of all namespaces be restored from it"
+    )
+    parser.add_argument(
         "-n", "--namespace", default="", help="containerd's namespace; default: wherever it is"
     )
     parser.add_argument(
@@ -30,13 +37,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, config: Config) -> int:
     """Make the snapshot and say where it is."""
     folder = find(config, args.namespace, args.container)
-    request = CheckpointRequest(id=folder.name, name=args.name, exit=args.exit)
+    request = CheckpointRequest(
+        id=folder.name,
+        name=args.name,
+        exit=args.exit,
+        replace=args.replace,
+        shared=args.shared,
+    )
     with Client(os.path.realpath(folder / "shim.sock")) as shim:
         made = shim.call(SERVICE, "Checkpoint", request, CheckpointResponse, timeout=args.timeout)
-    print(
-        f"{made.path}: {made.bytes / 2**20:.1f} MiB in {made.seconds:.2f} s, "
+    document = {
+        "name": args.name,
+        "path": made.path,
+        "bytes": made.bytes,
+        "seconds": made.seconds,
+        "frozen": made.frozen,
+    }
+    line = (
+        f"{made.path}: {size(made.bytes)} in {made.seconds:.2f} s, "
         f"container stopped for {made.frozen:.2f} s"
     )
+    emit(args, document, lambda: [line])
     return 0
 
 

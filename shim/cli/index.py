@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shim.cli import output
 from shim.config import Config
 from shim.errors import FailedPrecondition, InvalidArgument
 from shim.snapshot import pack
-from shim.snapshot.index import FOLDER
+from shim.snapshot.index import FOLDER, Index
 
 _MIB = 1 << 20
 _MOST_THREADS = 1024
@@ -20,7 +21,7 @@ _MOST_THREADS = 1024
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a snapshot, or CRIU's images")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a folder of CRIU's images")
     parser.add_argument(
         "--threads", type=_threads, default=0, metavar="N", help="default: one per processor"
     )
@@ -30,12 +31,15 @@ def run(args: argparse.Namespace, _config: Config) -> int:
     """Make it and say how much of the memory is in it."""
     from shim.snapshot.indexing import make
 
-    # A snapshot of ours has the images in a folder of their own.
-    images = next((f for f in (args.folder / "criu", args.folder) if _has_images(f)), None)
-    if images is None:
+    if _is_snapshot(args.folder):
         raise InvalidArgument(
-            f"{args.folder} has no CRIU images in it",
-            hint="a snapshot is meant, or the folder with inventory.img",
+            f"{args.folder} is a snapshot of the store: a snapshot is immutable",
+            hint="it has got its index when it was made; make it again for another one",
+        )
+    images = args.folder
+    if not (images / "inventory.img").is_file():
+        raise InvalidArgument(
+            f"{images} has no CRIU images in it", hint="the folder with inventory.img is meant"
         )
     # A restore looks into the folder, packed or not, and nowhere else.
     if (images / pack.PACK).exists() or (images / pack.FOLDER).exists():
@@ -47,15 +51,19 @@ def run(args: argparse.Namespace, _config: Config) -> int:
     with _alone(args.folder):  # rather now than after all is read
         pass
     made = make(images, folder, args.threads, _alone(args.folder))
+    document = {"folder": folder, "reason": made.reason, "extents": made.count, "sizes": made.sizes}
+    output.emit(args, document, lambda: [_told(made)])
+    return 0
+
+
+def _told(made: Index) -> str:
     if made.reason:
-        print(f"{folder}: not indexed, CRIU restores it alone: {made.reason}")
-        return 0
+        return f"{made.folder}: not indexed, CRIU restores it alone: {made.reason}"
     shown = {name: f"{size / _MIB:.1f} MiB" for name, size in made.sizes.items()}
-    print(
-        f"{folder}: {shown['extents']} in {made.count} extents, {shown['zero']} zero, "
+    return (
+        f"{made.folder}: {shown['extents']} in {made.count} extents, {shown['zero']} zero, "
         f"{shown['skeleton']} left to CRIU"
     )
-    return 0
 
 
 @contextmanager
@@ -80,5 +88,8 @@ def _threads(text: str) -> int:
     return int(text)
 
 
-def _has_images(folder: Path) -> bool:
-    return (folder / "inventory.img").is_file()
+def _is_snapshot(folder: Path) -> bool:
+    """Whether it is a snapshot, whose pages are in pieces beside the images, or its images."""
+    folder = folder.parent if folder.name == "criu" else folder
+    parts = (folder / "config.json", folder / "criu", folder / "pages")
+    return all(map(os.path.lexists, parts))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
 
-from shim.timeline import Timeline
+from shim import trace
+from shim.timeline import Span, Timeline
 
 
 @pytest.fixture
@@ -50,3 +52,19 @@ def test_a_step_that_is_done_twice(clock: list[float]) -> None:
         with timeline.span("step"):
             clock[0] += 1.23456
     assert timeline.seconds("step") == pytest.approx(2.46912)
+
+
+def test_spans_to_be_handed_out(clock: list[float]) -> None:
+    timeline = Timeline(began=100.0)
+    with timeline.span("outer"):
+        with timeline.span("inner"):
+            clock[0] += 1.23456789
+        clock[0] += 1
+    assert timeline.as_list() == [
+        {"name": "outer", "start": 0.0, "seconds": 2.234568},
+        {"name": "inner", "start": 0.0, "seconds": 1.234568},
+    ]
+    assert trace.parse(json.dumps(timeline.as_list()), "x") == [
+        Span("outer", 0.0, 2.234568),
+        Span("inner", 0.0, 1.234568),
+    ]

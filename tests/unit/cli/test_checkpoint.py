@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fakes.host import Node
 
-from shim.cli import main
+from shim.cli import exits, main
 from shim.cli.checkpoint import SERVICE, find
 from shim.config import Config
 from shim.errors import AlreadyExists, InvalidArgument, NotFound
@@ -108,12 +109,21 @@ def test_the_shim_is_asked(node: Node, state: Path, capsys: pytest.CaptureFixtur
     )
     assert run(state, "abd", "one") == 0
     assert run(state, "abd", "two", "--exit", "-n", "k8s.io") == 0
-    shim.close()
-    assert [(r.id, r.name, r.exit) for r in shim.asked] == [
-        ("abd456", "one", False),
-        ("abd456", "two", True),
-    ]
     first = capsys.readouterr().out.splitlines()[0]
+    assert run(state, "abd", "two", "--replace", "--shared", "-o", "json") == 0
+    shim.close()
+    assert [(r.id, r.name, r.exit, r.replace, r.shared) for r in shim.asked] == [
+        ("abd456", "one", False, False, False),
+        ("abd456", "two", True, False, False),
+        ("abd456", "two", False, True, True),
+    ]
+    assert json.loads(capsys.readouterr().out) == {
+        "name": "two",
+        "path": "/snapshots/one",
+        "bytes": 3 << 20,
+        "seconds": 1.5,
+        "frozen": 0.25,
+    }
     assert first == "/snapshots/one: 3.0 MiB in 1.50 s, container stopped for 0.25 s"
 
 
@@ -124,7 +134,7 @@ def test_what_the_shim_refuses(node: Node, state: Path, capsys: pytest.CaptureFi
         raise AlreadyExists("a snapshot named one exists", hint="`thaw rm one` removes it")
 
     shim.answer = refuse
-    assert run(state, "web", "one") == 1
+    assert run(state, "web", "one") == exits.TAKEN
     shim.close()
     said = capsys.readouterr()
     assert said.out == ""
@@ -135,7 +145,7 @@ def test_what_the_shim_refuses(node: Node, state: Path, capsys: pytest.CaptureFi
 def test_a_shim_that_is_gone(state: Path, capsys: pytest.CaptureFixture[str], socket: bool) -> None:
     if socket:
         (state / "default" / "web" / "shim.sock").symlink_to(state / "no.sock")
-    assert run(state, "web", "one") == 1
+    assert run(state, "web", "one") == exits.UNREACHABLE
     said = capsys.readouterr().err
     assert said.startswith("thaw checkpoint: ")
     assert said.count("\n") == 1

@@ -1,20 +1,22 @@
-"""`thaw index`: any folder of CRIU's images, or a snapshot, and what became of it."""
+"""`thaw index`: any folder of CRIU's images but a snapshot's, and what became of it."""
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from fakes.images import BASE, Images, noise, single, vma
-from fakes.snapshots import write
 
 from shim.cli import main
+from shim.cli.exits import TAKEN, USAGE
 from shim.snapshot import indexing
 from shim.snapshot.images import PAGE
 from shim.snapshot.index import FOLDER, Index
 from shim.snapshot.layout import Layout
+from shim.snapshot.pieces import Pieces
 from shim.snapshot.store import held
 
 MIB = 1 << 20
@@ -39,11 +41,25 @@ def test_criu_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert said(capsys, folder, "--threads", "3") == (out, err), "it is made anew"
 
 
-def test_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write(tmp_path / "one")
-    single(folder / "criu", {BASE: noise(MIB), 1 << 40: noise(PAGE)})
-    assert said(capsys, folder)[0].startswith(f"{folder}/index: 1.0 MiB in ")
-    assert Index.open(folder / FOLDER, folder / "criu").reason == ""
+@pytest.mark.parametrize("inner", ["", "criu"])
+def test_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str], inner: str) -> None:
+    folder = single(tmp_path / "one/criu", {BASE: noise(MIB), 1 << 40: noise(PAGE)}).parent
+    (folder / "pages").mkdir()
+    (folder / "config.json").touch()
+    out, err = said(capsys, folder / inner, code=USAGE)
+    assert out == ""
+    assert "is a snapshot of the store: a snapshot is immutable (" in err
+    assert not list(tmp_path.rglob("index"))
+
+
+def test_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = single(tmp_path / "images", {BASE: noise(MIB), 1 << 40: noise(PAGE)})
+    assert json.loads(said(capsys, folder, "-o", "json")[0]) == {
+        "folder": f"{folder}/index",
+        "reason": "",
+        "extents": 1,
+        "sizes": {"extents": MIB, "zero": 0, "skeleton": PAGE},
+    }
 
 
 def test_what_cannot_be_indexed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +75,7 @@ def test_what_cannot_be_indexed(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    out, err = said(capsys, tmp_path / "empty", code=1)
+    out, err = said(capsys, tmp_path / "empty", code=USAGE)
     assert out == ""
     assert err.startswith(f"thaw index: {tmp_path}/empty has no CRIU images in it (")
     assert os.listdir(tmp_path / "empty") == []
@@ -72,7 +88,7 @@ def test_a_checkpoint_of_containerd(
     """A restore looks for the index in its pack."""
     folder = single(tmp_path / "images", {BASE: noise(MIB), 1 << 40: noise(PAGE)})
     (folder / name).touch()
-    err = said(capsys, folder, code=1)[1]
+    err = said(capsys, folder, code=USAGE)[1]
     assert err.startswith(f"thaw index: {folder} is a checkpoint that containerd asked for: ")
     assert err.endswith("make the checkpoint again)\n")
     assert not (folder / FOLDER).exists()
@@ -88,7 +104,7 @@ def test_threads(tmp_path: Path, capsys: pytest.CaptureFixture[str], threads: st
 def test_while_it_is_restored_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = single(tmp_path / "images", {BASE: noise(MIB), 1 << 40: noise(PAGE)})
     with held(folder):
-        assert said(capsys, folder, code=1) == (
+        assert said(capsys, folder, code=TAKEN) == (
             "",
             f"thaw index: {folder} is being restored from (try again when that is over)\n",
         )
@@ -106,11 +122,11 @@ def test_a_restore_that_begins_meanwhile(
     scan = indexing.scan
     with ExitStack() as restore:
 
-        def meanwhile(layout: Layout, images: Path, threads: int) -> bytes:
+        def meanwhile(layout: Layout, pages: Pieces, threads: int) -> bytes:
             restore.enter_context(held(folder))
-            return scan(layout, images, threads)
+            return scan(layout, pages, threads)
 
         monkeypatch.setattr(indexing, "scan", meanwhile)
-        assert "is being restored from" in said(capsys, folder, code=1)[1]
+        assert "is being restored from" in said(capsys, folder, code=TAKEN)[1]
     assert os.stat(folder / FOLDER).st_ino == before
     assert not [name for name in os.listdir(folder) if name.startswith(".")]

@@ -1,0 +1,179 @@
+"""The hold: nothing enters or leaves a pod's network namespace until its worker has proved itself.
+
+CRIU lets the processes run before anybody could ask them a question. So from before the restore
+until the canary has passed a table `thaw` drops every packet but those of the loopback, those of
+neighbour discovery (a neighbour that is not answered is given up for a second), and those to and
+from addresses that the caller names, for a canary that comes from outside.
+
+What a worker sends meanwhile is lost, not refused: dropped before the device (`netdev egress`),
+where also raw sockets pass, which are told ENOBUFS. Dropped at `inet output`, as on kernels older
+than 5.16, sendto(2) says EPERM. A connection tried meanwhile goes on one second after its first
+packet. All containers of the pod are held: they share its network.
+
+The hold ends in one transaction. It does not end with the process that made it: an engine that died
+must leave the worker unseen until the restore is undone.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_address
+
+from oci_hooks.nftables import (
+    EGRESS,
+    INET,
+    INPUT,
+    NETDEV,
+    OUTPUT,
+    Batch,
+    has_table,
+    meta,
+    payload,
+)
+from shim.errors import InvalidArgument, Unavailable
+from shim.restore.namespace import within
+
+TABLE = "thaw"
+SECONDS = 2.0
+# Before connection tracking (-200), which would remember what is dropped.
+_PRIORITY = -300
+_LOOPBACK = (1).to_bytes(4, "little")  # the interface's number in every namespace
+_ARP, _IPV4, _IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"
+_ICMPV6 = bytes([58])
+# Types of ICMPv6 (RFC 4861, RFC 3810): listeners, routers, neighbours, redirects; listeners again.
+_DISCOVERY = ((130, 137), (143, 143))
+# Where addresses stand in a packet: source, destination.
+_OFFSETS = {4: (12, 16), 6: (8, 24)}
+# What a kernel says that has no chains behind devices.
+_NO_EGRESS = (errno.EOPNOTSUPP, errno.ENOENT, errno.EINVAL)
+
+
+def hold(namespace: str, allow: Sequence[str] = (), seconds: float = SECONDS) -> str:
+    """Let nothing in or out of the network namespace at a path; done again, it is as if done once.
+
+    `allow` are addresses from which a canary may come. Answers "egress" or "output", for where
+    packets are dropped that would leave. Raises OSError if there is no such namespace, Unavailable
+    if the kernel has no nftables, InvalidArgument for what is no address.
+    """
+    packed = [_address(text) for text in allow]
+    with _refusing(namespace):
+        return within(namespace, lambda: _hold(packed, seconds))
+
+
+def release(namespace: str, seconds: float = SECONDS) -> None:
+    """End the hold, all at once; there need not be one. Raises as `hold`.
+
+    Packets pass after a tenth of a millisecond. It returns when the tables are gone, for which the
+    kernel takes 10 to 30 ms: whoever is in a hurry calls it in a thread.
+    """
+    with _refusing(namespace):
+        within(namespace, lambda: _release(seconds))
+
+
+def is_held(namespace: str, seconds: float = SECONDS) -> bool:
+    """Whether the namespace is held. Raises as `hold`."""
+    with _refusing(namespace):
+        return within(namespace, lambda: has_table(INET, TABLE, seconds))
+
+
+def _hold(allow: list[bytes], seconds: float) -> str:
+    # One that goes before the next line needs no hold; one that comes later is not the pod's.
+    devices = tuple(name for _, name in socket.if_nameindex() if name != "lo")
+    for egress in (devices, ()) if devices else ((),):
+        for replacing in (False, True):  # the kernel takes 10 ms and more to delete a table
+            try:
+                _rules(allow, egress, replacing=replacing).commit(seconds)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                if not egress or error.errno not in _NO_EGRESS:
+                    raise
+                break
+            return "egress" if egress else "output"
+    raise OSError(errno.EEXIST, "the table is made anew all the time")
+
+
+def _rules(allow: list[bytes], devices: tuple[str, ...], *, replacing: bool) -> Batch:
+    batch = Batch()
+    if replacing:
+        batch.without_table(INET, TABLE)
+        if devices:
+            batch.without_table(NETDEV, TABLE)
+    batch.table(INET, TABLE, new=True)
+    batch.chain(INET, TABLE, "input", hook=INPUT, priority=_PRIORITY)
+    batch.accept(INET, TABLE, "input", meta("iif", "==", _LOOPBACK))
+    _accept(batch, INET, "input", allow, 0)
+    if devices:
+        batch.table(NETDEV, TABLE, new=True)
+        batch.chain(NETDEV, TABLE, "egress", hook=EGRESS, priority=0, devices=devices)
+        batch.accept(NETDEV, TABLE, "egress", meta("protocol", "==", _ARP))
+        _accept(batch, NETDEV, "egress", allow, 1)
+    else:
+        batch.chain(INET, TABLE, "output", hook=OUTPUT, priority=_PRIORITY)
+        batch.accept(INET, TABLE, "output", meta("oif", "==", _LOOPBACK))
+        _accept(batch, INET, "output", allow, 1)
+    return batch
+
+
+def _accept(batch: Batch, family: int, chain: str, allow: list[bytes], end: int) -> None:
+    """Accept neighbour discovery, and packets of which that end is an allowed address."""
+    ours = meta("protocol", "==", _IPV6) + meta("l4proto", "==", _ICMPV6)
+    for low, high in _DISCOVERY:
+        kind = (payload("transport", 0, op, bytes([n])) for op, n in ((">=", low), ("<=", high)))
+        batch.accept(family, TABLE, chain, ours, *kind)
+    for address in allow:
+        version, protocol = (4, _IPV4) if len(address) == 4 else (6, _IPV6)
+        place = payload("network", _OFFSETS[version][end], "==", address)
+        batch.accept(family, TABLE, chain, meta("protocol", "==", protocol), place)
+
+
+def _release(seconds: float) -> None:
+    # Rules take effect at once, where deleting waits for all processors to have seen it.
+    for family, chain in ((NETDEV, "egress"), (INET, "output")):
+        opened, deleted = Batch(), Batch()
+        opened.accept(INET, TABLE, "input")
+        opened.accept(family, TABLE, chain)
+        if _commit(opened, seconds):
+            deleted.without_table(INET, TABLE)
+            if family == NETDEV:
+                deleted.without_table(NETDEV, TABLE)
+            deleted.commit(seconds)
+            return
+
+
+def _commit(batch: Batch, seconds: float) -> bool:
+    """Whether the kernel has what the batch names."""
+    try:
+        batch.commit(seconds)
+    except OSError as error:
+        if error.errno not in _NO_EGRESS:
+            raise
+        return False
+    return True
+
+
+@contextmanager
+def _refusing(namespace: str) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise Unavailable(
+            f"{namespace}: the kernel does not answer", hint="is the machine overloaded?"
+        ) from error
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise Unavailable(
+            f"{namespace}: nftables: {error.strerror}",
+            hint="the kernel needs CONFIG_NF_TABLES_INET, and we CAP_NET_ADMIN",
+        ) from error
+
+
+def _address(text: str) -> bytes:
+    try:
+        return ip_address(text).packed
+    except ValueError:
+        raise InvalidArgument(f"{text!r} is no address", hint="as in 10.0.0.1 or fd00::1") from None

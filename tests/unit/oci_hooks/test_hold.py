@@ -1,0 +1,239 @@
+"""Nothing enters or leaves a namespace that is held; what was there before is there afterwards."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from fakes.namespaces import Namespace, Network
+
+from oci_hooks import hold as module
+from oci_hooks.hold import hold, is_held, release
+from oci_hooks.nftables import Batch
+from shim.errors import InvalidArgument, Unavailable
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+
+PORT = 8000
+OUTSIDE = "10.99.1.1"
+SHORT = 0.15  # seconds in which a packet would have come
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with Network() as made:
+        pod = made.pod(1)
+        ends = time.monotonic() + 20
+        with bound(pod, "::", socket.SOCK_STREAM):
+            while not connects(made.outside, pod.address6):
+                assert time.monotonic() < ends
+                # Fresh links lose what comes first, and the kernel asks again after a second.
+                made.outside.ip("neigh", "flush", "dev", "pod1")
+        yield made
+
+
+@pytest.fixture
+def pod(network: Network) -> Iterator[Namespace]:
+    made = network.pods[1]
+    yield made
+    release(made.path)
+    assert not is_held(made.path)
+
+
+@pytest.fixture
+def outside(network: Network) -> Namespace:
+    return network.outside
+
+
+def bound(where: Namespace, address: str, kind: socket.SocketKind) -> socket.socket:
+    def make() -> socket.socket:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        made = socket.socket(family, kind)
+        made.settimeout(SHORT)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((address, PORT))
+        if kind == socket.SOCK_STREAM:
+            made.listen()
+        return made
+
+    return where.within(make)
+
+
+def connects(where: Namespace, address: str) -> bool:
+    def connect() -> None:
+        socket.create_connection((address, PORT), SHORT).close()
+
+    return reached(lambda: where.within(connect))
+
+
+def receives(sender: Namespace, address: str, receiver: socket.socket) -> bool:
+    def send() -> None:
+        with socket.socket(receiver.family, socket.SOCK_DGRAM) as made:
+            made.sendto(b"x", (address, PORT))
+
+    def receive() -> None:
+        sender.within(send)
+        receiver.recv(9)
+
+    return reached(receive)
+
+
+def reached(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_nothing_comes_in(pod: Namespace, outside: Namespace) -> None:
+    with (
+        bound(pod, "::", socket.SOCK_STREAM),
+        bound(pod, "0.0.0.0", socket.SOCK_DGRAM) as four,
+        bound(pod, pod.address6, socket.SOCK_DGRAM) as six,
+    ):
+        assert hold(pod.path) == "egress"
+        assert is_held(pod.path)
+        assert not connects(outside, pod.address4)
+        assert not connects(outside, pod.address6)
+        assert not receives(outside, pod.address4, four)
+        assert not receives(outside, pod.address6, six)
+        assert connects(pod, "127.0.0.1"), "its own may talk to each other"
+        assert connects(pod, "::1")
+        assert connects(pod, pod.address4)
+        assert receives(pod, pod.address4, four)
+        release(pod.path)
+        assert connects(outside, pod.address4)
+        assert connects(outside, pod.address6)
+        assert receives(outside, pod.address4, four)
+        assert receives(outside, pod.address6, six)
+
+
+def test_nothing_goes_out(pod: Namespace, outside: Namespace) -> None:
+    with (
+        bound(outside, OUTSIDE, socket.SOCK_STREAM),
+        bound(outside, "fd99:1::1", socket.SOCK_DGRAM) as six,
+        bound(outside, OUTSIDE, socket.SOCK_DGRAM) as four,
+    ):
+        hold(pod.path)
+        assert not connects(pod, OUTSIDE)
+        assert not receives(pod, OUTSIDE, four), "lost without an error"
+        assert not receives(pod, "fd99:1::1", six)
+        release(pod.path)
+        assert connects(pod, OUTSIDE)
+        assert receives(pod, OUTSIDE, four)
+        assert receives(pod, "fd99:1::1", six)
+
+
+def test_raw_packets_neither(pod: Namespace, outside: Namespace) -> None:
+    frame = bytes.fromhex("ffffffffffff 020000000001 0800") + b"x" * 60
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as made:
+            made.bind(("eth0", 0))
+            made.send(frame)
+
+    def listen() -> socket.socket:
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+        made.bind(("pod1", 0x0800))
+        made.settimeout(SHORT)
+        return made
+
+    with outside.within(listen) as heard:
+        hold(pod.path)
+        with pytest.raises(OSError, match="No buffer space"):  # the only ones that are told
+            pod.within(send)
+        assert not reached(lambda: heard.recv(99))
+        release(pod.path)
+        pod.within(send)
+        assert heard.recv(99) == frame
+
+
+def test_neighbours_are_answered(pod: Namespace, outside: Namespace) -> None:
+    """Otherwise the first packet after the release would wait for a second."""
+    outside.ip("neigh", "flush", "dev", "pod1")
+    hold(pod.path)
+    with bound(pod, "::", socket.SOCK_STREAM):
+        for address in (pod.address4, pod.address6):
+            assert not connects(outside, address)
+            assert "lladdr" in outside.ip("neigh", "show", address)
+
+
+def test_a_canary_from_outside(pod: Namespace, outside: Namespace) -> None:
+    with bound(pod, "::", socket.SOCK_STREAM):
+        hold(pod.path, ["10.99.1.1", "fd99:1::1"])
+        assert connects(outside, pod.address4)
+        assert connects(outside, pod.address6)
+        hold(pod.path, ["10.99.1.7"])
+        assert not connects(outside, pod.address4)
+        assert not connects(outside, pod.address6)
+
+
+def test_behind_an_old_kernel(
+    pod: Namespace, outside: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel refuses a hook that it does not know, and with it the whole transaction."""
+    monkeypatch.setattr(module, "EGRESS", 9)
+    with bound(pod, "::", socket.SOCK_STREAM), bound(outside, OUTSIDE, socket.SOCK_DGRAM) as four:
+        assert hold(pod.path) == "output"
+        assert not connects(outside, pod.address4)
+        assert connects(pod, "::1")
+        with pytest.raises(PermissionError):
+            receives(pod, OUTSIDE, four)
+        release(pod.path)
+        assert connects(outside, pod.address4)
+
+
+def test_again_and_again(pod: Namespace) -> None:
+    release(pod.path)
+    assert not is_held(pod.path)
+    for _ in range(2):
+        hold(pod.path)
+        assert is_held(pod.path)
+    release(pod.path)
+    release(pod.path)
+    assert not is_held(pod.path)
+
+
+def test_what_is_no_namespace(pod: Namespace, tmp_path: os.PathLike[str]) -> None:
+    with pytest.raises(FileNotFoundError, match="none"):
+        hold(f"{tmp_path}/none")
+    with pytest.raises(OSError, match="setns"):
+        release("/etc/passwd")
+    with pytest.raises(InvalidArgument, match=r"'10\.0\.0' is no address"):
+        hold(pod.path, ["10.0.0"])
+    assert not is_held(pod.path)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(OSError(errno.EPROTONOSUPPORT, "no such protocol"), "no such"), (TimeoutError(), "answer")],
+)
+def test_without_nftables(
+    pod: Namespace, error: OSError, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def commit(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Batch, "commit", commit)
+        with pytest.raises(Unavailable, match=said):
+            hold(pod.path)
+
+
+def test_a_namespace_without_links(pod: Namespace) -> None:
+    held = subprocess.Popen(["unshare", "--net", "sleep", "60"])
+    try:
+        own = os.stat("/proc/self/ns/net").st_ino
+        ends = time.monotonic() + 10
+        while os.stat(f"/proc/{held.pid}/ns/net").st_ino == own:
+            assert time.monotonic() < ends
+        assert hold(f"/proc/{held.pid}/ns/net") == "output"
+    finally:
+        held.kill()
+        held.wait()

@@ -1,0 +1,63 @@
+"""Every step of a hook is timed, has a limit and names itself when it fails."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from oci_hooks.steps import Steps
+from shim.errors import DeadlineExceeded, FailedPrecondition, Unavailable
+
+
+def test_what_was_done() -> None:
+    steps = Steps(5)
+    with steps.step("one", 1) as step:
+        step.detail = "said"
+        time.sleep(0.01)
+    with steps.step("two", 1):
+        pass
+    steps.warn("odd")
+    one, two = steps.report.steps
+    assert (one["name"], one["detail"], two["name"], two["detail"]) == ("one", "said", "two", "")
+    assert 0.01 <= one["seconds"] < 1 > two["seconds"]
+    assert steps.report.warnings == ["odd"]
+
+
+def test_a_reason_and_the_name() -> None:
+    steps = Steps(5)
+    with pytest.raises(FailedPrecondition, match=r"^one: why$"), steps.step("one", 1):
+        raise FailedPrecondition("why")
+    with pytest.raises(Unavailable, match=r"^two: \[Errno 2\]"), steps.step("two", 1):
+        open("/none")
+    with pytest.raises(Unavailable, match=r"^three: 'x'$"), steps.step("three", 1):
+        raise KeyError("x")
+    assert steps.report.steps == []
+
+
+@pytest.mark.parametrize(("whole", "own"), [(5, 0.05), (0.05, 5)])
+def test_a_wait_that_is_over(whole: float, own: float) -> None:
+    steps = Steps(whole)
+    began = time.monotonic()
+
+    def forever() -> None:
+        with steps.step("slow", own) as step:
+            while True:
+                step.wait("no carrier")
+
+    with pytest.raises(DeadlineExceeded, match=r"^slow: no carrier$"):
+        forever()
+    assert 0.05 <= time.monotonic() - began < 2
+
+
+def test_a_step_that_hangs() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    left = signal.setitimer(signal.ITIMER_REAL, 100)
+    with (
+        pytest.raises(DeadlineExceeded, match=r"^hang: not done after 0\.\d s$"),
+        Steps(0.02).step("hang", 5),
+    ):
+        time.sleep(60)
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert 99 < signal.setitimer(signal.ITIMER_REAL, *left)[0] < 100, "the caller's alarm is kept"

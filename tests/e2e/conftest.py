@@ -8,8 +8,6 @@ files).
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +19,13 @@ from bed.install import installed
 from bed.lane import Installation, Lane, chosen_versions, opened
 from drive.session import Session, driven, lower_folder
 from drive.shim import Kind
+from stored import forget_snapshots, ids
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LANES = chosen_versions()
-SNAPSHOT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -123,7 +121,7 @@ def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     lane: Lane = request.getfixturevalue("lane")
-    kept = set(os.listdir(lane.places.snapshots))
+    kept = ids(lane)
     before = lane.holdings()
     yield
     forget_snapshots(lane, kept)
@@ -131,10 +129,3 @@ def leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     if leaks:
         lane.clear()
     assert not leaks, f"left behind: {leaks}"
-
-
-def forget_snapshots(lane: Lane, kept: set[str]) -> None:
-    """Delete the whole snapshots that a test made; anything else there counts as a leak."""
-    for name in set(os.listdir(lane.places.snapshots)) - kept:
-        if SNAPSHOT_NAME.fullmatch(name):
-            shutil.rmtree(lane.places.snapshots / name)

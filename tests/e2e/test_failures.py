@@ -21,14 +21,13 @@ from bed.images import BUSYBOX_IMAGE, LAYERS_IMAGE
 from bed.lane import Lane
 from bed.pod import Container, Mount, Pod
 from gate import configured, fake_criu
+from stored import copied_snapshot, edit_config, note_file
 from workers import (
     COMMAND,
     ON_FAILURE,
     SNAPSHOT,
     Line,
     ask,
-    copied_snapshot,
-    edit_config,
     kept_snapshot,
     outcome,
 )
@@ -63,11 +62,14 @@ def overwrite(name: str) -> Spoil:
 
 
 def unnoticed(name: str) -> Spoil:
-    """Without an index nobody looks at the images but CRIU."""
+    """Without an index, and with the right checksum, nobody looks at these but CRIU."""
 
     def spoil(snapshot: Path) -> None:
+        index = [f"index/{path.name}" for path in (snapshot / "index").iterdir()]
         shutil.rmtree(snapshot / "index")
         overwrite(name)(snapshot)
+        edit_config(snapshot, lambda c: [c["files"].pop(file) for file in index])
+        note_file(snapshot, name)
 
     return spoil
 
@@ -94,14 +96,26 @@ def link_config(snapshot: Path) -> None:
     (snapshot / "config.json").symlink_to("other.json")
 
 
+def link_pages(snapshot: Path) -> None:
+    piece = snapshot / "pages/pages-1.img.0000"
+    piece.rename(snapshot / "elsewhere")
+    piece.symlink_to(snapshot / "elsewhere")
+
+
+def rewrite(path: Path, old: bytes, new: bytes) -> None:
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+
 CRIU_FAILS = 'case "$1" in swrk) exit 1;; *) exec {criu} "$@";; esac\n'
 CASES = {
     "absent": Case("NoSuchSnapshot", "no snapshot named absent", name="absent"),
-    "parent": Case("BadSnapshotName", "reference", name="../x"),
-    "path": Case("BadSnapshotName", "reference", name="/var/lib/thaw/snapshots/x"),
-    "auto": Case("BadSnapshotName", "reserved", name="auto"),
+    "parent": Case("BadSnapshotName", "bad snapshot reference", name="../x"),
+    "path": Case("BadSnapshotName", "bad snapshot reference", name="/var/lib/thaw/snapshots/x"),
+    "auto": Case("BadAnnotation", "auto without thaw.dev/ready", name="auto"),
     "tag": Case("BadSnapshotName", "reference", name="a/b:c"),
-    "digest": Case("BadSnapshotName", "reference", name="x@sha256:" + "0" * 64),
+    "digest": Case("NoSuchSnapshot", "x@sha256:0", name="x@sha256:" + "0" * 64),
+    "half a digest": Case("BadSnapshotName", "bad digest", name="x@sha256:" + "0" * 63),
+    "registry": Case("Denied", "r.example/x:1", name="r.example/x:1"),
     "capitals": Case("BadSnapshotName", "bad snapshot name", name="Base"),
     "empty": Case("BadSnapshotName", "bad snapshot name", name=""),
     "draft": Case("BadSnapshotName", "bad snapshot name", name=".draft-1"),
@@ -110,10 +124,15 @@ CASES = {
     "lacks a mount": Case("Unfit", "lacks a mount at /data", mounts=()),
     "another mount": Case("Unfit", "mount at /more", mounts=("rw /data", "rw /more")),
     "read-only mount": Case("Unfit", "mount /data was", mounts=("ro /data",)),
-    "cut config": Case("Unfit", "config.json", spoil=truncate("config.json")),
+    "cut config": Case("Damaged", "config.json", spoil=truncate("config.json")),
     "no config": Case("Unfit", "config.json", spoil=remove("config.json")),
     "linked config": Case("Unfit", "config.json", spoil=link_config),
-    "no origin": Case("Unfit", "'origin'", spoil=edit(lambda c: c.pop("origin"))),
+    "edited config": Case(
+        "Damaged",
+        "its checksum is wrong",
+        spoil=lambda path: rewrite(path / "config.json", b"sse2", b"sse3"),
+    ),
+    "no origin": Case("Damaged", "'origin'", spoil=edit(lambda c: c.pop("origin"))),
     "format": Case("Unfit", "format 99", spoil=edit(lambda c: c.update(format=99))),
     "architecture": Case(
         "Unfit", "made on vax", spoil=edit(lambda c: c["host"].update(architecture="vax"))
@@ -131,14 +150,21 @@ CASES = {
     "owner": Case("Unfit", "written to by others", spoil=lambda path: os.chown(path, 1000, 1000)),
     "mode": Case("Unfit", "written to by others", spoil=lambda path: path.chmod(0o777)),
     "link": Case("Unfit", "is not a folder", spoil=link),
-    "cut pages": Case("Unfit", "pages-1.img has", spoil=truncate("criu/pages-1.img")),
-    "no pages": Case("Unfit", "pages-1.img is missing", spoil=remove("criu/pages-1.img")),
-    "no core": Case("Unfit", "core-1.img is missing", spoil=remove("criu/core-1.img")),
-    "other bytes": Case("Unfit", "is not what it was", spoil=overwrite("criu/core-1.img")),
-    "no CRIU's bytes": Case("RestoreFailed", "Error (criu/", spoil=unnoticed("criu/core-1.img")),
-    "no index": Case("Unfit", "cannot use the index", spoil=remove("index/*")),
-    "no images": Case("Unfit", "criu", spoil=lambda path: shutil.rmtree(path / "criu")),
-    "no difference": Case("Unfit", "rootfs", spoil=lambda path: shutil.rmtree(path / "rootfs")),
+    "cut pages": Case("Damaged", "pages-1.img.0000", spoil=truncate("pages/pages-1.img.0000")),
+    "no pages": Case("Damaged", "pages-1.img.0000", spoil=remove("pages/pages-1.img.0000")),
+    "no core": Case("Damaged", "core-1.img", spoil=remove("criu/core-1.img")),
+    "other bytes": Case("Damaged", "is not what it was", spoil=overwrite("criu/core-1.img")),
+    "no CRIU's bytes": Case("RestoreFailed", "Error (criu/", spoil=unnoticed("criu/files.img")),
+    "no index": Case("Damaged", "index/", spoil=remove("index/*")),
+    "no images": Case("Damaged", "criu", spoil=lambda path: shutil.rmtree(path / "criu")),
+    "no difference": Case("Damaged", "rootfs.tar", spoil=remove("rootfs.tar.*")),
+    "another difference": Case("Damaged", "rootfs.tar", spoil=overwrite("rootfs.tar.0000")),
+    "linked pages": Case("Unfit", "pages-1.img.0000", spoil=link_pages),
+    "somebody's pages": Case(
+        "Unfit",
+        "written to by others",
+        spoil=lambda path: os.chown(path / "pages/pages-1.img.0000", 1000, 1000),
+    ),
     "criu fails": Case("RestoreFailed", "runc restore", criu=CRIU_FAILS),
     "criu is no CRIU": Case("RestoreFailed", "runc restore", criu="echo no\n"),
     "criu is none": Case("RestoreFailed", "runc restore", criu="exit 127\n"),
@@ -192,7 +218,7 @@ class Attempt:
     def create(self, case: Case, **notes: str) -> Container:
         if case.name == "spoilt":
             copy = copied_snapshot(self._lane, self._base, case.name)
-            self._after.callback(_forget, self._lane.places.snapshots)
+            self._after.callback(_forget, copy, self._lane.places.snapshots / "names/spoilt")
             (case.spoil or _nothing)(copy)
         if case.criu:
             self._after.enter_context(
@@ -217,10 +243,10 @@ class Attempt:
 def _nothing(_path: Path) -> None: ...
 
 
-def _forget(snapshots: Path) -> None:
-    for name in ("spoilt", ".elsewhere"):
-        path = snapshots / name
+def _forget(copy: Path, name: Path) -> None:
+    for path in (copy, copy.with_name(".elsewhere")):
         path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
+    name.unlink()
 
 
 @pytest.fixture

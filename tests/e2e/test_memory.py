@@ -23,6 +23,7 @@ from bench.disk import cool, files_below, warm
 from gate import configured
 from memory import zoo
 from memory.compare import Process, differences, picture
+from stored import path_of
 from workers import FAIL, SNAPSHOT, checkpoint, init_pid, kept_snapshot, outcome, wait_until
 
 pytestmark = [pytest.mark.one_lane]
@@ -123,7 +124,7 @@ PLAIN = '[restore]\nengine = "criu"\n'
 def test_every_page_is_what_it_was(
     lane: Lane, snapshot: Taken, threads: int, memory: float, cache: str
 ) -> None:
-    CACHE[cache](files_below([lane.places.snapshots / snapshot.name]))
+    CACHE[cache](files_below([path_of(lane, snapshot.name)]))
     with restored(lane, snapshot.name, native(threads, memory)) as container:
         assert outcome(lane, container).fields["memory"] == "native"
         check_it_is_the_same(lane, container, snapshot.before)

@@ -7,7 +7,6 @@ that one that ran with a byte missing would say so.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -21,15 +20,14 @@ from bed.images import HOST_IMAGE
 from bed.lane import Lane
 from bed.pod import Container, Pod, linux_config
 from gate import configured, gate
+from stored import copied_snapshot, edit_config, forget, path_of
 from workers import (
     ON_FAILURE,
     SNAPSHOT,
     USR,
     alive,
     children,
-    copied_snapshot,
     drop_cache,
-    edit_config,
     kept_snapshot,
     outcome,
     script,
@@ -37,11 +35,11 @@ from workers import (
     wait_until,
 )
 
+pytestmark = [pytest.mark.one_lane]
+
 SIZE = 256 << 20
 BULK = f"""\
 import hashlib, os, signal
-
-pytestmark = [pytest.mark.one_lane]
 data = bytearray(os.urandom(1 << 20) * {SIZE >> 20})
 def tell(*_):
     print("digest", hashlib.sha256(data).hexdigest(), flush=True)
@@ -118,9 +116,8 @@ def ended(lane: Lane, container: Container, said: str, *words: str) -> None:
 @pytest.fixture
 def spoilt(lane: Lane, bulk: str) -> Iterator[Path]:
     """A copy of the snapshot, for spoiling."""
-    copy = copied_snapshot(lane, bulk, "spoilt")
-    yield copy
-    shutil.rmtree(copy)
+    yield copied_snapshot(lane, bulk, "spoilt")
+    forget(lane, "spoilt")
 
 
 # -- damaged snapshots ----------------------------------------------------------------------------
@@ -137,7 +134,7 @@ def flip(path: Path, offset: int) -> None:
 
 def pages(snapshot: Path) -> Path:
     """The file with the most pages."""
-    return max(snapshot.glob("criu/pages-*.img"), key=lambda path: path.stat().st_size)
+    return max(snapshot.glob("pages/pages-*.img.*"), key=lambda path: path.stat().st_size)
 
 
 def flip_an_extent(snapshot: Path) -> None:
@@ -167,7 +164,7 @@ def cut_off(snapshot: Path) -> None:
     path = pages(snapshot)
     size = path.stat().st_size // 2
     os.truncate(path, size)
-    edit_config(snapshot, lambda config: config["images"].update({path.name: size}))
+    edit_config(snapshot, lambda config: config["pages"].update({path.name: size}))
 
 
 SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -240,7 +237,7 @@ def resident(pid: int) -> int:
 
 @pytest.fixture
 def filling(lane: Lane, pod: Pod, bulk: str) -> Filling:
-    drop_cache(pages(lane.places.snapshots / bulk))
+    drop_cache(pages(path_of(lane, bulk)))
     with configured(lane, criu(), SLOW):
         return Filling(lane, pod, bulk)
 

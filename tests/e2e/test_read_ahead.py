@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bed.lane import Lane
 from bed.pod import Container, Pod
+from stored import forget, path_of
 from workers import (
     FAIL,
     SNAPSHOT,
@@ -24,12 +24,12 @@ from workers import (
     wait_until,
 )
 
+pytestmark = [pytest.mark.one_lane]
+
 MIB = 1 << 20
 SIZE = 96 * MIB
 WORKER = f"""\
 import os, signal
-
-pytestmark = [pytest.mark.one_lane]
 data = os.urandom({MIB}) * {SIZE // MIB}
 print("booted", data[:8].hex(), flush=True)
 def tell(*_):
@@ -54,7 +54,7 @@ def cold(lane: Lane) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def dropped(lane: Lane, cold: str) -> None:
-    for path in (lane.places.snapshots / cold / "criu").glob("pages-*.img"):
+    for path in path_of(lane, cold).glob("pages/*"):
         drop_cache(path)
 
 
@@ -123,7 +123,7 @@ def test_the_snapshot_was_made_anew_meanwhile(lane: Lane, cold: str) -> None:
             assert outcome(lane, restored).message == "restored"
             restored.exec(["/usr/bin/kill", "-USR1", "1"])
             assert restored.wait_for_log("token").split()[1] == token
-    shutil.rmtree(lane.places.snapshots / "name")
+    forget(lane, "name")
 
 
 @pytest.mark.parametrize("name", ["absent", "../cold", "auto"])

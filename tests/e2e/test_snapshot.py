@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import stat
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from bed.images import BUSYBOX_IMAGE
 from bed.lane import CRI_NAMESPACE, Lane
 from bed.pod import Container, Pod
 from gate import gate
+from stored import exists, ids, path_of
 from workers import (
     COMMAND,
     FAIL,
@@ -53,7 +53,7 @@ def test_the_container_runs_on(lane: Lane, running: Container) -> None:
     assert init_pid(lane, running.id) == pid
     assert running.log().count("booted") == 1
     assert "kept" in lane.thaw("ls").stdout
-    config = json.loads((lane.places.snapshots / "kept" / "config.json").read_text())
+    config = json.loads((path_of(lane, "kept") / "config.json").read_text())
     assert config["origin"]["container"] == "app"
     assert config["origin"]["image"] == BUSYBOX_IMAGE
     assert config["origin"]["args"] == COMMAND
@@ -96,11 +96,12 @@ def test_a_bad_name_is_refused(lane: Lane, running: Container, name: str, words:
 
 def test_a_name_that_is_taken_stays_what_it_is(lane: Lane, running: Container) -> None:
     checkpoint(lane, running, "taken")
-    inode = (lane.places.snapshots / "taken").stat().st_ino
+    before = path_of(lane, "taken")
     done = thaw_checkpoint(lane, running.id, "taken")
     assert done.returncode != 0
     assert "a snapshot named taken exists" in done.stderr
-    assert (lane.places.snapshots / "taken").stat().st_ino == inode
+    assert path_of(lane, "taken") == before
+    assert len(ids(lane)) == 1, "and nothing is left of the other one"
     assert ask(running)
 
 
@@ -170,11 +171,12 @@ def test_the_difference_of_the_root_file_system(lane: Lane) -> None:
         assert seen["deleted"] is False
         assert seen["opaque"] == ["new"]
         checkpoint(lane, container, "first")
-    difference = lane.places.snapshots / "first" / "rootfs"
-    whiteout = os.lstat(difference / "etc/group")
-    assert stat.S_ISCHR(whiteout.st_mode)
-    assert whiteout.st_rdev == 0
-    assert os.getxattr(difference / "var", "trusted.overlay.opaque") == b"y"
+    with tarfile.open(path_of(lane, "first") / "rootfs.tar.0000") as difference:
+        whiteout = difference.getmember("./etc/group")
+        assert whiteout.ischr()
+        assert (whiteout.devmajor, whiteout.devminor) == (0, 0)
+        var = difference.getmember("./var")
+        assert var.pax_headers["SCHILY.xattr.trusted.overlay.opaque"] == "y"
     for name, following in (("first", "second"), ("second", "third")):
         with lane.pod("changed", annotations={SNAPSHOT: name, **FAIL}) as pod:
             container = restore(pod, CHANGES)
@@ -277,12 +279,13 @@ def test_an_interrupted_one_is_none(lane: Lane, stage: str, victim: str) -> None
         assert failed.returncode != 0
         assert "Traceback" not in failed.stderr
         assert "half" not in lane.thaw("ls").stdout
-        assert not (lane.places.snapshots / "half").exists()
+        assert not exists(lane, "half")
         assert ask(container) == (before.token, before.asked + 1)
     # Whatever it had written so far goes with the next one, which is a good one.
     with lane.pod("whole") as pod:
         checkpoint(lane, boot(pod), "half")
-    assert [path.name for path in lane.places.snapshots.iterdir()] == ["half"]
+    assert ids(lane) == {path_of(lane, "half").name}
+    assert list(lane.places.snapshots.glob(".draft-*")) == []
 
 
 def test_one_whose_shim_is_killed_is_none(lane: Lane) -> None:
@@ -294,10 +297,11 @@ def test_one_whose_shim_is_killed_is_none(lane: Lane) -> None:
             assert dump.result(60).returncode != 0
         held_back.open()
         assert container.wait() != 0
-        assert not (lane.places.snapshots / "half").exists()
+        assert not exists(lane, "half")
     with lane.pod("whole") as pod:
         checkpoint(lane, boot(pod), "half")
-    assert [path.name for path in lane.places.snapshots.iterdir()] == ["half"]
+    assert ids(lane) == {path_of(lane, "half").name}
+    assert list(lane.places.snapshots.glob(".draft-*")) == []
 
 
 class dumping:  # noqa: N801 - reads as a verb

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from bed.images import BUSYBOX_IMAGE, HOST_IMAGE
 from bed.lane import CRI_NAMESPACE, Lane
 from bed.leaks import command_line
 from bed.pod import Container, Mount, Pod
+from stored import forget
 
 from shim.proto import task_pb as pb
 from shim.ttrpc.client import Client
@@ -122,14 +122,7 @@ def kept_snapshot(lane: Lane, name: str, make: Callable[[Pod], Container]) -> It
     try:
         yield name
     finally:
-        shutil.rmtree(lane.places.snapshots / name)
-
-
-def copied_snapshot(lane: Lane, name: str, copy: str) -> Path:
-    """A copy of a snapshot under another name, for spoiling."""
-    target = lane.places.snapshots / copy
-    shutil.copytree(lane.places.snapshots / name, target, symlinks=True)
-    return target
+        forget(lane, name)
 
 
 def drop_cache(path: Path) -> None:
@@ -138,14 +131,6 @@ def drop_cache(path: Path) -> None:
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
-
-
-def edit_config(snapshot: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a snapshot's config document in place."""
-    path = snapshot / "config.json"
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 # -- what the shim wrote into containerd's log ----------------------------------------------------

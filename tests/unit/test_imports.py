@@ -26,7 +26,7 @@ TOO_DEAR = {
     *("asyncio", "collections", "concurrent", "contextlib", "ctypes", "dataclasses", "datetime"),
     *("enum", "functools", "hashlib", "inspect", "json", "logging", "pathlib", "re", "selectors"),
     *("signal", "socket", "subprocess", "tempfile", "threading", "tomllib", "typing"),
-    *("google.protobuf", "grpc"),
+    *("google.protobuf", "grpc", "rich", "urllib3"),
 }
 # As the launcher starts it; the extension may lie elsewhere if the checkout is installed editably.
 BEGIN = """

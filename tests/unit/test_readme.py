@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from shim import config
+from shim import cli, config
 from shim.annotations import TABLE as ANNOTATIONS
-from shim.cli import VERBS
+from shim.cli import VERBS, exits
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -31,7 +31,12 @@ def shown(value: object) -> str:
 
 @pytest.mark.parametrize(
     ("name", "table"),
-    [("annotations", annotation_table()), ("configuration", configuration_table())],
+    [
+        ("annotations", annotation_table()),
+        ("configuration", configuration_table()),
+        ("verbs", cli.as_markdown()),
+        ("statuses", exits.as_markdown()),
+    ],
 )
 def test_table(name: str, table: str) -> None:
     text = README.read_text()

@@ -169,7 +169,7 @@ def probe(annotations: Mapping[str, str], key: str = READY) -> Probe | None:
     good = {
         "file": target.startswith("/") and "\0" not in target,
         "tcp": _is_port(target),
-        "http": _is_port(port) and target.isprintable() and " " not in target,
+        "http": _is_port(port) and target.isascii() and target.isprintable() and " " not in target,
         "exec": bool(target.strip()) and "\0" not in target,
     }
     if not colon or not good.get(kind, False):

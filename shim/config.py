@@ -92,6 +92,13 @@ TABLE = (
         "any: of any.",
     ),
     Key(
+        "policy.auto",
+        str,
+        "",
+        "Kubernetes namespaces whose pods may have snapshots made by `auto`, with spaces between "
+        "them; `*`: all.",
+    ),
+    Key(
         "audit.log",
         str,
         "/var/log/thaw/audit.log",

@@ -6,10 +6,11 @@ server is asked in the pod's network namespace, a command runs in the container 
 
 from __future__ import annotations
 
-import http.client
 import os
 import select
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -21,24 +22,34 @@ from shim.work import Work
 _FIRST = 0.02  # seconds between two questions, at first …
 _LAST = 1.0  # … and after a while
 _PATIENCE = 5.0  # seconds for one answer
+_GRACE = 1.0  # seconds for a command to end when it is told to
+_LONGEST_LINE = 4096  # bytes
 _LOOPBACK = ("127.0.0.1", "::1")
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def wait(probe: Probe, work: Work) -> None:
     """Return once the probe says yes. Raises NotFound when the container's init has ended."""
-    init = int(work.details["pid"])
-    ended = os.pidfd_open(init)
-    poll = select.poll()
-    poll.register(ended, select.POLLIN)
     pause = _FIRST
+    while not ready(probe, work):
+        ensure_running(work, pause)
+        pause = min(pause * 1.5, _LAST)
+
+
+def ensure_running(work: Work, seconds: float) -> None:
+    """Let some time pass. Raises NotFound if the container's init has ended, or ends meanwhile."""
+    gone = NotFound(f"container {work.id} ended before it was ready")
     try:
-        while not ready(probe, work):
-            if poll.poll(pause * 1000):
-                raise NotFound(f"container {work.id} ended before it was ready")
-            pause = min(pause * 1.5, _LAST)
+        init = os.pidfd_open(int(work.details["pid"]))
+    except ProcessLookupError:
+        raise gone from None
+    try:
+        poll = select.poll()
+        poll.register(init, select.POLLIN)
+        if poll.poll(seconds * 1000):
+            raise gone
     finally:
-        os.close(ended)
+        os.close(init)
 
 
 def ready(probe: Probe, work: Work) -> bool:
@@ -52,8 +63,7 @@ def ready(probe: Probe, work: Work) -> bool:
         if probe.kind == "http":
             port, _, path = probe.target.partition("/")
             return _in_network(init, lambda: _serves(init, int(port), f"/{path}"))
-        work.runc.call_inside(["/bin/sh", "-c", probe.target])
-        return True
+        return _succeeds(work, probe.target)
     except (OSError, ThawError):
         return False
 
@@ -97,6 +107,24 @@ def _exists(root: str, path: str) -> bool:
         os.close(fd)
 
 
+def _succeeds(work: Work, command: str) -> bool:
+    """Whether a command exits with 0 in the container, in time."""
+    argv = [*work.runc.command, "exec", work.id, "/bin/sh", "-c", command]
+    quiet = subprocess.DEVNULL
+    program = subprocess.Popen(argv, env=work.runc.env, stdin=quiet, stdout=quiet, stderr=quiet)
+    try:
+        return program.wait(_PATIENCE) == 0
+    except subprocess.TimeoutExpired:
+        program.terminate()  # the runtime hands it on
+        return False
+    finally:
+        try:
+            program.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.wait()
+
+
 def _in_network(init: int, question: object) -> bool:
     assert callable(question)
     return bool(inside(f"/proc/{init}/ns/net", "net", question))
@@ -109,16 +137,25 @@ def _answers(init: int, port: int) -> bool:
 def _serves(init: int, port: int, path: str) -> bool:
     """Whether a GET is answered with 200 to 399, as kubelet's probes want it."""
     for connected in _connections(init, port):
-        connection = http.client.HTTPConnection("localhost", port, timeout=_PATIENCE)
-        connection.sock = connected
-        try:
-            connection.request("GET", path, headers={"Connection": "close"})
-            return 200 <= connection.getresponse().status < 400
-        except http.client.HTTPException:
-            return False
-        finally:
-            connection.close()
+        request = f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n"
+        connected.sendall(request.encode("ascii"))
+        version, _, rest = _first_line(connected).partition(b" ")
+        status = rest[:3]
+        return version.startswith(b"HTTP/1.") and status.isdigit() and 200 <= int(status) < 400
     return False
+
+
+def _first_line(connected: socket.socket) -> bytes:
+    """What a server says first. It may say anything, for as long as it likes: not to us."""
+    ends = time.monotonic() + _PATIENCE
+    said = b""
+    while b"\r\n" not in said and len(said) < _LONGEST_LINE:
+        connected.settimeout(max(0.001, ends - time.monotonic()))
+        more = connected.recv(_LONGEST_LINE)
+        if not more or time.monotonic() > ends:
+            return b""
+        said += more
+    return said.partition(b"\r\n")[0]
 
 
 def _connections(init: int, port: int) -> Iterator[socket.socket]:

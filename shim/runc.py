@@ -85,10 +85,6 @@ class Runc:
             fds,
         )
 
-    def call_inside(self, command: Sequence[str]) -> None:
-        """Run a command in the container, as its own user; RuntimeFailed unless it exits with 0."""
-        self._check([*self._command, "exec", self.id, *command], "exec", None)
-
     def restore(
         self,
         bundle: str,

@@ -84,6 +84,7 @@ def thaw_config(places: Places, criu: Path) -> str:
 state = "{places.thaw_state}"
 snapshots = "{places.snapshots}"
 audit.log = "{places.audit}"
+policy.auto = "*"
 criu = "{criu}"
 BinaryName = "{places.bin}/runc"
 Root = "{places.runc_root}"

@@ -6,12 +6,13 @@ other nodes from making the same snapshot, is held from the beginning to the end
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from shim import names
 from shim.annotations import Probe
 from shim.errors import StoreFull
-from shim.readiness import wait
+from shim.readiness import ensure_running, wait
 from shim.reference import parse
 from shim.snapshot.derived import key_of, name_of
 from shim.snapshot.host import this_host
@@ -19,7 +20,11 @@ from shim.snapshot.image import image_of
 from shim.snapshot.lease import Lease
 from shim.snapshot.origin import origin_of
 from shim.snapshot.store import Stores
+from shim.snapshot.writing import writing
 from shim.work import Work
+
+_PAUSE = 1.0  # seconds between two looks whether somebody else is still at it
+_RESERVE = 0.1  # of the store's file system is left alone
 
 
 def derived_name(work: Work) -> str:
@@ -27,19 +32,25 @@ def derived_name(work: Work) -> str:
     store = Stores.of(work.config).first
     spec = work.bundle.spec()
     origin = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
-    try:
+    with writing(store.folder):
         key = key_of(store.folder)
-    except OSError as error:
-        raise StoreFull(
-            f"cannot keep a key in {store.folder}: {error.strerror}",
-            hint="`auto` needs a store that can be written to",
-        ) from error
     return name_of(spec, origin, this_host(), key)
 
 
 def there(work: Work, reference: str) -> bool:
     """Whether one of the node's stores has that snapshot."""
     return names.find(work.config.several("snapshots"), parse(reference)) is not None
+
+
+def _refuse_a_full_store(work: Work) -> None:
+    """Nobody has asked for this one snapshot in particular: it may not take the last room."""
+    folder = Stores.of(work.config).first.folder
+    room = os.statvfs(folder)
+    if room.f_bavail < room.f_blocks * _RESERVE:
+        raise StoreFull(
+            f"less than {_RESERVE:.0%} of {folder} is free",
+            hint="`thaw gc` makes room within the limits of retention.size and retention.age",
+        )
 
 
 class Making:
@@ -51,16 +62,32 @@ class Making:
     def wait(self, work: Work) -> dict[str, Any]:
         """Wait until the worker is warm; answers the name, or why nothing is to be done."""
         name = derived_name(work)
-        if there(work, name):
+        anew = bool(work.details.get("anew"))  # what is there could not be restored
+        if not anew and not self._take(work, name):
             return {"name": "", "because": f"{name} is there"}
-        self._lease = Lease.take(Stores.of(work.config).first.folder, name)
-        if self._lease is None:
-            return {"name": "", "because": f"somebody else is making {name}"}
+        if anew and not self._take_at_once(work, name):
+            return {"name": "", "because": f"somebody else is making {name} anew"}
         ready = work.details["ready"]
         wait(Probe(ready["kind"], ready["target"]), work)
-        if there(work, name) or not self._lease.held:
+        assert self._lease is not None
+        if not self._lease.held or (there(work, name) and not anew):
             return {"name": "", "because": f"somebody else has made {name}"}
+        _refuse_a_full_store(work)
         return {"name": name, "because": ""}
+
+    def _take(self, work: Work, name: str) -> bool:
+        """Get the lease, as soon as nobody has it; False once the snapshot is there."""
+        while not there(work, name):
+            if self._take_at_once(work, name):
+                return True
+            ensure_running(work, _PAUSE)
+        return False
+
+    def _take_at_once(self, work: Work, name: str) -> bool:
+        store = Stores.of(work.config).first
+        with writing(store.folder):
+            self._lease = Lease.take(store.folder, name)
+        return self._lease is not None
 
     def release(self) -> None:
         """Let others make it."""

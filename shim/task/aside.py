@@ -30,9 +30,14 @@ class Aside:
         self._lock = Lock()
         self._engine: Engine | None = None
         self._over = False
+        self._anew = False
 
-    def begin(self) -> None:
-        """Go about it in a thread; what goes wrong is only logged."""
+    def begin(self, *, anew: bool) -> None:
+        """Go about it in a thread; what goes wrong is only logged.
+
+        `anew`: there is a snapshot, of which nothing can be restored here.
+        """
+        self._anew = anew
         if self._origins.aside and not self._over:
             start(self._run)
 
@@ -62,7 +67,7 @@ class Aside:
         container, ready = self._container, self._origins.ready
         assert ready is not None
         probe = {"kind": ready.kind, "target": ready.target}
-        details = {"ready": probe, "pid": container.init.pid}
+        details = {"ready": probe, "pid": container.init.pid, "anew": self._anew}
         engine = self._begun()
         try:
             reply = engine.ask(
@@ -72,6 +77,7 @@ class Aside:
                 log.info("no snapshot made", container=container.id, because=reply["because"])
                 return
             work = {"name": reply["name"], "path": "", "exit": False, "by": "auto"}
+            work["replace"] = self._anew
             made = dump(container, work, self._keep(engine))
             log.info(
                 "snapshot made",

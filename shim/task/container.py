@@ -127,7 +127,7 @@ class Container:
                 self.state.start(deadline)
                 self.host.events.publish(pb.TaskStart(container_id=self.id, pid=self.init.pid))
             if self._aside is not None and not self._restored:
-                self._aside.begin()
+                self._aside.begin(anew=self.restoration is not None and self.restoration.unfit)
             return self.init.pid
 
     def start_exec(self, exec_id: str) -> int:

@@ -12,7 +12,7 @@ import os
 import time
 
 from shim import log
-from shim.errors import Cancelled, NoSuchSnapshot, OtherContainer, RestoreFailed, ThawError
+from shim.errors import Cancelled, NoSuchSnapshot, OtherContainer, RestoreFailed, ThawError, Unfit
 from shim.reference import AUTO
 from shim.task.engine import Engine
 from shim.task.process import Console
@@ -40,6 +40,7 @@ class Restoration:
         self._engine: Engine | None = None
         self._cancelled = False
         self._over = False
+        self.unfit = False  # the snapshot is there, and cannot be restored here
 
     def prepare(self, env: dict[str, str]) -> None:
         """Start the engine, so that its imports are done when Start comes."""
@@ -140,6 +141,7 @@ class Restoration:
             log.info("another container is meant", container=container.id, error=error.message)
             self._hand_on()
             return
+        self.unfit = isinstance(error, Unfit)
         if self._engine is not None:
             self._engine.end()  # it may still be at work: nothing is undone under its hands
         self.close()

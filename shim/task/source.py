@@ -99,6 +99,7 @@ def _look_up(
                 "thaw.dev/snapshot: auto without thaw.dev/ready",
                 hint="nothing says when the worker is warm",
             )
+        _allow_auto(notes.get(POD_NAMESPACE, ""), config)
         return Origins(source, aside=MAKE, ready=ready)
     path = names.find(config.several("snapshots"), reference)
     if path is not None:
@@ -110,6 +111,15 @@ def _look_up(
             hint="`thaw ls` lists them, `thaw checkpoint` makes one",
         )
     return _pulled(reference, source, pull_first(notes), config)
+
+
+def _allow_auto(namespace: str, config: Config) -> None:
+    allowed = config.several("policy.auto", " ")
+    if "*" not in allowed and namespace not in allowed:
+        raise Denied(
+            f"pods of namespace {namespace!r} may not have snapshots made by auto",
+            hint="see policy.auto in the configuration",
+        )
 
 
 def _pulled(reference: Reference, source: Source, when: str, config: Config) -> Origins:

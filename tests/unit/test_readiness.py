@@ -17,7 +17,7 @@ import pytest
 
 from shim import readiness
 from shim.annotations import Probe
-from shim.errors import NotFound, RuntimeFailed
+from shim.errors import NotFound
 from shim.work import Work
 
 
@@ -100,20 +100,57 @@ def test_something_else_than_a_web_server(init: int) -> None:
         thread.join()
 
 
-def test_a_command(init: int) -> None:
-    class Runc:
-        def __init__(self) -> None:
-            self.asked: list[list[str]] = []
+def runtime(folder: Path, program: str) -> Any:
+    """A runtime whose every call is this shell program."""
+    path = folder / "runc"
+    path.write_text(f"#!/bin/sh\n{program}\n")
+    path.chmod(0o755)
+    return SimpleNamespace(command=[str(path), "--root", "/r"], env=dict(os.environ))
 
-        def call_inside(self, command: list[str]) -> None:
-            self.asked.append(command)
-            if command[-1] != "true":
-                raise RuntimeFailed("exit status 1")
 
-    runc = Runc()
+def test_a_command(init: int, tmp_path: Path) -> None:
+    runc = runtime(tmp_path, f'echo "$@" > {tmp_path}/asked; exec "$5" "$6" "$7"')
     assert readiness.ready(Probe("exec", "true"), work(init, runc))
     assert not readiness.ready(Probe("exec", "false"), work(init, runc))
-    assert runc.asked[0] == ["/bin/sh", "-c", "true"]
+    assert (tmp_path / "asked").read_text() == "--root /r exec c /bin/sh -c false\n"
+
+
+@pytest.mark.parametrize("program", ["exec sleep 1000", "trap '' TERM; exec sleep 1000"])
+def test_a_command_that_hangs(
+    init: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr(readiness, "_PATIENCE", 0.2)
+    monkeypatch.setattr(readiness, "_GRACE", 0.1)
+    runc = runtime(tmp_path, f"echo $$ > {tmp_path}/pid\n{program}")
+    assert not readiness.ready(Probe("exec", "true"), work(init, runc))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_a_server_that_never_comes_to_the_point(init: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one that trickles, or that says much, keep us."""
+    monkeypatch.setattr(readiness, "_PATIENCE", 0.3)
+    for said, pause in ((b"HTTP/1.1 100 Continue\r\n\r\n", 0.01), (b"H", 0.05), (b"x" * 5000, 0)):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def answer(
+                server: socket.socket = server, said: bytes = said, pause: float = pause
+            ) -> None:
+                connection, _ = server.accept()
+                with connection:
+                    try:
+                        while True:
+                            connection.sendall(said)
+                            time.sleep(pause)
+                    except OSError:
+                        pass
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            began = time.monotonic()
+            assert not readiness.ready(Probe("http", f"{server.getsockname()[1]}/"), work(init))
+            assert time.monotonic() - began < 5
+            thread.join()
 
 
 def test_waiting(init: int, tmp_path: Path) -> None:

@@ -79,14 +79,86 @@ def test_what_tells_pods_apart_does_not_count() -> None:
     assert named({**SPEC, "hostname": "another"}) != "", "its value is in no variable"
     env = SPEC["process"]["env"]
     more = [
-        *("POD_NAME=worker-1", "POD_IP=10.0.0.9", "MY_NODE_NAME=n", "KUBERNETES_PORT=tcp://x"),
-        *("REDIS_SERVICE_HOST=10.1.1.1", "REDIS_SERVICE_PORT=1", "REDIS_PORT_6379_TCP_ADDR=x"),
-        "WHO=worker-7d9f-x2x",
+        *("POD_NAME=worker-1", "POD_IP=10.0.0.9", "MY_NODE_NAME=n", "WHO=worker-7d9f-x2x"),
+        *("REDIS_SERVICE_HOST=10.1.1.1", "REDIS_SERVICE_PORT=1", "REDIS_SERVICE_PORT_MAIN=1"),
+        *("REDIS_PORT=tcp://10.1.1.1:1", "REDIS_PORT_1_TCP_ADDR=x", "REDIS_PORT_1_TCP=y"),
     ]
     assert named(with_env(*env, *more)) == named()
     assert named(with_env(*reversed(env))) == named()
     devices = {"memory": {"limit": 1 << 30}, "devices": [{"allow": True}]}
     assert named({**SPEC, "linux": {"resources": devices}}) == named()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("SERVER_PORT=9000", "REDIS_PORT=6379", "DB_SERVICE_HOST=test", "KUBERNETES_MODE=x"),
+        *("REDIS_PORT=tcp://10.1.1.1:1", "POD_FLAVOUR=x", "HOSTNAME=chosen", "A_SERVICE_PORT=1"),
+    ],
+)
+def test_what_only_looks_like_a_service_counts(setting: str) -> None:
+    env = SPEC["process"]["env"]
+    assert named(with_env(*env, setting)) != named()
+    other = f"{setting}0"
+    assert named(with_env(*env, setting)) != named(with_env(*env, other))
+
+
+def mounted(source: Path | str, destination: str = "/data") -> dict[str, Any]:
+    return {**SPEC, "mounts": [{"destination": destination, "source": str(source)}]}
+
+
+def kubelets(folder: Path, uid: str, kind: str, **contents: str) -> Path:
+    """A volume as kubelet writes it."""
+    volume = folder / "pods" / uid / "volumes" / f"kubernetes.io~{kind}" / "volume"
+    (volume / "..2026").mkdir(parents=True)
+    for name, text in contents.items():
+        (volume / "..2026" / name).write_text(text)
+    (volume / "..data").symlink_to("..2026")
+    return volume
+
+
+def of_pod(spec: dict[str, Any], uid: str) -> dict[str, Any]:
+    notes = {**SPEC["annotations"], "io.kubernetes.cri.sandbox-uid": uid}
+    return {**spec, "annotations": notes}
+
+
+def test_what_is_mounted_counts_by_where_it_is_from() -> None:
+    assert named(mounted("/srv/a")) != named(mounted("/srv/b"))
+    assert named(mounted("/srv/a")) == named(mounted("/srv/a"))
+    own = (mounted(f"/pods/{n}/etc-hosts", "/etc/hosts") for n in (1, 2))
+    assert len({named(spec) for spec in own}) == 1, "kubelet's own"
+
+
+def test_volumes_of_one_pod_and_of_another(tmp_path: Path) -> None:
+    one = kubelets(tmp_path, "1111", "empty-dir")
+    two = kubelets(tmp_path, "2222", "empty-dir")
+    assert named(of_pod(mounted(one), "1111")) == named(of_pod(mounted(two), "2222"))
+
+
+@pytest.mark.parametrize("kind", ["configmap", "secret"])
+def test_contents_of_config_maps_and_secrets_count(tmp_path: Path, kind: str) -> None:
+    one = kubelets(tmp_path, "1111", kind, model="a", key="k")
+    same = kubelets(tmp_path, "2222", kind, model="a", key="k")
+    other = kubelets(tmp_path, "3333", kind, model="b", key="k")
+    moved = kubelets(tmp_path, "4444", kind, modelk="ey", a="k")
+    names = [
+        named(of_pod(mounted(volume), uid))
+        for volume, uid in ((one, "1111"), (same, "2222"), (other, "3333"), (moved, "4444"))
+    ]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+
+
+def test_a_volume_that_is_not_as_kubelet_makes_it(tmp_path: Path) -> None:
+    volume = kubelets(tmp_path, "1111", "secret", key="k")
+    (volume / "..2026" / "key").unlink()
+    (volume / "..2026" / "key").symlink_to("/dev/zero")
+    (volume / "..data").unlink()
+    before = len(os.listdir("/proc/self/fd"))
+    assert named(mounted(volume))
+    (volume / "..data").symlink_to("..2026")
+    assert named(mounted(volume)), "and no link is read"
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_without_a_digest_there_is_no_name() -> None:

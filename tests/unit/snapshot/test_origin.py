@@ -1,17 +1,10 @@
 from __future__ import annotations
 
-import base64
 import copy
-import json
 import os
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from shim.snapshot.config import SpecMount
 from shim.snapshot.origin import NAMESPACES, origin_of
@@ -72,58 +65,6 @@ def test_of_the_environment_only_names() -> None:
     origin = origin_of(SPEC, "", "")
     assert origin.env == ["EMPTY", "NONE", "PATH", "TOKEN"]
     assert "s3cret" not in repr(origin)
-
-
-def token_of(claims: object) -> bytes:
-    """A token as kubelet projects it; its signature is nobody's."""
-    parts = [b'{"alg":"RS256"}', json.dumps(claims).encode(), b"signature"]
-    return b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
-
-
-def account(folder: Path) -> str:
-    destination = "/var/run/secrets/kubernetes.io/serviceaccount/"
-    mount = {"destination": destination, "source": str(folder), "options": ["rbind", "ro"]}
-    return origin_of({"mounts": [mount]}, "", "").service_account
-
-
-def test_the_service_account(tmp_path: Path) -> None:
-    """By the links that kubelet makes."""
-    (tmp_path / "..2026").mkdir()
-    claims = {"kubernetes.io": {"serviceaccount": {"name": "worker.sa-1", "uid": "x"}}}
-    (tmp_path / "..2026" / "token").write_bytes(token_of(claims))
-    (tmp_path / "..data").symlink_to("..2026")
-    (tmp_path / "token").symlink_to("..data/token")
-    assert account(tmp_path) == "worker.sa-1"
-    assert account(tmp_path / "gone") == ""
-
-
-@pytest.mark.parametrize(
-    "claims",
-    [
-        *(None, 1, [], {}, "x", {"kubernetes.io": []}, {"kubernetes.io": {"serviceaccount": 1}}),
-        *(
-            {"kubernetes.io": {"serviceaccount": {"name": name}}}
-            for name in (1, "", "a b", "A/../")
-        ),
-        {"kubernetes.io": {"serviceaccount": {"name": "a" * 300}}},
-    ],
-)
-def test_a_token_that_names_nobody(tmp_path: Path, claims: object) -> None:
-    (tmp_path / "token").write_bytes(token_of(claims))
-    assert account(tmp_path) == ""
-
-
-@given(st.binary(max_size=100) | st.binary(max_size=60).map(lambda b: b"a." + b + b".c"))
-def test_a_token_that_is_none(token: bytes) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "token").write_bytes(token)
-        assert account(Path(folder)) == ""
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda p: p.symlink_to("/dev/zero")])
-def test_a_token_that_is_no_file(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    make(tmp_path / "token")
-    assert account(tmp_path) == ""
 
 
 def test_an_empty_spec() -> None:

@@ -24,6 +24,7 @@ class Group:
 
 
 def started(pod: Pod, notes: dict[str, str]) -> Container:
+    pod.settings["policy.auto"] = "*"
     container = pod.create("c", *FOREVER, spec={"annotations": notes})
     group: Any = Group()
     container._cgroup = group
@@ -53,7 +54,20 @@ def test_the_first_of_its_kind_is_snapshotted_once_it_is_warm(
     assert asked["pid"] == container.init.pid
     assert (plays.seen[2]["name"], plays.seen[2]["exit"]) == ("auto-1", False)
     assert plays.seen[2]["by"] == "auto"
+    assert (asked["anew"], plays.seen[2]["replace"]) == (False, False)
     assert "level=warning" not in logged(), "a first boot is nothing to worry about"
+
+
+def test_one_that_does_not_fit_any_longer_is_made_anew(
+    pod: Pod, plays: Any, logged: Callable[[], str]
+) -> None:
+    plays.fail("restore", "Unfit", "this CPU lacks levitate")
+    plays.set("await", play="reply", reply={"name": "auto-1", "because": ""})
+    plays.set("checkpoint", play="reply", reply={"frozen": 0.5, "refused": ""})
+    started(pod, AUTO)
+    eventually(lambda: "snapshot made" in logged())
+    assert plays.seen[1]["anew"] is True
+    assert plays.seen[2]["replace"] is True
 
 
 def test_a_restored_one_is_not(pod: Pod, plays: Any) -> None:

@@ -59,11 +59,30 @@ def test_auto_wants_to_know_when_it_is_warm(pod: Pod, logged: Callable[[], str])
     found = asked(pod, {SNAPSHOT: "auto"})
     assert (found.source, found.aside) == (None, "")
     assert "auto without thaw.dev/ready" in logged()
-    found = asked(pod, {SNAPSHOT: "auto", "thaw.dev/ready": "tcp:8000"})
+    warm = {SNAPSHOT: "auto", "thaw.dev/ready": "tcp:8000"}
+    found = asked(pod, warm, policy__auto="*")
     assert found.source is not None
     assert (found.source.path, found.source.name, found.aside) == ("", "auto", MAKE)
     assert found.ready is not None
     assert (found.ready.kind, found.ready.target) == ("tcp", "8000")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "good"), [("", False), ("other", False), ("other team", True), ("*", True)]
+)
+def test_who_may_have_snapshots_made(pod: Pod, allowed: str, good: bool) -> None:
+    """Each is as large as a worker, so somebody has to say so."""
+    notes = {
+        SNAPSHOT: "auto",
+        "thaw.dev/ready": "tcp:8000",
+        "thaw.dev/on-failure": "fail",
+        "io.kubernetes.cri.sandbox-namespace": "team",
+    }
+    if good:
+        assert asked(pod, notes, policy__auto=allowed).aside == MAKE
+        return
+    with pytest.raises(Denied, match="'team'"):
+        asked(pod, notes, policy__auto=allowed)
 
 
 def test_a_bad_probe_is_said_even_if_it_is_not_needed(pod: Pod) -> None:

@@ -1,0 +1,180 @@
+"""`auto` in the engine: who makes the snapshot, when, and under which name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from shim import names
+from shim.checkpoint import auto
+from shim.checkpoint.auto import Making
+from shim.config import Config
+from shim.errors import NotFound, StoreFull
+from shim.snapshot.lease import Lease
+from shim.work import Work
+
+NAME = "auto-1"
+ID = "0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "derived_name", lambda _work: NAME)
+    monkeypatch.setattr(auto, "_PAUSE", 0.02)
+    monkeypatch.setattr(auto, "_RESERVE", 0.0)
+
+
+@pytest.fixture
+def init() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(["sleep", "1000"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+class Asked:
+    """The request of one container's engine; `say_warm` makes its probe answer."""
+
+    def __init__(self, folder: Path, init: int, *, anew: bool = False) -> None:
+        self.store = folder / "store"
+        self.store.mkdir(exist_ok=True)
+        self._flag = folder / "warm"
+        ready = {"kind": "file", "target": str(self._flag)}
+        details = {"pid": init, "ready": ready, "anew": anew}
+        config = Config({"snapshots": str(self.store)})
+        self.work = cast(Work, SimpleNamespace(id="c", details=details, config=config))
+
+    def say_warm(self) -> None:
+        self._flag.touch()
+
+    def publish(self) -> None:
+        (self.store / names.SNAPSHOTS / ID).mkdir(parents=True)
+        (self.store / names.NAMES).mkdir()
+        (self.store / names.NAMES / NAME).write_text(f"{ID}\n")
+
+    def leases(self) -> list[str]:
+        folder = self.store / "leases"
+        return os.listdir(folder) if folder.is_dir() else []
+
+
+@pytest.fixture
+def asked(tmp_path: Path, init: subprocess.Popen[bytes]) -> Asked:
+    return Asked(tmp_path, init.pid)
+
+
+class Waiting:
+    """`Making.wait` in another thread."""
+
+    def __init__(self, work: Work) -> None:
+        self.making = Making()
+        self._result: list[Any] = []
+        self._thread = threading.Thread(target=self._run, args=(work,))
+        self._thread.start()
+
+    def _run(self, work: Work) -> None:
+        try:
+            self._result.append(self.making.wait(work))
+        except BaseException as error:  # noqa: BLE001
+            self._result.append(error)
+
+    @property
+    def waits(self) -> bool:
+        return self._thread.is_alive()
+
+    def result(self) -> Any:
+        self._thread.join(20)
+        self.making.release()
+        return self._result[0]
+
+
+def eventually(what: Any) -> None:
+    ends = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+
+
+def test_it_waits_until_the_worker_is_warm(asked: Asked) -> None:
+    waiting = Waiting(asked.work)
+    eventually(lambda: asked.leases() == [NAME])
+    assert waiting.waits
+    asked.say_warm()
+    eventually(lambda: not waiting.waits)
+    assert asked.leases() == [NAME], "held for the dump that follows"
+    assert waiting.result() == {"name": NAME, "because": ""}
+    assert asked.leases() == []
+
+
+def test_there_is_one(asked: Asked) -> None:
+    asked.publish()
+    assert Making().wait(asked.work)["because"] == f"{NAME} is there"
+    assert asked.leases() == []
+
+
+def test_somebody_else_makes_it(asked: Asked) -> None:
+    other = Lease.take(asked.store, NAME)
+    assert other is not None
+    waiting = Waiting(asked.work)
+    asked.say_warm()
+    time.sleep(0.1)
+    assert waiting.waits
+    asked.publish()
+    assert waiting.result() == {"name": "", "because": f"{NAME} is there"}
+    other.release()
+
+
+def test_somebody_else_gives_up(asked: Asked) -> None:
+    other = Lease.take(asked.store, NAME)
+    assert other is not None
+    waiting = Waiting(asked.work)
+    asked.say_warm()
+    other.release()
+    assert waiting.result() == {"name": NAME, "because": ""}
+
+
+def test_somebody_was_quicker_all_the_same(asked: Asked) -> None:
+    """As on a store whose clock jumped: the lease was lost, or is no use any more."""
+    waiting = Waiting(asked.work)
+    eventually(lambda: asked.leases() == [NAME])
+    asked.publish()
+    asked.say_warm()
+    assert waiting.result()["because"] == f"somebody else has made {NAME}"
+
+
+def test_anew(tmp_path: Path, init: subprocess.Popen[bytes]) -> None:
+    asked = Asked(tmp_path, init.pid, anew=True)
+    asked.publish()
+    asked.say_warm()
+    assert Waiting(asked.work).result() == {"name": NAME, "because": ""}
+    other = Lease.take(asked.store, NAME)
+    assert other is not None
+    assert "somebody else is making" in Waiting(asked.work).result()["because"]
+    other.release()
+
+
+@pytest.mark.parametrize("leased", [False, True])
+def test_the_container_ends(asked: Asked, init: subprocess.Popen[bytes], leased: bool) -> None:
+    other = Lease.take(asked.store, NAME) if leased else None
+    waiting = Waiting(asked.work)
+    init.kill()
+    init.wait()
+    assert isinstance(waiting.result(), NotFound)
+    if other is not None:
+        other.release()
+    assert asked.leases() == []
+
+
+def test_the_last_room_is_not_taken(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "_RESERVE", 1.1)
+    asked.say_warm()
+    error = Waiting(asked.work).result()
+    assert isinstance(error, StoreFull)
+    assert "thaw gc" in error.hint

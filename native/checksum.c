@@ -10,6 +10,7 @@
 #include "checksum.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,14 @@
 #define LONG_STREAM 4096U      /* bytes of each of three streams; powers of two */
 #define SHORT_STREAM 256U
 #define BLOCK ((size_t)256 << 10) /* a file is read in such pieces: they stay in the L2 cache */
+
+/*
+ * How far the kernel is told to read ahead, and how much at once. What it does on its own keeps no
+ * disk busy: 0.43 to 0.48 GiB/s of a large file where fio read 0.75 to 1.05, and like this 0.63 to
+ * 0.83 where it read 0.72 to 0.80.
+ */
+#define AHEAD ((uint64_t)32 << 20)
+#define STRIDE ((uint64_t)4 << 20)
 
 typedef uint32_t shift_table[4][256];
 
@@ -149,6 +158,14 @@ uint32_t crc32c_by_tables(uint32_t crc, const void *data, size_t size) {
     return ~sliced(~crc, data, size);
 }
 
+/* Also at the beginning, but not for a file that is small; no disk cares about a failure here. */
+static void read_ahead(int fd, uint64_t at) {
+    if (at == BLOCK)
+        posix_fadvise(fd, (off_t)at, (off_t)(AHEAD + STRIDE), POSIX_FADV_WILLNEED);
+    else if (at % STRIDE == 0)
+        posix_fadvise(fd, (off_t)(at + AHEAD), (off_t)STRIDE, POSIX_FADV_WILLNEED);
+}
+
 int thaw_crc32c_file(int fd, uint32_t *crc, uint64_t *size) {
     void *block = malloc(BLOCK);
     ssize_t got;
@@ -163,6 +180,7 @@ int thaw_crc32c_file(int fd, uint32_t *crc, uint64_t *size) {
         if (got > 0) {
             *crc = thaw_crc32c(*crc, block, (size_t)got);
             *size += (uint64_t)got;
+            read_ahead(fd, *size);
         }
         error = got < 0 ? errno : 0; /* as it was before free */
     } while (got > 0 || error == EINTR);

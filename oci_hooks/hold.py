@@ -34,7 +34,7 @@ from oci_hooks.nftables import (
     payload,
 )
 from shim.errors import InvalidArgument, Unavailable
-from shim.restore.namespace import within
+from shim.namespaces import inside
 
 TABLE = "thaw"
 SECONDS = 2.0
@@ -60,7 +60,7 @@ def hold(namespace: str, allow: Sequence[str] = (), seconds: float = SECONDS) ->
     """
     packed = [_address(text) for text in allow]
     with _refusing(namespace):
-        return within(namespace, lambda: _hold(packed, seconds))
+        return inside(namespace, "net", lambda: _hold(packed, seconds))
 
 
 def release(namespace: str, seconds: float = SECONDS) -> None:
@@ -70,13 +70,13 @@ def release(namespace: str, seconds: float = SECONDS) -> None:
     kernel takes 10 to 30 ms: whoever is in a hurry calls it in a thread.
     """
     with _refusing(namespace):
-        within(namespace, lambda: _release(seconds))
+        inside(namespace, "net", lambda: _release(seconds))
 
 
 def is_held(namespace: str, seconds: float = SECONDS) -> bool:
     """Whether the namespace is held. Raises as `hold`."""
     with _refusing(namespace):
-        return within(namespace, lambda: has_table(INET, TABLE, seconds))
+        return inside(namespace, "net", lambda: has_table(INET, TABLE, seconds))
 
 
 def _hold(allow: list[bytes], seconds: float) -> str:

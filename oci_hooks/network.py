@@ -37,8 +37,8 @@ from oci_hooks.state import State
 from oci_hooks.steps import Report, Step, Steps
 from shim.bundle import Bundle, namespace_path
 from shim.errors import ThawError
+from shim.namespaces import CLONE, join
 from shim.restore.hostname import hostname_of, set_hostname
-from shim.restore.namespace import CLONE_NEWNET, join
 
 if TYPE_CHECKING:
     from argparse import Namespace as Options
@@ -102,7 +102,7 @@ def adopt(container: State, options: Options) -> tuple[Report, Announcement]:
         spec = bundle.spec()
         own = namespace_path(spec, "network") is not None
         if own:
-            join(f"/proc/{container.pid}/ns/net")
+            join(f"/proc/{container.pid}/ns/net", "net")
     announcement = Announcement({})
     if own:
         with IPRoute() as route:
@@ -187,7 +187,7 @@ def _warm_up() -> None:
     import pyroute2.netlink.nfnetlink.nfctsocket  # noqa: F401
     from pyroute2 import IPRoute
 
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE["net"]):
         number = ctypes.get_errno()
         raise OSError(number, f"unshare: {os.strerror(number)}")
     with IPRoute() as route:

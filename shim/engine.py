@@ -51,6 +51,9 @@ def main(arguments: list[str]) -> int:
     making = Making()
     # Two descriptors for each file of pages and one for each task: more than the usual 1024 at
     # times. runc raises its own limit as Go does, CRIU too; what is restored gets its image's.
+    # CRIU sets a thread's groups only if it had some (rst_prep_creds_args, criu/cr-restore.c): one
+    # without any would get ours, which are those of whoever has started containerd.
+    os.setgroups([])
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     threading.Thread(target=_end_with, args=(daemon, making), daemon=True).start()

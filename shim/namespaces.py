@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-_CLONE = {"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000}  # linux/sched.h
+CLONE = {"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000}  # linux/sched.h
 
 T = TypeVar("T")
 
@@ -16,15 +16,15 @@ T = TypeVar("T")
 def inside(namespace: str, kind: str, function: Callable[[], T]) -> T:
     """What `function` returns (or raises) when it is called in the namespace at a path.
 
-    `kind` is "net", "uts" or "ipc": those that one thread may join alone. Raises OSError if it
-    cannot be joined.
+    `kind` is "net", "uts" or "ipc": those that one thread may join alone. A socket that is made
+    there stays of that namespace. Raises OSError naming the path if it cannot be joined.
     """
     results: list[T] = []
     errors: list[BaseException] = []
 
     def enter() -> None:
         try:
-            _join(namespace, kind)
+            join(namespace, kind)
             results.append(function())
         except BaseException as error:  # noqa: BLE001 - it is the caller's
             errors.append(error)
@@ -37,11 +37,12 @@ def inside(namespace: str, kind: str, function: Callable[[], T]) -> T:
     return results[0]
 
 
-def _join(namespace: str, kind: str) -> None:
+def join(namespace: str, kind: str) -> None:
+    """Enter the namespace at a path, with this thread. Raises OSError naming the path."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if libc.setns(fd, _CLONE[kind]):
+        if libc.setns(fd, CLONE[kind]):
             number = ctypes.get_errno()
             raise OSError(number, f"setns: {os.strerror(number)}", namespace)
     finally:

@@ -6,12 +6,14 @@ import os
 import socket
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from shim import __version__
 from shim.checkpoint.contents import survey
 from shim.errors import CheckpointFailed
+from shim.restore import namespace
 from shim.snapshot.config import FORMAT, SKELETON_FILE, File, Maker, SnapshotConfig
 from shim.snapshot.host import criu_version, this_host
 from shim.snapshot.image import image_of
@@ -44,7 +46,9 @@ class Moment:
         self.host = this_host(criu_version(work.config))
         self.contents = survey(spec, work)
         self.mounts = mounts_of(work.details["pid"])
-        self.origin = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
+        origin = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
+        here = namespace.addresses(f"/proc/{work.details['pid']}/ns/net")
+        self.origin = replace(origin, addresses=here)
         self.difference = extras / "rootfs" if work.details["name"] else None
         self.bytes = 0
         self._by = made_by(work)

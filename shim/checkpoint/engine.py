@@ -30,7 +30,7 @@ from shim.errors import (
     ThawError,
 )
 from shim.removal import remove_folder
-from shim.snapshot import archive
+from shim.snapshot import archive, retention
 from shim.snapshot.fit import never_fits
 from shim.snapshot.index import FOLDER as INDEX
 from shim.snapshot.origin import origin_of
@@ -64,6 +64,8 @@ def checkpoint(work: Work) -> dict[str, Any]:
     finally:
         os.umask(umask)
     _record(work, outcome="made", id=reply.get("id", ""))
+    if work.details["name"]:
+        retention.apply(Stores.of(work.config).first, work.config)
     return {**reply, "seconds": time.monotonic() - timeline.began}
 
 

@@ -18,7 +18,7 @@ network namespace is not CRIU's to restore, and a tcp-stream-*.img has sequence 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -35,12 +35,24 @@ _HINT = "the worker is bound to an address that this pod does not have; bind it 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """The new files.img, and how many sockets were moved, kept as connections, and closed."""
+    """The new files.img, and how many sockets were moved, kept as connections, and closed.
 
-    data: bytes
+    A connection that is kept on another address counts as both.
+    """
+
+    data: bytes = field(repr=False)
     moved: int
     kept: int
     closed: int
+
+    @property
+    def changed(self) -> bool:
+        """Whether CRIU has to read it instead of its own."""
+        return bool(self.moved or self.closed)
+
+    def describe(self) -> str:
+        """The numbers, in words."""
+        return f"{self.moved} moved, {self.kept} kept, {self.closed} closed"
 
 
 def for_pod(images: Path, old: Sequence[str] | None, new: Sequence[str]) -> Rewritten:
@@ -53,9 +65,10 @@ def for_pod(images: Path, old: Sequence[str] | None, new: Sequence[str]) -> Rewr
         data = read_plain(images / NAME)
     except NotIndexable as error:
         raise Damaged(str(error), hint="the snapshot is damaged") from error
+    here = [address for _, address in _listed(new)]
     if old is None:
-        old = [f" {address}" for address in bound(data)]
-    return rewritten(data, counterparts(old, new), [address for _, address in _listed(new)])
+        old = [f" {address}" for address in bound(data) if address not in here]
+    return rewritten(data, counterparts(old, new), here)
 
 
 def counterparts(old: Sequence[str], new: Sequence[str]) -> dict[Address, Address | None]:

@@ -8,13 +8,12 @@ the restore see of it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shim.budget import GIB
 from shim.config import Config
-from shim.errors import RestoreFailed
 from shim.restore.memory import Filling, Progress, filling_of
 from shim.snapshot.index import Index
 from shim.snapshot.store import Stores
@@ -36,9 +35,9 @@ class Memory:
         self._filled: Progress | None = None
 
     @property
-    def index(self) -> Path | None:
-        """The folder of the index that is used."""
-        return self.filling.index.folder if self.filling is not None else None
+    def index(self) -> Index | None:
+        """The index that is used."""
+        return self.filling.index if self.filling is not None else None
 
     def check_files(self) -> None:
         """Raise Unfit unless all that CRIU will read is what it was."""
@@ -50,21 +49,11 @@ class Memory:
         if self.filling is not None:
             self.filling.prefetch()
 
-    def actions(self, images: Path) -> dict[str, Callable[[int], None]]:
-        """What is to be done at which of CRIU's stages; makes the folder that CRIU reads from."""
-        if self.filling is None:
-            return {}
-        link = self.filling.index.link
-        link(images, pagemaps=False)
-        return {"pre-restore": lambda _: link(images), "post-restore": self._fill}
-
-    def refuse_unfilled(self) -> None:
-        """Raise RestoreFailed if CRIU has gone on without us."""
-        if self.filling is not None and self._filled is None:
-            raise RestoreFailed(
-                "CRIU did not stop for its memory",
-                hint="does something override its configuration?",
-            )
+    def fill(self, init: int) -> None:
+        """Write what CRIU has left out into the processes of `init`'s tree, and verify it."""
+        if self.filling is not None:
+            with self._timeline.span("fill"):
+                self._filled = self.filling.fill(init)
 
     def report(self) -> dict[str, str]:
         """Words for the log: which engine, and how much how fast, or why not ours."""
@@ -83,11 +72,6 @@ class Memory:
         """Give buffers, threads and files back."""
         if self.filling is not None:
             self.filling.close()
-
-    def _fill(self, init: int) -> None:
-        assert self.filling is not None
-        with self._timeline.span("fill"):
-            self._filled = self.filling.fill(init)
 
 
 class ReadAhead:

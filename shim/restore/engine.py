@@ -4,44 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shim import audit
-from shim.bundle import read_pid
+from shim.annotations import POD_NAME, POD_NAMESPACE
+from shim.bundle import namespace_path, read_pid
 from shim.config import Config
-from shim.errors import (
-    Denied,
-    InvalidArgument,
-    NotFound,
-    OtherContainer,
-    RestoreFailed,
-    ThawError,
-    Unfit,
-)
+from shim.errors import Damaged, RestoreFailed, ThawError, Unfit
 from shim.names import SNAPSHOTS
 from shim.reference import parse
+from shim.restore import addresses, namespace
 from shim.restore import plan as planning
+from shim.restore.addresses import Rewritten
 from shim.restore.bulk import Memory, ReadAhead
+from shim.restore.descriptors import check_flags
 from shim.restore.plan import Plan
 from shim.restore.steps import STEPS, Step, filled_by
 from shim.snapshot import policy, privileges
 from shim.snapshot.artifact import check_digest
+from shim.snapshot.config import DAMAGED
 from shim.snapshot.fit import check
 from shim.snapshot.host import require_criu, this_host
 from shim.snapshot.image import image_of
 from shim.snapshot.index import FOLDER as INDEX
-from shim.snapshot.origin import NAMESPACE, origin_of
+from shim.snapshot.origin import origin_of
 from shim.snapshot.pack import unpacked
 from shim.snapshot.snapshot import check_sums
 from shim.snapshot.store import Snapshot, Stores, check_whole, held, open_at
 from shim.timeline import Timeline
 from shim.work import Work
-
-_POD = "io.kubernetes.cri.sandbox-name"
 
 
 def restore(work: Work, ahead: ReadAhead | None = None) -> dict[str, Any]:
@@ -52,63 +46,54 @@ def restore(work: Work, ahead: ReadAhead | None = None) -> dict[str, Any]:
     """
     timeline = Timeline()
     path = Path(work.details["snapshot"])
-    with held(path), _recorded(work):
+    with held(path):
         with timeline.span("plan"):
             plan, memory = prepare(work, ahead)
         try:
+            named = Stores.of(work.config).at(path) if work.details["name"] else None
             memory.read_ahead()
             work.remember()
             _run(work, plan, filled_by(memory, STEPS), timeline)
             work.marker.unlink()
         finally:
             memory.close()
-        if work.details["name"]:
-            store, id = Stores.of(work.config).at(path)
-            store.mark_used(id)
+    # Nothing from here on may fail: the container runs.
+    _record(work)
+    if named is not None:
+        store, id = named
+        store.mark_used(id)
     return {
         "pid": read_pid(work.bundle.pid_file),
         "timeline": timeline.as_dict(),
-        "memory": memory.report(),
+        "spans": timeline.as_list(),
+        "memory": {**memory.report(), **_report(plan)},
     }
 
 
-@contextmanager
-def _recorded(work: Work) -> Iterator[None]:
-    """One line in the audit log for what happens inside: restored, failed or refused."""
-    try:
-        yield
-    except OtherContainer:
-        raise  # it was not asked for
-    except ThawError as error:
-        refused = isinstance(error, Unfit | Denied | NotFound | InvalidArgument)
-        outcome = "refused" if refused else "failed"
-        _record(work, "refuse" if refused else "restore", outcome, error.reason)
-        raise
-    except OSError as error:
-        _record(work, "restore", "failed", str(error))
-        raise
-    _record(work, "restore", "restored", "")
+def _report(plan: Plan) -> dict[str, str]:
+    return {"sockets": plan.sockets.describe()} if plan.sockets is not None else {}
 
 
-def _record(work: Work, event: str, outcome: str, reason: str) -> None:
+def _record(work: Work) -> None:
+    """One line in the audit log; what fails or is refused is the daemon's to say."""
     notes = work.bundle.spec().get("annotations") or {}
     path = Path(work.details["snapshot"])
+    pod, namespace = notes.get(POD_NAME, ""), notes.get(POD_NAMESPACE, "")
     try:
         digest = open_at(path).digest if work.details["name"] else ""
     except (ThawError, OSError):
         digest = ""
     audit.record(
         work.config,
-        event,
-        who="pod" if notes.get(_POD) else "containerd",
+        "restore",
+        who=f"pod {namespace}/{pod}" if pod else "containerd",
         name=work.details["name"] or str(path),
         id=path.name if work.details["name"] else "",
         digest=digest,
         container=work.id,
-        pod=notes.get(_POD, ""),
-        namespace=notes.get(NAMESPACE, ""),
-        outcome=outcome,
-        reason=reason,
+        pod=pod,
+        namespace=namespace,
+        outcome="restored",
     )
 
 
@@ -173,8 +158,10 @@ def prepare(work: Work, ahead: ReadAhead | None = None) -> tuple[Plan, Memory]:
         memory.check_files()
         if snapshot is not None:
             check_sums(snapshot, skeleton=memory.index is None)
-            privileges.check(images, spec)
-        plan = _plan(work, snapshot, images, memory.index)
+        privileges.check(images, spec)
+        check_flags(images)
+        index = memory.index.folder if memory.index is not None else None
+        plan = _plan(work, snapshot, images, index, _sockets(spec, snapshot, images))
         _refuse_a_live_root(plan)
     except BaseException:
         memory.close()
@@ -185,9 +172,11 @@ def prepare(work: Work, ahead: ReadAhead | None = None) -> tuple[Plan, Memory]:
 def _judge(work: Work, spec: dict[str, Any], snapshot: Snapshot) -> None:
     """Raise Unfit or Denied unless this container may be restored from it."""
     live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
-    if work.details["name"]:  # a folder is named by containerd, not by a pod
+    if work.details["name"] or live.namespace:  # containerd's folders may be a pod's image
         made_in = snapshot.config.origin.namespace
         policy.check_namespace(work.config, made_in, live.namespace, snapshot.shared)
+    if not snapshot.config.mounts:
+        raise Damaged(f"{snapshot.path}: it lists no mounts, and every container has", hint=DAMAGED)
     check(snapshot.config, live, this_host(), outright=work.details["outright"])
     check_whole(snapshot, sums=False)
 
@@ -208,12 +197,27 @@ def _refuse_a_live_root(plan: Plan) -> None:
         )
 
 
-def _plan(work: Work, snapshot: Snapshot | None, images: Path, index: Path | None = None) -> Plan:
+def _sockets(spec: dict[str, Any], snapshot: Snapshot | None, images: Path) -> Rewritten:
+    """The snapshot's sockets, at the addresses that this pod has."""
+    path = namespace_path(spec, "network")
+    # A new one has no addresses; without an entry it is the host's, which is ours.
+    new = [] if path == "" else namespace.addresses(path or "/proc/self/ns/net")
+    old = snapshot.config.origin.addresses if snapshot is not None else None
+    return addresses.for_pod(images, old, new)
+
+
+def _plan(
+    work: Work,
+    snapshot: Snapshot | None,
+    images: Path,
+    index: Path | None = None,
+    sockets: Rewritten | None = None,
+) -> Plan:
     if snapshot is None:
-        return planning.bare(work, images, index)
+        return planning.bare(work, images, index, sockets)
     spec = work.bundle.spec()
     config, path, pages = snapshot.config, snapshot.path, snapshot.pages
-    return planning.make(work, spec, config, path, images, index, pages)
+    return planning.make(work, spec, config, path, images, index, pages, sockets)
 
 
 def _open(config: Config, path: Path, name: str) -> tuple[Snapshot | None, Path]:

@@ -1,4 +1,4 @@
-"""A network namespace seen from outside: what is done in it, and the addresses that it has.
+"""The addresses that a network namespace has, seen from outside.
 
 By rtnetlink (rtnetlink(7), linux/if_addr.h) and nothing else: the libraries for it take longer to
 import than a restore may take.
@@ -6,19 +6,15 @@ import than a restore may take.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import socket
 import struct
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import TypeVar
 
 from shim.errors import Unavailable
+from shim.namespaces import inside
 
 SECONDS = 2.0  # for an answer of the kernel's
-CLONE_NEWNET = 0x40000000
 _GETADDR, _NEWADDR, _ERROR, _DONE = 22, 20, 2, 3
 _REQUEST, _DUMP = 0x1, 0x300
 _ADDRESS, _LOCAL = 1, 2  # IFA_ADDRESS, IFA_LOCAL
@@ -26,39 +22,13 @@ _HEADER = struct.Struct("=IHHII")
 _MESSAGE = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, interface
 _ATTRIBUTE = struct.Struct("=HH")
 
-_T = TypeVar("_T")
-
-
-def within(namespace: str, call: Callable[[], _T]) -> _T:
-    """What `call` returns or raises in the network namespace at a path.
-
-    It runs in a thread, which alone changes its namespace and ends with it; a socket that it makes
-    stays of that namespace. Raises OSError naming the path.
-    """
-    returned: list[_T] = []
-    raised: list[BaseException] = []
-
-    def enter() -> None:
-        try:
-            join(namespace)
-            returned.append(call())
-        except BaseException as error:  # noqa: BLE001 - raised below
-            raised.append(error)
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    for error in raised:
-        raise error
-    return returned[0]
-
 
 def addresses(namespace: str) -> list[str]:
     """The addresses of a network namespace, "INTERFACE ADDRESS" each, in the kernel's order.
 
     Without 127.0.0.1 and ::1, which every namespace has. Raises OSError, Unavailable.
     """
-    return within(namespace, _addresses)
+    return inside(namespace, "net", _addresses)
 
 
 def _addresses() -> list[str]:
@@ -101,15 +71,3 @@ def _attributes(data: bytes) -> dict[int, bytes]:
         found[kind] = data[pos + _ATTRIBUTE.size : pos + size]
         pos += size + 3 & ~3
     return found
-
-
-def join(namespace: str) -> None:
-    """Enter the network namespace at a path, with this thread. Raises OSError naming the path."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if libc.setns(fd, CLONE_NEWNET):
-            number = ctypes.get_errno()
-            raise OSError(number, f"setns: {os.strerror(number)}", namespace)
-    finally:
-        os.close(fd)

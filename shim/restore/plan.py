@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from shim.bundle import namespace_path
 from shim.cgroup import unified_path
 from shim.criu import NETWORK_LOCK
 from shim.errors import Unfit
+from shim.restore.addresses import Rewritten
 from shim.restore.hostname import hostname_of
 from shim.snapshot.archive import Archive
-from shim.snapshot.config import Connections, MountPoint, SnapshotConfig
+from shim.snapshot.config import MountPoint, SnapshotConfig
 from shim.snapshot.pieces import parse
 from shim.work import Work
 
@@ -45,7 +46,7 @@ class Plan:
     runc_options: tuple[str, ...]
     criu_options: tuple[str, ...]
     mounts: tuple[MountPoint, ...]  # as they must be afterwards
-    masked_files: tuple[str, ...]  # must read as /dev/null afterwards
+    sockets: Rewritten | None = None  # at the pod's own addresses; None: not looked at
 
     def describe(self) -> list[str]:
         """The plan in words, one step a line, in the order in which they are done."""
@@ -59,14 +60,15 @@ class Plan:
             lines.append(f"put the pages files together in {self.assembled}")
         lines.append(f"runc restore {' '.join(self.runc_options)}")
         lines += [f"  criu: {option}" for option in self.criu_options]
+        if self.sockets is not None:
+            lines.append(f"  sockets: {self.sockets.describe()}")
         filler = "we fill it past CRIU" if self.index else "CRIU restores all of it"
+        if self.mounts:
+            count = len(self.mounts)
+            lines.append(f"  check {count} mounts, and that the pod's spec asks for each")
         lines.append(f"  memory: {filler}")
         if self.hostname:
             lines.append(f"set the host name to {self.hostname}")
-        if self.mounts:
-            lines.append(f"check {len(self.mounts)} mounts, and that the pod's spec asks for each")
-        if self.masked_files:
-            lines.append(f"check that {', '.join(self.masked_files)} are masked")
         return lines
 
 
@@ -78,11 +80,13 @@ def make(
     images: Path,
     index: Path | None = None,
     pages: Sequence[Path] = (),
+    sockets: Rewritten | None = None,
 ) -> Plan:
     """The plan for restoring the snapshot in `folder` into `work`'s container.
 
     `pages` are the folders with the pieces of its pages files; as a rule the one in `folder`.
-    Raises Unfit if the root file system or the volumes have no place for the saved contents.
+    `sockets` are its sockets at the pod's addresses, where these are known. Raises Unfit if the
+    root file system or the volumes have no place for the saved contents.
     """
     if config.difference and work.rootfs and work.upper is None:
         raise Unfit(
@@ -91,7 +95,6 @@ def make(
         )
     in_pieces = index is None and any(parse(name) for name in config.pages)
     assembled = assembled_images(work) if in_pieces else None
-    linked = linked_images(work) if index else images
     return Plan(
         snapshot=str(folder),
         images=images,
@@ -104,14 +107,16 @@ def make(
         scratch=work.scratch if config.difference else None,
         volumes=tuple(_volumes(spec, config, folder)),
         hostname=hostname_of(spec, work.bundle),
-        runc_options=_runc_options(work, assembled or linked),
-        criu_options=_criu_options(config.connections) + _cgroup_options(work, spec),
+        runc_options=_runc_options(work),
+        criu_options=_criu_options(work, spec),
         mounts=tuple(config.mounts),
-        masked_files=_masked_files(spec, config),
+        sockets=sockets,
     )
 
 
-def bare(work: Work, images: Path, index: Path | None = None) -> Plan:
+def bare(
+    work: Work, images: Path, index: Path | None = None, sockets: Rewritten | None = None
+) -> Plan:
     """The plan for images of which nothing is known but that containerd handed them over."""
     return Plan(
         snapshot=str(images),
@@ -124,15 +129,15 @@ def bare(work: Work, images: Path, index: Path | None = None) -> Plan:
         scratch=None,
         volumes=(),
         hostname=hostname_of(work.bundle.spec(), work.bundle),
-        runc_options=_runc_options(work, linked_images(work) if index else images),
-        criu_options=(NETWORK_LOCK, "link-remap", *_cgroup_options(work, work.bundle.spec())),
+        runc_options=_runc_options(work),
+        criu_options=_criu_options(work, work.bundle.spec()),
         mounts=(),
-        masked_files=(),
+        sockets=sockets,
     )
 
 
 def linked_images(work: Work) -> Path:
-    """Where CRIU finds its images when ours take the place of some: a folder of links."""
+    """Where CRIU finds its images: a folder of links, as ours take the place of some."""
     return work.folder / "images"
 
 
@@ -164,28 +169,14 @@ def _volumes(spec: dict[str, Any], config: SnapshotConfig, folder: Path) -> list
     return volumes
 
 
-def _masked_files(spec: Mapping[str, Any], config: SnapshotConfig) -> tuple[str, ...]:
-    """The spec's masked paths that were files: folders are masked with a tmpfs of their own."""
-    masked = set((spec.get("linux") or {}).get("maskedPaths") or [])
-    folders = {m.path for m in config.mounts if m.type == "tmpfs" and "ro" in m.options}
-    return tuple(sorted(masked & {m.path for m in config.mounts} - folders))
-
-
-def _runc_options(work: Work, images: Path) -> tuple[str, ...]:
-    options = ["--image-path", str(images), "--work-path", str(work.folder / "criu-work")]
+def _runc_options(work: Work) -> tuple[str, ...]:
+    images, log = linked_images(work), work.folder / "criu-work"
+    options = ["--image-path", str(images), "--work-path", str(log)]
     return (*options, "--tcp-established", "--ext-unix-sk", "--file-locks")
 
 
-def _criu_options(connections: Connections) -> tuple[str, ...]:
-    """Connections to outside peers cannot live on under another address: they come back closed.
-
-    CRIU can do that for all or for none, so those inside the container are kept only if there are
-    no others.
-    """
-    options = [NETWORK_LOCK, "link-remap"]
-    if connections.outside:
-        options.append("tcp-close")
-    return tuple(options)
+def _criu_options(work: Work, spec: dict[str, Any]) -> tuple[str, ...]:
+    return (NETWORK_LOCK, "link-remap", *_cgroup_options(work, spec))
 
 
 def _cgroup_options(work: Work, spec: dict[str, Any]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from shim.snapshot.images import FILES, NotIndexable
 NAME = "files.img"
 _HINT = "the snapshot is damaged, or a newer CRIU has made it"
 _HEAD = (0x54564319).to_bytes(4, "little") + FILES.to_bytes(4, "little")
-_LARGEST = 1 << 24  # bytes; a hundred thousand open files have less
+LARGEST = 1 << 24  # bytes; a hundred thousand open files have less
 _INET_SOCKET = 4  # the field of file_entry
 _VARINT, _BLOCK, _FIXED = 0, 2, {1: 8, 5: 4}  # wire types; bytes of the fixed ones
 _WORD = 0xFFFFFFFF
@@ -115,8 +115,8 @@ class _Place(NamedTuple):
 
 
 def _places(data: bytes) -> Iterator[_Place]:
-    if len(data) > _LARGEST:
-        raise Damaged(f"{NAME} has {len(data)} bytes, more than {_LARGEST}", hint=_HINT)
+    if len(data) > LARGEST:
+        raise Damaged(f"{NAME} has {len(data)} bytes, more than {LARGEST}", hint=_HINT)
     if data[:8] != _HEAD:
         raise Damaged(f"{NAME} begins with other magic numbers", hint=_HINT)
     end = 8

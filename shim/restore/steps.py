@@ -9,10 +9,8 @@ other memory of it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +26,8 @@ from shim.removal import remove_folder
 from shim.restore.bulk import Memory
 from shim.restore.hostname import set_hostname
 from shim.restore.plan import Plan, linked_images
-from shim.snapshot.mounts import differences, inside, missing, mounts_of, unexpected, without
+from shim.restore.stages import Stages
+from shim.snapshot.locks import claim
 from shim.snapshot.pieces import Pieces
 from shim.snapshot.tree import open_directory
 from shim.work import Work
@@ -117,13 +116,9 @@ def _locked(folder: Path) -> int:
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
         try:
-            lock = open_directory(folder)
+            return claim(folder)
         except FileNotFoundError:
             continue
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
-            return lock
-        os.close(lock)
 
 
 def remove_assembled(work: Work, plan: Plan) -> None:
@@ -140,15 +135,12 @@ def remove_assembled(work: Work, plan: Plan) -> None:
 def run_criu(work: Work, plan: Plan, memory: Memory | None = None) -> None:
     """`runc restore`: CRIU makes the processes in the new pod's namespaces, cgroup and mounts.
 
-    What CRIU leaves out of their memory is filled while it waits at its `post-restore` stage; if
-    that fails, CRIU is told so and ends them. A runtime that does not hand our configuration to
-    CRIU restores nothing: the pagemaps are put in their place at CRIU's `pre-restore` stage.
+    What is looked at, set and filled before any of them runs: stages.py.
     """
     log = work.folder / "criu-work"
     log.mkdir(mode=0o700, exist_ok=True)
-    memory = memory or Memory(None)
-    actions = memory.actions(linked_images(work))
-    steering = Steering(work.folder, list(plan.criu_options), actions)
+    stages = Stages(work, plan, memory or Memory(None))
+    steering = Steering(work.folder, list(plan.criu_options), stages.actions())
     try:
         with steering:
             _runc_restore(work, plan)
@@ -159,7 +151,7 @@ def run_criu(work: Work, plan: Plan, memory: Memory | None = None) -> None:
         hint = "the lines are CRIU's own log" if tail else "CRIU wrote no log: try `criu check`"
         cause = steering.failure or error.message
         raise RestoreFailed(f"{cause}\n{tail}".rstrip(), hint=hint) from error
-    memory.refuse_unfilled()
+    stages.refuse_unseen()
 
 
 def _runc_restore(work: Work, plan: Plan) -> None:
@@ -194,37 +186,6 @@ def name_host_again(work: Work, plan: Plan) -> None:
         set_hostname(path, plan.hostname)
 
 
-def check_mounts(work: Work, plan: Plan) -> None:
-    """CRIU took the mounts from the image: they must be what they were, and what the pod may have.
-
-    The image and what is recorded of it are the snapshot's word; the spec is the live pod's.
-    """
-    if not plan.mounts:
-        return  # images of which we know nothing
-    pid = read_pid(work.bundle.pid_file)
-    found = mounts_of(pid)
-    # runc masks a file with /dev/null, once the container's and once the host's: the mount differs
-    # from restore to restore, so for these it is looked at what is there.
-    masked = plan.masked_files
-    complaints = differences(without(list(plan.mounts), masked), without(found, masked))
-    spec, resolve = work.bundle.spec(), inside(f"/proc/{pid}/root")
-    complaints += unexpected(spec, found, resolve) + missing(spec, found, resolve)
-    complaints += [f"{path} is not masked" for path in masked if not _is_null(pid, path)]
-    if complaints:
-        raise RestoreFailed(
-            f"mounts differ after the restore: {'; '.join(complaints[:4])}",
-            hint="a volume with other rights than the pod's spec says would be a hole",
-        )
-
-
-def _is_null(pid: int, path: str) -> bool:
-    try:
-        info = os.stat(f"/proc/{pid}/root{path}")
-    except FileNotFoundError:
-        return True  # this kernel has no such file
-    return stat.S_ISCHR(info.st_mode) and info.st_rdev == os.makedev(1, 3)
-
-
 def nothing(work: Work, plan: Plan) -> None:
     """For a step that leaves nothing behind."""
 
@@ -246,7 +207,6 @@ STEPS = (
     Step("criu", run_criu, end_processes),
     Step("disassemble", remove_assembled, nothing),
     Step("hostname", name_host, name_host_again),
-    Step("mounts", check_mounts, nothing),
 )
 
 

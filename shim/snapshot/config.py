@@ -75,6 +75,8 @@ class Origin:
     env: list[str] = field(default_factory=list)  # names, sorted: values are secrets
     namespace: str = ""  # Kubernetes'; empty without CRI
     service_account: str = ""  # as its token says, which is not verified: for people
+    # "INTERFACE ADDRESS" each, in the kernel's order: what the snapshot's sockets are bound to.
+    addresses: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

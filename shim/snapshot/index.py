@@ -36,6 +36,7 @@ from shim.errors import Damaged
 from shim.native import check
 from shim.proto import criu_pb as pb
 from shim.snapshot import extents as listed
+from shim.snapshot import pagemap
 from shim.snapshot.config import DAMAGED
 from shim.snapshot.extents import Columns, Range
 from shim.snapshot.images import NotIndexable, mappings
@@ -139,8 +140,21 @@ class Index:
 
         Reads them all. The data of extents is not among them: it is verified when it is filled.
         """
+        sizes: dict[str, int] = {}  # of pages files
         for path, wanted in self._read_by_criu():
             _check_file(path, wanted, self.remedy if path.parent == self.folder else DAMAGED)
+            piece = parse(path.name)
+            sizes[piece[0] if piece else path.name] = wanted[0]
+        with _refusing(self.folder, self.remedy):
+            self._check_pagemaps(sizes)
+
+    def _check_pagemaps(self, sizes: Mapping[str, int]) -> None:
+        """CRIU would wait for pages beyond the end of their file for as long as it may."""
+        for path, _ in self._read_by_criu():
+            if path.name.startswith("pagemap-"):
+                found = pagemap.load(path.parent, path.name)
+                if found.size > sizes.get(found.pages, 0):
+                    raise ValueError(f"{path.name} has more pages than {found.pages}")
 
     def link(self, target: Path, *, pagemaps: bool = True) -> None:
         """Make the folder from which CRIU restores: links to its images and to the skeleton.
@@ -153,6 +167,12 @@ class Index:
             piece = parse(path.name)
             if pagemaps or not path.name.startswith("pagemap-"):
                 link(path, target / (piece[0] if piece else path.name))
+
+    def whole_pieces(self) -> Iterator[tuple[Path, tuple[int, int]]]:
+        """The pieces of pages that CRIU reads as they are, and what checksum() said of them."""
+        for name, wanted in self._images.items():
+            if parse(name):
+                yield self._pages.path(name), wanted
 
     def _read_by_criu(self) -> Iterator[tuple[Path, tuple[int, int]]]:
         """Files, and what checksum() says of them if nothing has happened to them."""

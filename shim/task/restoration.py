@@ -12,10 +12,22 @@ import os
 import time
 
 from shim import log
-from shim.errors import Cancelled, NoSuchSnapshot, OtherContainer, RestoreFailed, ThawError, Unfit
+from shim.bundle import annotations_of
+from shim.errors import (
+    Cancelled,
+    Denied,
+    InvalidArgument,
+    NoSuchSnapshot,
+    NotFound,
+    OtherContainer,
+    RestoreFailed,
+    ThawError,
+    Unfit,
+)
 from shim.reference import AUTO
 from shim.task.engine import Engine
 from shim.task.process import Console
+from shim.task.source import note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,6 +166,7 @@ class Restoration:
             "hint": error.hint,
             "error": error.message,
         }
+        self._note(container, error, "failed" if refuse else "cold boot")
         if undone is not None:
             log.error("restore failed and could not be undone", undo=undone, **fields)
         elif self._cancelled:
@@ -163,6 +176,15 @@ class Restoration:
         if refuse:
             container.stop_unstarted(128 + 9)
             raise undone or error
+
+    def _note(self, container: Container, error: ThawError, outcome: str) -> None:
+        """Whatever became of the engine: the audit log has a line of it."""
+        refused = isinstance(error, (Unfit, Denied, NotFound, InvalidArgument))
+        event = "refuse" if refused else "restore"
+        path, name = self._source.path, self._source.name
+        id = path.rpartition("/")[2] if name else ""
+        notes = annotations_of(container.bundle.spec())
+        note(event, container.config, container.id, name or path, notes, error, outcome, id)
 
     def _undo(self, container: Container) -> ThawError | None:
         """Remove all that the attempt has made. Returns the error if that fails too."""

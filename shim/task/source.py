@@ -159,14 +159,32 @@ def refused(
         hint=error.hint,
         error=error.message,
     )
+    outcome = "cold boot" if cold else "failed"
+    note("refuse", config, container, name[:80], notes, error, outcome)
+
+
+def note(
+    event: str,
+    config: Config,
+    container: str,
+    name: str,
+    notes: Mapping[str, str],
+    error: ThawError,
+    outcome: str,
+    id: str = "",
+) -> None:
+    """Write a line of the audit log about a container that was not restored."""
+    pod, namespace = notes.get(POD_NAME, ""), notes.get(POD_NAMESPACE, "")
     audit.record(
         config,
-        "refuse",
+        event,
+        who=f"pod {namespace}/{pod}" if pod else "containerd",
+        name=name,
+        id=id,
         container=container,
-        name=name[:80],
-        pod=notes.get(POD_NAME, ""),
-        namespace=notes.get(POD_NAMESPACE, ""),
-        outcome="cold boot" if cold else "failed",
+        pod=pod,
+        namespace=namespace,
+        outcome=outcome,
         reason=error.reason,
         error=error.message,
     )

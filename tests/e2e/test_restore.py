@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+import grpc
 import pytest
 from bed.images import BUSYBOX_IMAGE, LAYERS, LAYERS_IMAGE
 from bed.lane import CRI_NAMESPACE, Lane
-from bed.pod import Container, Pod
+from bed.pod import Container, Mount, Pod, linux_config
+from stored import edit_config, path_of
 from workers import (
     COMMAND,
     FAIL,
@@ -24,6 +26,7 @@ from workers import (
     boot,
     booted_cold,
     checkpoint,
+    children,
     host_python,
     init_pid,
     kept_snapshot,
@@ -157,7 +160,10 @@ def say(lines: TextIO, text: str) -> str:
 
 
 def test_listeners_answer_on_the_new_address(lane: Lane) -> None:
-    """An open connection of the old pod's neither hinders this nor is it hurt by the dump."""
+    """An open connection of the old pod's neither hinders this nor is it hurt by the dump.
+
+    What becomes of other sockets: test_network.py.
+    """
     with lane.pod("server") as old:
         server = host_python(old, ECHO).start()
         server.wait_for_log("booted")
@@ -171,6 +177,45 @@ def test_listeners_answer_on_the_new_address(lane: Lane) -> None:
             for port, answer in ((8000, "2 hello\n"), (8001, "3 hello\n")):
                 with connected(new, port) as lines:
                     assert say(lines, "hello") == answer
+
+
+# Leaves a file in a folder of its pod's as soon as it runs; has none open when it is dumped.
+BUSY = ["sh", "-c", "echo booted; while :; do [ -e /out/ran ] || : >/out/ran; done"]
+
+
+def test_what_is_refused_at_the_last_moment_has_never_run(lane: Lane, tmp_path: Path) -> None:
+    """CRIU has made the process and all its mounts by then."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+
+    def busy(pod: Pod, name: str) -> Container:
+        out = Mount(tmp_path / name, "/out", readonly=False)
+        return pod.container("app", BUSYBOX_IMAGE, BUSY, mounts=[out])
+
+    with lane.pod("busy") as pod:
+        container = busy(pod, "old").start()
+        container.wait_for_log("booted")
+        checkpoint(lane, container, "busy")
+    edit_config(path_of(lane, "busy"), lambda config: config["mounts"].pop())
+    with lane.pod("refused", annotations=wants("busy")) as pod:
+        container = busy(pod, "new")
+        with pytest.raises(grpc.RpcError, match=r"mounts differ: .* is mounted too"):
+            container.start()
+    assert (tmp_path / "old" / "ran").exists()
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_the_oom_score_is_the_new_pods(lane: Lane) -> None:
+    """Which differs from node to node for one and the same pod."""
+    with lane.pod("spared") as pod:
+        spared = linux_config(oom_score_adj=900)
+        container = pod.container("app", BUSYBOX_IMAGE, COMMAND, linux=spared).start()
+        container.wait_for_log("booted")
+        checkpoint(lane, container, "spared")
+    with lane.pod("first-to-go", annotations=wants("spared")) as pod:
+        init = init_pid(lane, restored(pod).id)
+        for pid in (init, *children(init, "sleep")):
+            assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
 
 
 def test_a_container_of_another_name(lane: Lane, worker: str) -> None:

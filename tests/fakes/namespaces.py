@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
 
-from shim.restore.namespace import within
+from shim.namespaces import inside
 
 _T = TypeVar("_T")
 _count = itertools.count()
@@ -29,7 +29,7 @@ class Namespace:
         return f"/run/netns/{self.name}"
 
     def within(self, call: Callable[[], _T]) -> _T:
-        return within(self.path, call)
+        return inside(self.path, "net", call)
 
     def ip(self, *words: str) -> str:
         argv = ["ip", "-n", self.name, *words]

@@ -8,6 +8,9 @@ The folder above `--root` holds what a test reads and writes:
     gate/VERB    a FIFO: the verb waits until it has been opened for writing and closed
     gate/VERB-done   the same, after it has done its work
     resources    what `update` was given
+
+Of CRIU there is this much: `restore` runs the action-script that the file named by the spec's
+annotation `org.criu.config` has, at two stages, and ends the process that a stage refuses.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import json
 import os
 import select
 import shutil
+import signal
 import socket
+import subprocess
 import sys
 
 VALUES = {
@@ -96,8 +101,28 @@ def create(flags: dict[str, str], _words: list[str], place: str) -> None:
 
 
 def restore(flags: dict[str, str], _words: list[str], place: str) -> None:
+    spec = spec_of(flags)
     os.makedirs(place)
-    launch(flags, spec_of(flags)["process"], place, "")
+    act(spec, "pre-restore", 0)
+    launch(flags, spec["process"], place, "")
+    try:
+        act(spec, "post-restore", living(place))
+    except Failure:
+        os.kill(living(place), signal.SIGKILL)
+        raise
+
+
+def act(spec: dict[str, dict[str, object]], stage: str, pid: int) -> None:
+    path = spec.get("annotations", {}).get("org.criu.config")
+    if not isinstance(path, str) or not os.path.exists(path):
+        return
+    with open(path) as file:
+        words = [line.split() for line in file]
+    for script in [word[1] for word in words if word[0] == "action-script"]:
+        environment = {"CRTOOLS_SCRIPT_ACTION": stage, "CRTOOLS_INIT_PID": str(pid)}
+        done = subprocess.run([script], env=environment, stderr=subprocess.PIPE, check=False)
+        if done.returncode:
+            raise Failure(f"criu failed: type NOTIFY errno 0 ({done.stderr.decode().strip()})")
 
 
 def exec_(flags: dict[str, str], _words: list[str], place: str) -> None:

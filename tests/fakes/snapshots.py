@@ -56,6 +56,7 @@ ORIGIN = Origin(
     env=["HOME", "TOKEN"],
     namespace="team-a",
     service_account="default",
+    addresses=["eth0 10.0.0.7", "eth0 fd00::7"],
 )
 POINTS = [
     MountPoint("/", "overlay", ["relatime", "rw"], "private"),

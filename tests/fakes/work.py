@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fakes.pod import FAKES, make_bundle
+from shim.bundle import CRIU_CONFIG
 from shim.config import Config
 from shim.work import Work
 
@@ -18,7 +19,9 @@ def make_work(folder: Path, spec: dict[str, Any] | None = None, **request: Any) 
     """
     for name in ("runc", "runc/fail", "runc/gate", "state", "lower", "upper", "work"):
         (folder / name).mkdir(exist_ok=True)
-    bundle = make_bundle(folder / "bundles" / "c", ["sleep", "1000"], spec or {})
+    steered = {CRIU_CONFIG: str(folder / "state" / "criu.conf")}
+    given = {"annotations": steered, **(spec or {})}
+    bundle = make_bundle(folder / "bundles" / "c", ["sleep", "1000"], given)
     options = [f"{kind}dir={folder}/{kind}" for kind in ("lower", "upper", "work")]
     settings: dict[str, str | float | bool] = {
         "BinaryName": str(FAKES / "runc.py"),

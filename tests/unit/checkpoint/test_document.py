@@ -13,6 +13,7 @@ from fakes.work import make_work
 
 from shim.checkpoint.document import Moment, made_by
 from shim.errors import CheckpointFailed
+from shim.restore import namespace
 from shim.snapshot.config import SnapshotConfig
 from shim.timeline import Timeline
 from shim.work import Work
@@ -50,6 +51,7 @@ def written(draft: Path, work: Work, pages: tuple[Path, ...] | None) -> Snapshot
     text = (draft / "config.json").read_text()
     assert "s3cret" not in text
     assert json.loads(text)["origin"]["env"] == ["TOKEN"]
+    assert json.loads(text)["origin"]["addresses"] == namespace.addresses("/proc/self/ns/net")
     return SnapshotConfig.from_json(text, "x")
 
 

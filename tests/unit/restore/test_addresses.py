@@ -285,3 +285,12 @@ def test_a_folder_without_images(tmp_path: Path) -> None:
 def test_no_address() -> None:
     with pytest.raises(Unfit, match="'eth0 10' is no address"):
         counterparts(["eth0 10"], [])
+
+
+def test_addresses_that_are_there_already(tmp_path: Path) -> None:
+    """Of a snapshot that does not say which the old ones were: it may come back where it was."""
+    (tmp_path / "files.img").write_bytes(image(entry(1, "10.0.0.2 80", state=10)))
+    made = for_pod(tmp_path, None, ["eth0 10.0.0.1", "eth0 10.0.0.2"])
+    assert not made.changed
+    made = for_pod(tmp_path, None, ["eth0 10.0.0.1"])
+    assert states(made.data) == [("10.0.0.1", 80, 10)]

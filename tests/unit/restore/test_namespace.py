@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 from fakes.namespaces import Namespace, Network
 
-from shim.restore.namespace import addresses, within
+from shim.namespaces import inside
+from shim.restore.namespace import addresses
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 
@@ -30,19 +31,19 @@ def test_addresses(pod: Namespace) -> None:
 
 def test_this_process_stays(pod: Namespace) -> None:
     before = os.stat("/proc/thread-self/ns/net").st_ino
-    there = within(pod.path, lambda: os.stat("/proc/thread-self/ns/net").st_ino)
+    there = inside(pod.path, "net", lambda: os.stat("/proc/thread-self/ns/net").st_ino)
     assert there == os.stat(pod.path).st_ino
     assert os.stat("/proc/thread-self/ns/net").st_ino == before != there
 
 
 def test_a_socket_stays_there(pod: Namespace) -> None:
-    with within(pod.path, lambda: socket.create_server((pod.address4, 0))) as made:
+    with inside(pod.path, "net", lambda: socket.create_server((pod.address4, 0))) as made:
         assert made.getsockname()[0] == pod.address4
 
 
 def test_what_fails_there_fails_here(pod: Namespace) -> None:
     with pytest.raises(ZeroDivisionError):
-        within(pod.path, lambda: 1 // 0)
+        inside(pod.path, "net", lambda: 1 // 0)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         addresses("/run/netns/nowhere")
     with pytest.raises(OSError, match="setns") as caught:

@@ -14,9 +14,10 @@ from fakes.work import make_work
 
 from shim.errors import Unfit
 from shim.restore import plan as planning
+from shim.restore.addresses import Rewritten
 from shim.restore.plan import Plan
 from shim.snapshot.archive import Archive
-from shim.snapshot.config import Connections, MountPoint, SnapshotConfig
+from shim.snapshot.config import Connections, SnapshotConfig
 from shim.work import Work
 
 FOLDER = Path("/snapshots/one")
@@ -75,13 +76,13 @@ def test_criu_gets_whole_pages_files(tmp_path: Path, pages: tuple[Path, ...]) ->
     spec = work.bundle.spec()
     plan = planning.make(work, spec, bare_config(), FOLDER, FOLDER / "criu", pages=pages)
     assert plan.assembled == tmp_path / "snapshots" / ".draft-criu-c"
-    assert image_path(plan) == str(plan.assembled)
+    assert image_path(plan) == str(planning.linked_images(work))
     assert plan.pages == (pages or (FOLDER / "pages",))
     assert f"put the pages files together in {plan.assembled}" in plan.describe()
     filled = make(work, bare_config())
     assert (filled.assembled, filled.pages) == (None, ())
     whole = make(work, bare_config(pages={"pages-1.img": 4096}), index=None)
-    assert (whole.assembled, image_path(whole)) == (None, str(FOLDER / "criu"))
+    assert (whole.assembled, image_path(whole)) == (None, str(planning.linked_images(work)))
 
 
 def test_described(tmp_path: Path) -> None:
@@ -94,10 +95,12 @@ def test_described(tmp_path: Path) -> None:
         f"lay /snapshots/one/rootfs.tar into {tmp_path}/upper, then mount the root on it",
         f"runc restore {' '.join(plan.runc_options)}",
         *(f"  criu: {option}" for option in plan.criu_options),
+        f"  check {len(CONFIG.mounts)} mounts, and that the pod's spec asks for each",
         "  memory: we fill it past CRIU",
         "set the host name to pod",
-        f"check {len(CONFIG.mounts)} mounts, and that the pod's spec asks for each",
     ]
+    moved = replace(plan, sockets=Rewritten(b"", 3, 2, 1)).describe()
+    assert "  sockets: 3 moved, 2 kept, 1 closed" in moved
 
 
 def test_what_is_not_needed_is_not_described(tmp_path: Path) -> None:
@@ -134,27 +137,12 @@ def test_a_volume_that_the_pod_lacks(tmp_path: Path, mounts: list[dict[str, Any]
         make(make_work(tmp_path, {"mounts": mounts}), replace(CONFIG, volumes=["/dev/shm"]))
 
 
-@pytest.mark.parametrize(
-    ("inside", "outside", "closed"),
-    [(0, 0, False), (2, 0, False), (0, 1, True), (2, 1, True)],
-)
-def test_connections(tmp_path: Path, inside: int, outside: int, closed: bool) -> None:
-    """Only peers outside the container make CRIU close them."""
-    options = make(make_work(tmp_path), bare_config(connections=Connections(inside, outside)))
-    assert ("tcp-close" in options.criu_options) == closed
+def test_connections(tmp_path: Path) -> None:
+    """Each is kept or closed in the images: CRIU is not to close them all."""
+    options = make(make_work(tmp_path), bare_config(connections=Connections(2, 1)))
+    assert "tcp-close" not in options.criu_options
     assert {"link-remap", "network-lock nftables"} <= set(options.criu_options)
     assert "--tcp-established" in options.runc_options
-
-
-def test_masked_files(tmp_path: Path) -> None:
-    masked = ["/proc/kcore", "/proc/acpi", "/proc/none"]
-    mounts = [
-        MountPoint("/proc/acpi", "tmpfs", ["ro"], "private"),
-        MountPoint("/proc/kcore", "tmpfs", ["nosuid", "rw"], "private"),
-        MountPoint("/proc/bus", "proc", ["ro"], "private"),
-    ]
-    work = make_work(tmp_path, {"linux": {"maskedPaths": masked, "namespaces": []}})
-    assert make(work, bare_config(mounts=mounts)).masked_files == ("/proc/kcore",)
 
 
 def test_images_of_which_nothing_is_known(tmp_path: Path) -> None:

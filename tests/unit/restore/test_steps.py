@@ -7,7 +7,7 @@ import os
 import select
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +18,11 @@ from shim.bundle import read_pid
 from shim.errors import Damaged, RestoreFailed, Unfit
 from shim.mount import mount_points
 from shim.restore import plan as planning
-from shim.restore import steps
+from shim.restore import stages, steps
 from shim.restore.plan import Plan, SavedVolume
 from shim.restore.steps import STEPS
 from shim.runc import Runc
 from shim.snapshot.archive import Archive, pack
-from shim.snapshot.config import MountPoint
-from shim.snapshot.mounts import mounts_of
 from shim.snapshot.store import Store
 from shim.work import Work
 
@@ -32,6 +30,12 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and owners nee
 
 PATIENCE = 15_000  # milliseconds
 SPEC = {"linux": {"cgroupsPath": "/thaw-test-no-such-group", "namespaces": [{"type": "pid"}]}}
+
+
+@pytest.fixture(autouse=True)
+def mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake runtime mounts nothing; see test_frozen.py."""
+    monkeypatch.setattr(stages, "check_mounts", lambda *_: None)
 
 
 @pytest.fixture
@@ -92,7 +96,6 @@ def test_every_step_has_a_name_of_its_own() -> None:
     order = [step.name for step in STEPS]
     assert order.index("difference") < order.index("rootfs") < order.index("criu")
     assert order.index("assemble") < order.index("criu") < order.index("disassemble")
-    assert order.index("criu") < order.index("mounts")
 
 
 def test_the_difference(work: Work, plan: Plan, tmp_path: Path) -> None:
@@ -170,7 +173,7 @@ def test_pages_files_are_put_together(work: Work, plan: Plan, tmp_path: Path) ->
     (tmp_path / "snapshots" / ".draft-criu-c" / "old").touch()
     steps.assemble(work, plan)
     assert plan.assembled == tmp_path / "snapshots" / ".draft-criu-c"
-    assert paths(plan.assembled) == ["core-1.img", "pages-1.img"]
+    assert paths(plan.assembled) == ["core-1.img", "lock", "pages-1.img"]
     assert (plan.assembled / "pages-1.img").read_bytes() == b"a" * 4096 + b"b" * 4096
     assert (plan.assembled / "core-1.img").read_bytes() == b"core"
     Store(tmp_path / "snapshots").sweep()
@@ -198,7 +201,7 @@ def test_a_sweeper_comes_before_the_lock(
     steps.assemble(work, plan)
     monkeypatch.undo()
     store.sweep()
-    assert paths(plan.assembled) == ["core-1.img", "pages-1.img"]
+    assert paths(plan.assembled) == ["core-1.img", "lock", "pages-1.img"]
     steps.remove_assembled(work, plan)
 
 
@@ -236,6 +239,7 @@ def test_a_root_file_system_that_somebody_else_mounted(work: Work, plan: Plan) -
 
 
 def test_criu_and_the_end_of_what_it_made(work: Work, plan: Plan, tmp_path: Path) -> None:
+    steps.assemble(work, plan)
     steps.run_criu(work, plan)
     pid = read_pid(work.bundle.pid_file)
     verb, *words = runc_calls(tmp_path)[-1]
@@ -261,14 +265,40 @@ def test_criu_is_told_its_options_for_this_once(
     told = []
     configuration = work.folder / "criu.conf"
     monkeypatch.setattr(Runc, "restore", lambda *_: told.append(configuration.read_text()))
-    steps.run_criu(work, replace(plan, criu_options=("tcp-close", "link-remap")))
-    assert told == ["tcp-close\nlink-remap\n"]
+    plan = replace(plan, assembled=None, criu_options=("tcp-close", "link-remap"))
+    with pytest.raises(RestoreFailed, match="CRIU did not stop"):
+        steps.run_criu(work, plan)
+    assert told == [f"tcp-close\nlink-remap\naction-script {work.folder}/hook\n"]
     assert configuration.read_text() == ""
+
+
+def test_what_is_refused_before_a_process_runs(
+    work: Work, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pagemaps come once it is known that CRIU stops; then it does, and hears of it."""
+    (plan.images / "pagemap-1.img").touch()
+    seen: list[tuple[int, bool]] = []
+
+    def refuse(_spec: object, _plan: Plan, init: int) -> None:
+        there = (planning.linked_images(work) / "pagemap-1.img").exists()
+        seen.append((init, there))
+        raise RestoreFailed("mounts differ", hint="a hole")
+
+    monkeypatch.setattr(stages, "check_mounts", refuse)
+    with pytest.raises(RestoreFailed, match="mounts differ") as caught:
+        steps.run_criu(work, replace(plan, assembled=None))
+    assert caught.value.hint == "a hole"
+    [(init, there)] = seen
+    assert there
+    stat = Path(f"/proc/{init}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+    steps.end_processes(work, plan)
 
 
 @pytest.mark.parametrize("log", ["", "(00.1) fine\n(00.2) Error (mem.c:1): no pages\n"])
 def test_criu_fails(work: Work, plan: Plan, tmp_path: Path, log: str) -> None:
     (tmp_path / "runc" / "fail" / "restore").write_text("criu failed: type NOTIFY errno 0")
+    plan = replace(plan, assembled=None)
     (work.folder / "criu-work").mkdir()
     if log:
         (work.folder / "criu-work" / "restore.log").write_text(log)
@@ -277,80 +307,6 @@ def test_criu_fails(work: Work, plan: Plan, tmp_path: Path, log: str) -> None:
     assert ("Error (mem.c:1): no pages" in caught.value.message) == bool(log)
     assert ("criu check" in caught.value.hint) != bool(log)
     assert (work.folder / "criu.conf").read_text() == ""
-
-
-@pytest.fixture
-def restored(work: Work, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> tuple[Work, Plan]:
-    """This process stands for the restored one: its mounts are all right."""
-    monkeypatch.setattr(steps, "unexpected", lambda *_: [])
-    monkeypatch.setattr(steps, "missing", lambda *_: [])
-    mounts = mounts_of(os.getpid())  # others may mount something meanwhile
-    monkeypatch.setattr(steps, "mounts_of", lambda _: list(mounts))
-    Path(work.bundle.pid_file).write_text(str(os.getpid()))
-    return work, replace(plan, mounts=tuple(mounts))
-
-
-def test_mounts_as_they_must_be(restored: tuple[Work, Plan]) -> None:
-    steps.check_mounts(*restored)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda mounts: mounts[1:], "is mounted too"),
-        (
-            lambda mounts: (*mounts, MountPoint("/thaw-none", "tmpfs", ["rw"], "private")),
-            "/thaw-none is not mounted",
-        ),
-        (lambda mounts: (replace(mounts[0], options=["odd"]), *mounts[1:]), " odd "),
-    ],
-)
-def test_mounts_as_they_must_not_be(
-    restored: tuple[Work, Plan],
-    change: Callable[[tuple[MountPoint, ...]], tuple[MountPoint, ...]],
-    words: str,
-) -> None:
-    work, plan = restored
-    with pytest.raises(RestoreFailed, match=f"mounts differ after the restore: .*{words}"):
-        steps.check_mounts(work, replace(plan, mounts=change(plan.mounts)))
-
-
-def test_mounts_that_the_pod_does_not_ask_for(work: Work, plan: Plan) -> None:
-    """The snapshot knows them, and they are there: that is not enough."""
-    Path(work.bundle.pid_file).write_text(str(os.getpid()))
-    mounts = tuple(mounts_of(os.getpid()))
-    with pytest.raises(RestoreFailed, match=r"mounts differ after the restore: .* is mounted too"):
-        steps.check_mounts(work, replace(plan, mounts=mounts))
-
-
-@pytest.mark.parametrize("judge", ["unexpected", "missing"])
-def test_the_live_spec_is_asked(
-    restored: tuple[Work, Plan], monkeypatch: pytest.MonkeyPatch, judge: str
-) -> None:
-    work, plan = restored
-    asked: list[object] = []
-
-    def complain(spec: object, points: object, _resolve: object) -> list[str]:
-        asked.append((spec, points))
-        return ["/x is odd"]
-
-    monkeypatch.setattr(steps, judge, complain)
-    with pytest.raises(RestoreFailed, match="/x is odd"):
-        steps.check_mounts(work, plan)
-    assert asked == [(work.bundle.spec(), list(plan.mounts))]
-
-
-def test_masked_files_are_looked_at(restored: tuple[Work, Plan]) -> None:
-    work, plan = restored
-    fine = ("/dev/null", "/proc/thaw-none")
-    steps.check_mounts(work, replace(plan, masked_files=fine))
-    for path in ("/etc/passwd", "/dev/zero", "/proc"):
-        with pytest.raises(RestoreFailed, match=f"{path} is not masked"):
-            steps.check_mounts(work, replace(plan, masked_files=(*fine, path)))
-
-
-def test_images_of_which_nothing_is_known_are_not_checked(work: Work, plan: Plan) -> None:
-    steps.check_mounts(work, replace(plan, mounts=()))
 
 
 @pytest.fixture

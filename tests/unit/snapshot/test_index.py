@@ -192,6 +192,20 @@ def test_files_are_checked(made: Made) -> None:
     made.index.check_files()
 
 
+@pytest.mark.parametrize("name", ["pages-1.img", "pages-3.img"])
+def test_a_pagemap_that_goes_beyond_its_pages(made: Made, name: str) -> None:
+    """With checksums that are right: CRIU would wait for the pages."""
+    folder, part = (made.folder, "skeleton") if name == "pages-1.img" else (made.images, "images")
+    cut = (folder / name).read_bytes()[:-PAGE]
+    (folder / name).write_bytes(cut)
+    made.rewrite(lambda document: document[part].update({name: [len(cut), crc(cut)]}))
+    with pytest.raises(Damaged, match=f"has more pages than {name}"):
+        made.open().check_files()
+    made.rewrite(lambda document: document[part].pop(name))
+    with pytest.raises(Damaged, match=f"has more pages than {name}"):
+        made.open().check_files()
+
+
 @pytest.mark.parametrize(("name", "step"), [(DOCUMENT, 7), (EXTENTS, 1)])
 def test_flipped_bytes_are_found(made: Made, name: str, step: int) -> None:
     path = made.folder / name

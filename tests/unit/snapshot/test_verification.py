@@ -30,8 +30,12 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def snapshot(store: Store) -> Snapshot:
     """One with memory and an index, not sealed."""
+    return with_memory(store, SIZE)
+
+
+def with_memory(store: Store, size: int) -> Snapshot:
     with store.draft("one") as draft:
-        images = single(draft.path / "criu", {BASE: noise(SIZE)})
+        images = single(draft.path / "criu", {BASE: noise(size)})
         Pieces(draft.pages).take(images)
         indexing.make(images, draft.path / "index", pages=draft.pages)
         skeleton = {
@@ -114,6 +118,14 @@ def test_an_extent(snapshot: Snapshot, at: int, place: str) -> None:
     (fault,) = verified(snapshot).faults
     assert fault.startswith(f"{snapshot.path}: pages-1.img.0000 {place}")
     assert fault.endswith("has another checksum")
+
+
+def test_pages_that_criu_reads_as_they_are(store: Store) -> None:
+    snapshot = with_memory(store, 8192)  # too little for an extent
+    assert verified(snapshot).faults == []
+    piece = snapshot.piece("pages-1.img.0000")
+    spoil(piece, 5000)
+    assert verified(snapshot).faults == [f"{piece} has another checksum"]
 
 
 def test_sealed_blobs(snapshot: Snapshot) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -346,3 +347,27 @@ def test_how_long_a_restore_may_take(
     container: Any = Fake()
     deadline = None if left is None else 1000.0 + left
     assert restoration._seconds(container, deadline) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "event"), [("Unfit", "refuse"), ("Denied", "refuse"), ("RestoreFailed", "restore")]
+)
+def test_a_failure_is_in_the_audit_log(pod: Pod, plays: Any, leaf: str, event: str) -> None:
+    plays.fail("restore", leaf, "because")
+    annotated(pod, {**NOTES, "io.kubernetes.cri.sandbox-name": "worker-1"})
+    pod.start("c")
+    (line,) = map(json.loads, (pod.folder / "audit.log").read_text().splitlines())
+    assert (line["event"], line["outcome"], line["reason"]) == (event, "cold boot", leaf)
+    assert (line["name"], line["id"]) == ("warm", pod.snapshot("warm").name)
+    assert (line["pod"], line["container"]) == ("worker-1", "c")
+
+
+def test_so_is_an_engine_that_died(pod: Pod, plays: Any) -> None:
+    """Then nobody else could say it."""
+    plays.set("restore", play="die")
+    annotated(pod, STRICT)
+    with pytest.raises(RestoreFailed):
+        pod.start("c")
+    (line,) = map(json.loads, (pod.folder / "audit.log").read_text().splitlines())
+    assert (line["event"], line["outcome"]) == ("restore", "failed")
+    assert "died" in line["error"]

@@ -1,0 +1,56 @@
+"""What is done at CRIU's stages of a restore.
+
+At `post-restore` all processes are there in their final shape, with their mounts, descriptors and
+limits, and none of them has run: each waits in CRIU's restorer code, as root still (credentials
+come after it, criu/cr-restore.c). What a snapshot must not bring along is refused or taken from it
+here; then memory is filled. Whatever is raised makes CRIU end them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from shim.errors import RestoreFailed
+from shim.restore import linked
+from shim.restore.bulk import Memory
+from shim.restore.frozen import check_mounts, set_limits
+from shim.restore.plan import Plan, linked_images
+from shim.work import Work
+
+
+class Stages:
+    """The stages of one restore."""
+
+    def __init__(self, work: Work, plan: Plan, memory: Memory) -> None:
+        self._work = work
+        self._plan = plan
+        self._memory = memory
+        self._seen = False
+
+    def actions(self) -> dict[str, Callable[[int], None]]:
+        """What is to be done at which stage; makes the folder that CRIU reads from.
+
+        A runtime that does not hand our configuration to CRIU restores nothing: the pagemaps are
+        put in their place at CRIU's `pre-restore` stage.
+        """
+        self._lay(pagemaps=False)
+        return {"pre-restore": lambda _: self._lay(pagemaps=True), "post-restore": self._look}
+
+    def refuse_unseen(self) -> None:
+        """Raise RestoreFailed if CRIU has gone on without us."""
+        if not self._seen:
+            raise RestoreFailed(
+                "CRIU did not stop before the processes run",
+                hint="does something override its configuration?",
+            )
+
+    def _lay(self, *, pagemaps: bool) -> None:
+        folder = linked_images(self._work)
+        linked.lay(folder, self._plan, self._memory.index, pagemaps=pagemaps)
+
+    def _look(self, init: int) -> None:
+        spec = self._work.bundle.spec()
+        check_mounts(spec, self._plan, init)
+        set_limits(spec, init)
+        self._memory.fill(init)
+        self._seen = True

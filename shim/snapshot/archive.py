@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shim import spawn
 from shim.errors import CheckpointFailed, Unfit
+from shim.snapshot.attributes import NOT_PACKED, PACKED
 from shim.snapshot.laying import judged, lay, remove
 from shim.snapshot.parts import Parts, cut, parts_of, save
 from shim.snapshot.tar import Member, members
@@ -22,7 +23,9 @@ from shim.snapshot.tar import Member, members
 # (tar's names for extended headers, and for sparse files but in the format 0.0).
 _TAR = (
     *("tar", "--create", "--format=posix", "--sort=name", "--numeric-owner"),
-    *("--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.0"),
+    *("--xattrs", *(f"--xattrs-include={kind}" for kind in PACKED)),
+    *(f"--xattrs-exclude={name}" for name in NOT_PACKED),
+    *("--sparse", "--sparse-version=0.0"),
     *("--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",),
     *("--blocking-factor=128", "-f", "-"),
 )

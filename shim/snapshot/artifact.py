@@ -11,7 +11,6 @@ https://github.com/opencontainers/image-spec/blob/v1.1.0/image-layout.md
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -24,8 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from shim.errors import Damaged, FailedPrecondition
+from shim.errors import Damaged, FailedPrecondition, NoSuchSnapshot
 from shim.names import SNAPSHOTS, is_id
+from shim.snapshot import locks
 from shim.snapshot.config import DAMAGED, LARGEST, SKELETON_FILE, SnapshotConfig
 from shim.snapshot.hashing import hash_blobs
 from shim.snapshot.manifest import (
@@ -81,9 +81,11 @@ def seal(
     size_to_seal() in all. Raises Unfit, StoreFull, FailedPrecondition, Cancelled.
     """
     with held(snapshot.path), writing(snapshot.path):
+        if not os.path.lexists(snapshot.path):
+            raise NoSuchSnapshot(f"{snapshot.path} was removed just now", hint="see `thaw ls`")
         digest = snapshot.digest
         if not digest:
-            check_whole(snapshot, sums=False)
+            check_whole(snapshot, skeleton=True)  # what is rotten shall not get a digest
             folder = snapshot.path / BLOBS
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             files = _files(snapshot)
@@ -94,7 +96,7 @@ def seal(
                 skeleton = _seal_skeleton(snapshot, folder)
                 manifest = _manifest(snapshot, skeleton, dict(zip(files, digests, strict=True)))
                 digest = _finish(snapshot.path, manifest.to_json())
-    _note(snapshot, digest)
+        _note(snapshot, digest)
     return digest
 
 
@@ -158,7 +160,8 @@ def lay_out(folder: Path, manifest: bytes) -> None:
             _name(blobs / layer.hex, folder / layer.title)
     with open(blobs / found.layers[0].hex, "rb") as tar:
         _unpack_skeleton(tar, config, folder)
-    _finish(folder, manifest)
+    with _alone(blobs):
+        _finish(folder, manifest)
 
 
 def _files(snapshot: Snapshot) -> dict[str, Path]:
@@ -271,7 +274,7 @@ def _seal_skeleton(snapshot: Snapshot, folder: Path) -> Descriptor:
             hint=f"at most {KINDS[0].largest}, pages not counted",
         )
     sha256 = hashlib.sha256()
-    with _draft(folder) as (path, file):
+    with _draft(folder.parent) as (path, file):
         for data in _skeleton_bytes(snapshot):
             sha256.update(data)
             file.write(data)
@@ -340,24 +343,17 @@ def _alone(blobs: Path) -> Iterator[None]:
 
     Without locks that cannot be known, and is left.
     """
-    fd = os.open(blobs, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        else:
-            for folder in (blobs, blobs.parents[1]):
-                for name in os.listdir(folder):
-                    if name.startswith(_DRAFT):
-                        os.unlink(folder / name)
+    with locks.alone(blobs.parent / locks.LOCK, keep=False) as certain:
+        for name in os.listdir(blobs.parent) if certain else []:
+            if name.startswith(_DRAFT):
+                (blobs.parent / name).unlink(missing_ok=True)
         yield
-    finally:
-        os.close(fd)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with _draft(path.parent) as (draft, file):
+def _write(folder: Path, name: str | Path, data: bytes) -> None:
+    # Drafts are where nobody looks: a restore may be reading the snapshot meanwhile.
+    path = folder / name
+    with _draft(folder / BLOBS.parent) as (draft, file):
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -366,8 +362,8 @@ def _write(path: Path, data: bytes) -> None:
 
 def _finish(folder: Path, manifest: bytes) -> str:
     digits = hashlib.sha256(manifest).hexdigest()
-    _write(folder / BLOBS / digits, manifest)
-    _write(folder / _LAYOUT, b'{"imageLayoutVersion": "1.0.0"}\n')
+    _write(folder, BLOBS / digits, manifest)
+    _write(folder, _LAYOUT, b'{"imageLayoutVersion": "1.0.0"}\n')
     sync(folder / BLOBS)
     sync(folder / BLOBS.parent)
     index = {
@@ -382,7 +378,7 @@ def _finish(folder: Path, manifest: bytes) -> str:
             }
         ],
     }
-    _write(folder / LAYOUT_INDEX, json.dumps(index, indent=1).encode() + b"\n")
+    _write(folder, LAYOUT_INDEX, json.dumps(index, indent=1).encode() + b"\n")
     sync(folder)
     return f"sha256:{digits}"
 

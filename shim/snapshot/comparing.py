@@ -156,23 +156,29 @@ def _keyed(found: Inspection) -> dict[tuple[int, int], Space]:
 
 
 class _Places:
-    """The mappings to which addresses belong: the first snapshot's, or else the second's."""
+    """The mappings to which addresses belong: the first snapshot's, or else the second's.
+
+    One that begins at the same place in both is one, as long as the longer of them.
+    """
 
     def __init__(
         self, first: Inspection, second: Inspection, ours: Space | None, theirs: Space | None
     ) -> None:
-        self._places: list[tuple[int, int, Difference]] = []
-        taken = set()
+        places: dict[int, tuple[int, Difference]] = {}
         for found, space in ((first, ours), (second, theirs)):
             for process in found.processes:
                 for m in process.mappings:
                     start = m.start if m.space.kind == PRIVATE else m.offset
-                    if m.space != space or start in taken:
+                    if m.space != space:
                         continue
-                    taken.add(start)
+                    end = start + m.end - m.start
+                    if start in places:
+                        until, made = places[start]
+                        places[start] = max(end, until), made
+                        continue
                     made = Difference(f"{process.pid} {process.name}", m.kind, _what(m))
-                    self._places.append((start, start + m.end - m.start, made))
-        self._places.sort(key=lambda place: place[0])
+                    places[start] = end, made
+        self._places = [(start, end, made) for start, (end, made) in sorted(places.items())]
         self._starts = [start for start, _, _ in self._places]
         self._outside = Difference("-", (ours or theirs or Space("", 0)).kind, "not mapped")
 

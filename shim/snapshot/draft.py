@@ -13,6 +13,8 @@ from shim.snapshot.snapshot import PAGES, SHARED
 from shim.snapshot.writing import writing
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from shim.snapshot.store import Store
 
 DRAFT = ".draft-"  # begins a name that nothing in a store has
@@ -21,13 +23,14 @@ DRAFT = ".draft-"  # begins a name that nothing in a store has
 class Draft:
     """A snapshot that is being written, in the folders `roots`, of which the first is `path`."""
 
-    def __init__(self, store: Store, id: str, name: str, replace: bool) -> None:
+    def __init__(self, store: Store, id: str, name: str, replace: bool, kept: ExitStack) -> None:
         self.id = id
         self.name = name  # a file name, or empty
         self.before = ""  # the id that the name stood for, once it is replaced
         self.published = False
         self._store = store
         self._replace = replace
+        self._kept = kept  # closed when its maker is done
         self._folders = (store.folder, *store.stripes)
         self.roots = tuple(folder / f"{DRAFT}{id}" for folder in self._folders)
 
@@ -70,6 +73,8 @@ class Draft:
             self.roots = final
             self.published = True
             if self.name:
+                if self._replace:  # nobody may remove what may yet have to get its name back
+                    self._store.keep(self.name, self._kept)
                 self.before = self._store.name_draft(self.name, self.id, self._replace)
 
 

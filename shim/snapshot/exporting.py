@@ -19,6 +19,7 @@ from shim.removal import remove_folder
 from shim.snapshot.artifact import BLOBS, blobs_of, manifest_of
 from shim.snapshot.config import DAMAGED
 from shim.snapshot.manifest import MANIFEST, SNAPSHOT, Manifest
+from shim.snapshot.parts import write_all
 from shim.snapshot.pieces import Pieces
 from shim.snapshot.replacing import sync
 from shim.snapshot.snapshot import Snapshot
@@ -49,20 +50,21 @@ def write_layout(
     for folder in (BLOBS.parent, BLOBS):
         info = tarfile.TarInfo(str(folder))
         info.type, info.mode = tarfile.DIRTYPE, 0o755
-        _write(writer, info.tobuf(tarfile.PAX_FORMAT))
+        write_all(writer, info.tobuf(tarfile.PAX_FORMAT))
     _put(writer, f"{BLOBS}/{digest.removeprefix('sha256:')}", text)
     paths = blobs_of(snapshot, manifest)
     for blob in manifest.blobs:
-        _write(writer, _header(f"{BLOBS}/{blob.hex}", blob.size))
+        write_all(writer, _header(f"{BLOBS}/{blob.hex}", blob.size))
         _copy(paths[blob.digest], blob.size, writer, progress)
-        _write(writer, bytes(-blob.size % _BLOCK))
-    _write(writer, bytes(2 * _BLOCK))
+        write_all(writer, bytes(-blob.size % _BLOCK))
+    write_all(writer, bytes(2 * _BLOCK))
 
 
 def write_images(snapshot: Snapshot, folder: Path, replace: bool = False) -> None:
     """Make `folder` of plain files, as `criu dump` does: for CRIU itself, and for its tools.
 
-    Raises AlreadyExists, Damaged and OSError; the folder is not made then.
+    Raises AlreadyExists, Damaged and OSError; the folder is not made then, and one that was there
+    is there still.
     """
     if os.path.lexists(folder) and (not replace or not folder.is_dir()):
         raise taken(folder)
@@ -72,12 +74,30 @@ def write_images(snapshot: Snapshot, folder: Path, replace: bool = False) -> Non
         Pieces(snapshot.pages).assemble(snapshot.criu, draft)
         for path in [path for path in draft.iterdir() if path.is_symlink()]:
             _replace_by_copy(path)
-        if os.path.lexists(folder):
-            remove_folder(str(folder))
-        draft.rename(folder)
+        _put_in_place(draft, folder, replace)
     except BaseException:
         remove_folder(str(draft))
         raise
+
+
+def _put_in_place(draft: Path, folder: Path, replace: bool) -> None:
+    """Give a folder its name. One that has the name goes once the new one has it, not before.
+
+    (Not by replacing.py: that one sweeps beside the folder, and who knows what else is there.)
+    """
+    if not os.path.lexists(folder):
+        draft.rename(folder)
+        return
+    if not replace:  # somebody else has made it meanwhile
+        raise taken(folder)
+    old = _hidden(folder)
+    folder.rename(old)
+    try:
+        draft.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    remove_folder(str(old))
 
 
 @contextmanager
@@ -132,7 +152,7 @@ def _index(digest: str, size: int, name: str) -> bytes:
 
 
 def _put(writer: int, name: str, data: bytes) -> None:
-    _write(writer, _header(name, len(data)) + data + bytes(-len(data) % _BLOCK))
+    write_all(writer, _header(name, len(data)) + data + bytes(-len(data) % _BLOCK))
 
 
 def _header(name: str, size: int) -> bytes:
@@ -165,14 +185,8 @@ def _send(reader: int, writer: int, at: int, count: int) -> int:
         if error.errno != errno.EINVAL:  # what is written to cannot do it: opened to append, say
             raise
     data = os.pread(reader, count, at)
-    _write(writer, data)
+    write_all(writer, data)
     return len(data)
-
-
-def _write(writer: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(writer, left) :]
 
 
 def _replace_by_copy(path: Path) -> None:

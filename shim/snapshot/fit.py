@@ -3,6 +3,9 @@
 Nothing that a snapshot brings may exceed what the pod's own spec allows, and nothing that CRIU
 takes from the image (arguments, user, mount flags) may differ from it: a restored worker that is
 subtly another one is worse than a cold boot.
+
+Reasons go into logs and to whoever asks. What can be a secret (arguments, values of a mount's
+options) is not told, only that it differs.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from collections.abc import Callable, Iterator
 
 from shim.errors import OtherContainer, Unfit
 from shim.snapshot.config import Gpu, Host, Origin, SnapshotConfig, SpecMount
+
+_SHOWN = frozenset(("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "huge"))
 
 
 def check(config: SnapshotConfig, live: Origin, host: Host, *, outright: bool) -> None:
@@ -90,10 +95,21 @@ def _image(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
 
 def _process(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
     then = config.origin
-    for what in ("args", "cwd", "terminal", "user"):
+    yield from _arguments(then.args, live.args)
+    for what in ("cwd", "terminal", "user"):
         was, is_ = getattr(then, what), getattr(live, what)
         if was != is_:
             yield f"{what} was {str(was)[:200]}, the pod has {str(is_)[:200]}"
+
+
+def _arguments(then: list[str], now: list[str]) -> Iterator[str]:
+    """Which differ, and never what they are: this is read in logs, and keys are passed that way."""
+    if len(then) != len(now):
+        yield f"it has {len(then)} arguments, the pod {len(now)} (the program is one)"
+        return
+    for number, (was, is_) in enumerate(zip(then, now, strict=True)):
+        if was != is_:
+            yield f"argument {number} differs" if number else "the program (argument 0) differs"
 
 
 def _privileges(config: SnapshotConfig, live: Origin, _host: Host) -> Iterator[str]:
@@ -131,7 +147,15 @@ def _by_destination(origin: Origin) -> dict[str, list[SpecMount]]:
 
 
 def _flags(mounts: list[SpecMount]) -> str:
-    return " then ".join(f"{mount.type} ({','.join(mount.options)})" for mount in mounts)
+    return " then ".join(
+        f"{mount.type} ({','.join(map(_option, mount.options))})" for mount in mounts
+    )
+
+
+def _option(text: str) -> str:
+    """An option, with its value only if that can be no secret: cifs has password=…, for one."""
+    name, equals, _ = text.partition("=")
+    return f"{name}=…" if equals and name not in _SHOWN else text
 
 
 def _named(origin: Origin) -> str:

@@ -26,6 +26,7 @@ from shim.snapshot.manifest import (
     SNAPSHOT,
     Manifest,
 )
+from shim.snapshot.parts import write_all
 from shim.snapshot.tar import Kind, members
 from shim.snapshot.tree import CREATE, open_file
 
@@ -37,7 +38,6 @@ _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})", re.ASCII)
 _CHUNK = 1 << 20
 _LARGEST_BLOB = max(LARGEST, *(kind.largest for kind in KINDS))
 _LARGEST_INDEX = 1 << 20
-_FOLDERS = frozenset(("", "blobs", "blobs/sha256"))
 _REST = 16 << 20  # bytes behind the end of a tar that a pipe may bring
 
 
@@ -108,9 +108,7 @@ def write_new(path: Path, chunks: Chunks) -> str:
     with open(os.open(path, CREATE, 0o600), "wb", buffering=0) as file:
         for data in chunks:
             sha256.update(data)
-            left = memoryview(data)
-            while left:
-                left = left[file.write(left) :]
+            write_all(file.fileno(), data)
     return sha256.hexdigest()
 
 

@@ -311,7 +311,9 @@ def _mounts(images: Path) -> Iterator[Mounted]:
     for mount in sorted(found, key=lambda mount: mount.mountpoint):
         yield Mounted(
             path=os.fsdecode(mount.mountpoint),
-            type=_FILESYSTEMS.get(mount.fstype) or os.fsdecode(mount.fsname) or "unknown",
+            type=_FILESYSTEMS.get(mount.fstype)
+            or os.fsdecode(mount.fsname)
+            or ("bind" if mount.ext_key else "unknown"),
             source=os.fsdecode(mount.source),
             root=os.fsdecode(mount.root),
             external=os.fsdecode(mount.ext_key),

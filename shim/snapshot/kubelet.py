@@ -8,6 +8,9 @@
 
 Our part has the config, the index and the volumes, but not the difference, and pages files are
 whole. In a store it is the other way round, so the config is written anew.
+
+Whoever hands an archive over may have written it, so nothing is laid as it says: the files that
+are known by name are written anew, into folders of ours, and are nobody else's.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import gzip
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +31,14 @@ from shim.snapshot.archive import Archive, pack
 from shim.snapshot.config import DAMAGED, LARGEST, SKELETON_FILE, VOLUME_PART, File, SnapshotConfig
 from shim.snapshot.importing import HINT, Chunks, write_new
 from shim.snapshot.layer import unpack_layer
-from shim.snapshot.pack import PACK, unpack
+from shim.snapshot.laying import fill, judged
+from shim.snapshot.pack import PACK
+from shim.snapshot.parts import PART, Parts
 from shim.snapshot.pieces import FILE, Pieces
 from shim.snapshot.snapshot import CONFIG, checksum, read_file
 from shim.snapshot.store import Draft
+from shim.snapshot.tar import Kind, Member, members
+from shim.snapshot.tree import CREATE
 
 _IMAGES = "checkpoint/"
 _LAYER = "rootfs-diff.tar"
@@ -38,6 +46,7 @@ _DESCRIPTORS = "descriptors.json"  # runc's
 _WORK = "import"  # a folder of the draft, until it is whole
 _OTHERS = re.compile(r"[A-Za-z0-9._-]{1,200}(?:/[A-Za-z0-9._/-]{1,200})?", re.ASCII)
 _MOST_FILES = 100_000
+_OUR_FOLDERS = ("", "index", "volumes")
 
 
 def is_checkpoint(name: str) -> bool:
@@ -63,7 +72,7 @@ def take_checkpoint(draft: Draft, files: Iterable[tuple[str, int, Chunks]], wher
     Pieces(draft.pages).take(criu)
     indexing.make(criu, draft.path / "index", pages=draft.pages)
     volumes = work / "ours" / "volumes"
-    if volumes.is_dir():
+    if any(volumes.iterdir()):
         volumes.rename(draft.path / "volumes")
     remove_folder(str(work))
     _write_config(draft, replace(config, difference=difference))
@@ -94,8 +103,9 @@ def _place(name: str, work: Path, criu: Path) -> Path | None:
 def _unpacked(work: Path, criu: Path, where: str) -> SnapshotConfig:
     """The config of our part, and the images and volumes as it says. Raises Damaged."""
     ours = work / "ours"
-    ours.mkdir(mode=0o700)
-    unpack(work / PACK, ours)
+    for folder in (ours, ours / "volumes"):
+        folder.mkdir(mode=0o700)
+    _take_ours(work / PACK, ours)
     config = SnapshotConfig.from_json(read_file(ours / CONFIG, LARGEST), f"{where}: {CONFIG}")
     volumes = _listed(ours / "volumes", "volumes/")
     images = _listed(criu, "criu/")
@@ -114,21 +124,35 @@ def _unpacked(work: Path, criu: Path, where: str) -> SnapshotConfig:
     return config
 
 
+def _take_ours(path: Path, ours: Path) -> None:
+    """Write the config and the volumes of our part anew. Raises Unfit and Damaged."""
+    where = str(path)
+    with Parts(path, whole=True) as parts:
+        for member in judged(members(parts, where), where, False):
+            name = os.fsdecode(member.path)
+            if not _belongs(member, name):
+                raise Damaged(f"{PACK}: {name!a} has no place in a snapshot", hint=DAMAGED)
+            if name == CONFIG or VOLUME_PART.fullmatch(name):
+                with open(os.open(ours / name, CREATE, 0o600), "wb") as file:
+                    fill(member, parts, file.fileno())
+
+
+def _belongs(member: Member, name: str) -> bool:
+    """Whether there is such a member in what pack.py makes; the index is, and is made anew."""
+    if member.kind is Kind.FOLDER:
+        return name in _OUR_FOLDERS
+    if member.kind is not Kind.FILE:
+        return False
+    if name == CONFIG:
+        return member.size <= LARGEST
+    if VOLUME_PART.fullmatch(name):
+        return member.size <= PART
+    return name.startswith("index/") and SKELETON_FILE.fullmatch(name) is not None
+
+
 def _listed(folder: Path, prefix: str) -> dict[str, Path]:
-    """The plain files in a folder, made ours alone. Raises Damaged at anything else."""
-    if not folder.is_dir():
-        return {}
-    folder.chmod(0o700)
-    found = {}
-    for path in folder.iterdir():
-        name = f"{prefix}{path.name}"
-        good = SKELETON_FILE.fullmatch(name) or VOLUME_PART.fullmatch(name)
-        if path.is_symlink() or not path.is_file() or not good:
-            raise Damaged(f"{name!a} has no place in a snapshot", hint=DAMAGED)
-        path.chmod(0o600)
-        os.chown(path, os.geteuid(), os.getegid())
-        found[name] = path
-    return found
+    """The files in a folder of ours, by the names that they have in a snapshot."""
+    return {f"{prefix}{path.name}": path for path in folder.iterdir()}
 
 
 def _lay_difference(work: Path, base: Path, where: str) -> None:
@@ -141,7 +165,7 @@ def _lay_difference(work: Path, base: Path, where: str) -> None:
         try:
             with gzip.open(layer) as source, open(plain, "wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
-        except (EOFError, gzip.BadGzipFile, ValueError) as error:
+        except (EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
             raise Damaged(f"{where}: {_LAYER}: {error}", hint=HINT) from error
         layer = plain
     upper.mkdir(mode=0o755)

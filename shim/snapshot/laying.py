@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from shim.errors import Unfit
+from shim.snapshot.attributes import kept, unfit
 from shim.snapshot.config import DAMAGED
 from shim.snapshot.parts import Parts
 from shim.snapshot.tar import Kind, Member
@@ -70,7 +71,7 @@ def _reason(member: Member, whiteouts: bool, seen: set[bytes]) -> str:
             return "is a whiteout, and there is no overlay"
     if member.kind is Kind.LINK and member.target not in seen:
         return f"is a link to {os.fsdecode(member.target)!r}, which is no earlier member"
-    return ""
+    return unfit(member.xattrs, overlay=whiteouts) if member.xattrs else ""
 
 
 def _shown(member: Member) -> str:
@@ -95,7 +96,7 @@ class _Laying:
         self._parts = parts
         self._target = target
         self._members = found
-        self._root = whiteouts
+        self._overlay = whiteouts
         self._wanted = {member.target for member in found if member.kind is Kind.LINK}
         self._made: dict[bytes, tuple[int, int]] = {}  # what links lead to: device and inode
         self._folders = [_Folder(os.dup(target), None)]
@@ -113,7 +114,7 @@ class _Laying:
 
     def _member(self, member: Member) -> None:
         if not member.path:
-            self._folders[0].member = member if self._root else None
+            self._folders[0].member = member if self._overlay else None
             return
         *parent, name = member.path.split(b"/")
         self._leave(len(parent) + 1)
@@ -137,7 +138,7 @@ class _Laying:
             try:
                 if folder.member is not None:
                     with _blaming(self._where, folder.member):
-                        _set_attributes(folder.fd, folder.member)
+                        self._set_attributes(folder.fd, folder.member)
             finally:
                 os.close(folder.fd)
 
@@ -151,8 +152,8 @@ class _Laying:
             fd = _make_special(member, name, folder)
         try:
             if member.kind is Kind.FILE:
-                self._fill(member, fd)
-            _set_attributes(fd, member)
+                fill(member, self._parts, fd)
+            self._set_attributes(fd, member)
             self._note(member, fd)
         finally:
             os.close(fd)
@@ -162,15 +163,21 @@ class _Laying:
             info = os.fstat(fd)
             self._made[member.path] = (info.st_dev, info.st_ino)
 
-    def _fill(self, member: Member, fd: int) -> None:
-        if member.regions is None:
-            self._parts.copy(member.start, member.size, fd, 0)
-            return
-        os.ftruncate(fd, member.size)
-        start = member.start
-        for offset, length in member.regions:
-            self._parts.copy(start, length, fd, offset)
-            start += length
+    def _set_attributes(self, fd: int, member: Member) -> None:
+        """Owner first: a change of it takes the set-user-id bit and the capabilities away.
+
+        By way of /proc, because a pinned symlink, FIFO or device cannot be changed by its
+        descriptor.
+        """
+        place: int | str = fd
+        if member.kind not in (Kind.FILE, Kind.FOLDER):
+            place = f"/proc/self/fd/{fd}"
+        os.chown(place, member.uid, member.gid)
+        if member.kind is not Kind.SYMLINK:
+            os.chmod(place, member.mode)
+        for name, value in kept(member.xattrs, overlay=self._overlay):
+            os.setxattr(place, name, value)
+        os.utime(place, ns=(member.mtime, member.mtime))
 
     def _link(self, member: Member, name: str, folder: int) -> None:
         """Another name for a file that we made: for that very one, whatever has its name now."""
@@ -197,6 +204,18 @@ class _Laying:
             os.close(folder)
 
 
+def fill(member: Member, parts: Parts, fd: int) -> None:
+    """Write a file's content, with its holes, into an empty one. Raises Damaged and OSError."""
+    if member.regions is None:
+        parts.copy(member.start, member.size, fd, 0)
+        return
+    os.ftruncate(fd, member.size)
+    start = member.start
+    for offset, length in member.regions:
+        parts.copy(start, length, fd, offset)
+        start += length
+
+
 def _make_special(member: Member, name: str, folder: int) -> int:
     """A symlink, FIFO or whiteout, pinned by the descriptor returned."""
     if member.kind is Kind.SYMLINK:
@@ -217,22 +236,6 @@ def _make_special(member: Member, name: str, folder: int) -> int:
 
 def _pin(name: str, folder: int) -> int:
     return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-
-
-def _set_attributes(fd: int, member: Member) -> None:
-    """Owner first: a change of it takes the set-user-id bit and the capabilities away.
-
-    By way of /proc, because a pinned symlink, FIFO or device cannot be changed by its descriptor.
-    """
-    place: int | str = fd
-    if member.kind not in (Kind.FILE, Kind.FOLDER):
-        place = f"/proc/self/fd/{fd}"
-    os.chown(place, member.uid, member.gid)
-    if member.kind is not Kind.SYMLINK:
-        os.chmod(place, member.mode)
-    for name, value in member.xattrs:
-        os.setxattr(place, name, value)
-    os.utime(place, ns=(member.mtime, member.mtime))
 
 
 class _blaming:  # noqa: N801 - a context manager that is cheap: there is one for each member

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from bisect import bisect_right
@@ -12,14 +11,12 @@ from typing import Self
 
 from shim.errors import Damaged
 from shim.snapshot.config import DAMAGED
+from shim.snapshot.pieces import copy_range
 from shim.snapshot.tree import CREATE, open_file
 
 PART = 1 << 30  # bytes, at most: a registry's blob is as large as this (see artifact.py)
 _WINDOW = 64 << 10
 _CHUNK = 1 << 20
-_BIG_COPY = 1 << 30
-# What copy_file_range says of two file systems that it cannot copy between.
-_ELSEWHERE = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def part(base: Path, number: int) -> Path:
@@ -51,9 +48,16 @@ def cut(reader: int, base: Path, limit: int = PART) -> None:
 
 def save(reader: int, path: Path) -> None:
     """Write all that comes out of the descriptor `reader` into one new file. Raises OSError."""
-    with open(os.open(path, CREATE, 0o600), "wb") as file:
+    with open(os.open(path, CREATE, 0o600), "wb", buffering=0) as file:
         while data := os.read(reader, _CHUNK):
-            file.write(data)
+            write_all(file.fileno(), data)
+
+
+def write_all(writer: int, data: bytes) -> None:
+    """Write all of it into a descriptor, however little is taken at once. Raises OSError."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(writer, left) :]
 
 
 class Parts:
@@ -85,18 +89,24 @@ class Parts:
         return self._window[begin : begin + length]
 
     def copy(self, offset: int, length: int, writer: int, position: int) -> None:
-        """Copy bytes of ours into the file `writer`. Raises Damaged if they are not there."""
+        """Copy bytes of ours into the file `writer`, which stands elsewhere then.
+
+        Raises Damaged if they are not there, and OSError.
+        """
         if length <= _WINDOW:
             data = self.read(offset, length)
-            if len(data) != length or _write(writer, data, position) != length:
+            if len(data) != length:
                 raise self._short()
+            os.lseek(writer, position, os.SEEK_SET)
+            write_all(writer, data)
             return
         while length:
             number, start, left = self._find(offset)
-            copied = _copy(self._fd(number), start, writer, position, min(left, length))
-            if not copied:
+            count = min(left, length)
+            os.lseek(writer, position, os.SEEK_SET)
+            if not copy_range(self._fd(number), writer, start, start + count):
                 raise self._short()
-            offset, position, length = offset + copied, position + copied, length - copied
+            offset, position, length = offset + count, position + count, length - count
 
     def close(self) -> None:
         """Close what is open."""
@@ -154,22 +164,3 @@ def _size(path: Path) -> int:
     if not stat.S_ISREG(info.st_mode):
         raise Damaged(f"{path} is no file", hint=DAMAGED)
     return info.st_size
-
-
-def _copy(reader: int, start: int, writer: int, position: int, length: int) -> int:
-    """As much as goes at once, without a detour through our memory."""
-    length = min(length, _BIG_COPY)
-    try:
-        return os.copy_file_range(reader, writer, length, start, position)
-    except OSError as error:
-        if error.errno not in _ELSEWHERE:
-            raise
-    os.lseek(writer, position, os.SEEK_SET)
-    return os.sendfile(writer, reader, start, length)
-
-
-def _write(writer: int, data: bytes, position: int) -> int:
-    written = 0
-    while written < len(data):
-        written += os.pwrite(writer, data[written:], position + written)
-    return written

@@ -12,7 +12,8 @@ What cannot be checked here:
 - files with the set-user-ID bit or capabilities in the root file system's difference: what comes
   of executing them is bound by the bounding set and no_new_privs, which are checked;
 - descriptors: CRIU opens files by path inside the container, as root, before it becomes the user;
-- limits, the OOM score and niceness: they are not the spec's alone, even in a cold boot;
+- limits and the OOM score, which restore/frozen.py sets, and niceness, which is not the spec's
+  alone even in a cold boot;
 - how a user namespace maps: whether there is one is compared by fit.py.
 """
 

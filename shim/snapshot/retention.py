@@ -3,31 +3,41 @@
 Gone are, in this order: snapshots that neither a name nor a digest leads to; those that were not
 restored (or made) for longer than `retention.age`; and, until `retention.size` is enough for the
 rest, those that were restored longest ago. Never one that is in use, and never one that has come
-within the last minute: whoever made it may be about to give it its name. A pull that nobody has
-resumed for a day goes too, and so does what a stripe has of snapshots that no store has.
+within the last minute: whoever made it may be about to give it its name. Bytes that several
+snapshots have in common, as they were pulled one after the other, count once, and are free when the
+last of them goes. A pull that nobody has resumed for a day goes too; so do leases, and files that
+were about to become one, or the key, if nobody has touched them for a day; and so does what a
+stripe has of snapshots that no store has.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from time import time
+from typing import Any
 
 from shim import audit, names
 from shim.config import Config
 from shim.errors import FailedPrecondition, NoSuchSnapshot, ThawError
 from shim.removal import remove_folder
-from shim.snapshot.snapshot import CONFIG, size_of
+from shim.snapshot.lease import FOLDER as LEASES
+from shim.snapshot.locks import hold, touched
+from shim.snapshot.snapshot import CONFIG, blocks_of, size_of
 from shim.snapshot.store import Entry, Store, Stores
 
 YOUNG = 60.0  # seconds in which a snapshot is not touched
 FORGOTTEN = 86400.0  # seconds after which nobody resumes a pull
 _PULL = ".pull-"
 _DRAFT = ".draft-"
+_KEY = ".key-"
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Candidate:
     arrived: float = 0.0
     reachable: bool = True  # by a name or a digest
     busy: bool = False
+    blocks: Mapping[Any, int] = field(default_factory=dict)  # inode → bytes; {}: all its own
 
     @property
     def last(self) -> float:
@@ -75,7 +86,9 @@ class Removal:
 def plan(candidates: Iterable[Candidate], limits: Limits, now: float) -> list[tuple[str, Entry]]:
     """Which snapshots of a store have to go, in this order, and why. Touches nothing."""
     kept = sorted(candidates, key=lambda c: (c.reachable, c.last))
-    total = sum(candidate.entry.size for candidate in kept)
+    owners = Counter(block for candidate in kept for block in _blocks(candidate))
+    sizes = {block: size for candidate in kept for block, size in _blocks(candidate).items()}
+    total = sum(sizes.values())
     going = []
     for candidate in kept:
         if candidate.busy or now - max(candidate.arrived, candidate.entry.created) < YOUNG:
@@ -83,8 +96,13 @@ def plan(candidates: Iterable[Candidate], limits: Limits, now: float) -> list[tu
         why = _why(candidate, limits, now, total)
         if why:
             going.append((why, candidate.entry))
-            total -= candidate.entry.size
+            owners.subtract(_blocks(candidate).keys())
+            total -= sum(sizes[block] for block in _blocks(candidate) if not owners[block])
     return going
+
+
+def _blocks(candidate: Candidate) -> Mapping[Any, int]:
+    return candidate.blocks or {candidate.entry.id: candidate.entry.size}
 
 
 def _why(candidate: Candidate, limits: Limits, now: float, total: int) -> str:
@@ -155,14 +173,23 @@ def _candidates(store: Store) -> Iterator[Candidate]:
     for entry in store.entries():
         path = store.path_of(entry.id)
         reachable = bool(entry.names or entry.digest) or entry.id in reached
-        yield Candidate(entry, _arrived(path), reachable, _busy(path))
+        roots = (path, *(stripe / names.SNAPSHOTS / entry.id for stripe in store.stripes))
+        blocks = {inode: size for root in roots for inode, size in blocks_of(root).items()}
+        yield Candidate(entry, _arrived(path), reachable, _busy(path), blocks)
 
 
 def _leftovers(store: Store, now: float) -> Iterator[Removal]:
     for name in _listed(store.folder):
         path = store.folder / name
-        if name.startswith(_PULL) and now - _touched(path) > FORGOTTEN and not _busy(path):
+        if name.startswith(_PULL) and now - touched(path) > FORGOTTEN and not _busy(path):
             yield Removal("leftover", path, size_of(path))
+    files = [store.folder / name for name in _listed(store.folder) if name.startswith(_KEY)]
+    files += [store.folder / LEASES / name for name in _listed(store.folder / LEASES)]
+    for path in files:  # a lease that somebody has is renewed all the time
+        with suppress(FileNotFoundError):
+            info = os.lstat(path)
+            if stat.S_ISREG(info.st_mode) and now - info.st_mtime > FORGOTTEN:
+                yield Removal("leftover", path, info.st_blocks * 512)
 
 
 def _orphans(store: Store, config: Config, now: float) -> Iterator[Removal]:
@@ -177,7 +204,7 @@ def _orphans(store: Store, config: Config, now: float) -> Iterator[Removal]:
             path = stripe / name
             if not names.is_id(id) or any(_has(store, id) for store in stores):
                 continue
-            if now - _touched(path) > FORGOTTEN:
+            if now - touched(path) > FORGOTTEN:
                 yield Removal("orphan", path, size_of(path))
 
 
@@ -186,31 +213,30 @@ def _has(store: Store, id: str) -> bool:
 
 
 def _remove_unused(path: Path) -> None:
-    """Remove a folder that is no snapshot, unless somebody holds it."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Remove what is no snapshot, unless somebody holds it."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        remove_folder(str(path))
+        lock = hold(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return
     except BlockingIOError:
         raise FailedPrecondition(f"{path} is in use", hint="try again when that is over") from None
+    try:
+        remove_folder(str(path))
     finally:
-        os.close(fd)
+        os.close(lock)
 
 
 def _busy(path: Path) -> bool:
     """Whether somebody holds the folder now."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(hold(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
     except BlockingIOError:
         return True
-    except OSError:  # no locks there
-        return False
-    finally:
-        os.close(fd)
+    except OSError:
+        pass
     return False
 
 
@@ -223,12 +249,6 @@ def _arrived(path: Path) -> float:
         except OSError:
             continue
     return 0.0
-
-
-def _touched(path: Path) -> float:
-    """The last change of anything in a folder, as Unix time."""
-    found = [path, *(Path(parent, name) for parent, _, files in os.walk(path) for name in files)]
-    return max((os.lstat(place).st_mtime for place in found if os.path.lexists(place)), default=0.0)
 
 
 def _listed(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _LARGEST_LAYOUT_INDEX = 1 << 20  # bytes
 # What is not ours to believe, as nothing is restored from it: the artifact's view, CRIU's log.
 _UNREAD = frozenset({"blobs", "log"})
+_DRAFTS = ".draft-"  # begins the names of files that are being written, to be renamed
 _DEEPEST = 2  # folders below a snapshot's
 
 
@@ -134,6 +136,11 @@ def check_owner(path: Path) -> None:
     _check_access(path, info)
 
 
+def check_file_owner(path: Path) -> None:
+    """As check_owner(), of a file that is there."""
+    _check_regular(path, os.lstat(path))
+
+
 def check_whole(snapshot: Snapshot, *, skeleton: bool = False, sums: bool = True) -> None:
     """Raise Unfit unless all that the config lists is there, as it was, and root's alone.
 
@@ -180,9 +187,12 @@ def _check_tree(folder: Path, depth: int = 0) -> None:
         raise Unfit(f"{folder} does not belong to a snapshot", hint=DAMAGED)
     for entry in list(os.scandir(folder)):  # all of it, or it would stay open
         path = Path(entry.path)
-        if depth == 0 and entry.name in _UNREAD:
+        if depth == 0 and (entry.name in _UNREAD or entry.name.startswith(_DRAFTS)):
             continue
-        info = entry.stat(follow_symlinks=False)
+        try:
+            info = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # a mark that has been taken away; what is needed is listed
+            continue
         if stat.S_ISDIR(info.st_mode):
             _check_tree(path, depth + 1)
         else:
@@ -261,10 +271,17 @@ def _read_config(path: Path) -> SnapshotConfig:
 
 def size_of(folder: Path) -> int:
     """Bytes on disk below `folder`; a file with several names counts once."""
-    blocks = {
-        (info.st_dev, info.st_ino): info.st_blocks for info in map(os.lstat, _files_below(folder))
-    }
-    return sum(blocks.values()) * 512
+    return sum(blocks_of(folder).values())
+
+
+def blocks_of(folder: Path) -> dict[tuple[int, int], int]:
+    """What is on the disk below `folder`: (device, inode) → bytes. What goes meanwhile is not."""
+    blocks = {}
+    for path in _files_below(folder):
+        with suppress(FileNotFoundError):
+            info = os.lstat(path)
+            blocks[info.st_dev, info.st_ino] = info.st_blocks * 512
+    return blocks
 
 
 def _files_below(folder: Path) -> Iterator[str]:

@@ -6,7 +6,8 @@
     STORE/.draft-ID/       one that is being written, or removed
     STRIPE/snapshots/ID/   its pieces that lie on another disk; .draft-ID/ likewise
 
-A draft is held by a lock as long as its maker lives. It is written to disk whole and then renamed,
+A draft is held by a lock as long as its maker lives (locks.py: the file `lock` in it, which a
+snapshot keeps, and which is no part of the artifact). It is written to disk whole and then renamed,
 its stripes first: readers see a complete snapshot or none. Removal is the same the other way
 round. So whatever a killed maker or remover leaves, in a stripe too, has a `.draft-ID` in the store
 that nobody holds, and the next maker sweeps it.
@@ -14,30 +15,34 @@ that nobody holds, and the next maker sweeps it.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
 from shim import names
 from shim.config import Config
 from shim.errors import BadName, FailedPrecondition, NoSuchSnapshot, ThawError
-from shim.names import NAMES, SNAPSHOTS
+from shim.names import DIGESTS, NAMES, SNAPSHOTS
 from shim.reference import Reference, parse
 from shim.removal import remove_folder
+from shim.snapshot import lease
 from shim.snapshot.config import DAMAGED
+from shim.snapshot.derived import KEY
 from shim.snapshot.draft import DRAFT, Draft, touch
-from shim.snapshot.locks import flock, held, open_folder
+from shim.snapshot.entry import Entry
+from shim.snapshot.locks import claim, held, hold, remove_claimed, seized, sign
 from shim.snapshot.replacing import sync
 from shim.snapshot.snapshot import (
     CONFIG,
     SHARED,
     USED,
     Snapshot,
+    check_file_owner,
     check_owner,
     check_whole,
     open_at,
@@ -62,21 +67,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One snapshot of a store as a list shows it, readable or not. Times are Unix times."""
-
-    id: str
-    names: list[str] = field(default_factory=list)  # as they are written: references
-    digest: str = ""  # "sha256:…"; empty while it is not sealed
-    shared: bool = False
-    used: float = 0.0  # when it was last restored; 0.0: never
-    created: float = 0.0
-    size: int = 0  # bytes on disk
-    error: str = ""  # why it cannot be read
-    snapshot: Snapshot | None = None
-
-
 class Store:
     """One folder of snapshots, with the folders that its snapshots are striped over."""
 
@@ -95,15 +85,20 @@ class Store:
         """The snapshot of that id. Raises NoSuchSnapshot, or Unfit if it is not to be trusted."""
         path = self.path_of(id)
         if not names.is_id(id) or not os.path.lexists(path):
-            raise NoSuchSnapshot(f"no snapshot {id[:80]!r} in {self.folder}", hint="see `thaw ls`")
+            raise self._none(id)
         self.check_owner()
         return open_at(path, [stripe / SNAPSHOTS / id for stripe in self.stripes])
 
+    def _none(self, id: str) -> NoSuchSnapshot:
+        return NoSuchSnapshot(f"no snapshot {id[:80]!r} in {self.folder}", hint="see `thaw ls`")
+
     def check_owner(self) -> None:
         """Raise Unfit unless the store's folders are root's alone."""
-        for folder in (self.folder, self.folder / SNAPSHOTS, self.folder / NAMES):
-            if os.path.lexists(folder):
-                check_owner(folder)
+        for name in ("", SNAPSHOTS, NAMES, DIGESTS, lease.FOLDER):
+            if os.path.lexists(self.folder / name):
+                check_owner(self.folder / name)
+        if os.path.lexists(self.folder / KEY):
+            check_file_owner(self.folder / KEY)
 
     def ids(self) -> list[str]:
         """The ids of all snapshots, sorted."""
@@ -118,25 +113,22 @@ class Store:
         tags: dict[str, list[str]] = {}
         for name, id in self.names().items():
             tags.setdefault(id, []).append(unquote(name))
-        return [self._entry(id, tags.get(id, [])) for id in self.ids()]
+        found = (self._entry(id, tags.get(id, [])) for id in self.ids())
+        return [entry for entry in found if entry is not None]
 
-    def _entry(self, id: str, tags: list[str]) -> Entry:
+    def _entry(self, id: str, tags: list[str]) -> Entry | None:
+        """None if it has been removed by now."""
         path = self.path_of(id)
         size = sum(map(size_of, (path, *(stripe / SNAPSHOTS / id for stripe in self.stripes))))
         try:
             found = self.snapshot(id)
-            return Entry(
-                id,
-                tags,
-                found.digest,
-                found.shared,
-                found.used,
-                found.created,
-                size,
-                snapshot=found,
-            )
+            marks = (found.digest, found.shared, found.used, found.created)
+            return Entry(id, tags, *marks, size, snapshot=found)
         except (ThawError, OSError) as error:
-            made = os.lstat(path).st_mtime if os.path.lexists(path) else 0.0
+            try:
+                made = os.lstat(path).st_mtime
+            except FileNotFoundError:
+                return None
             return Entry(id, tags, created=made, size=size, error=str(error))
 
     # Names
@@ -188,7 +180,7 @@ class Store:
     def _there(self, id: str) -> Path:
         path = self.path_of(id)
         if not names.is_id(id) or not path.is_dir():
-            raise NoSuchSnapshot(f"no snapshot {id[:80]!r} in {self.folder}", hint="see `thaw ls`")
+            raise self._none(id)
         return path
 
     # Coming and going
@@ -201,15 +193,39 @@ class Store:
         """
         path = self.path_of(id)
         if not names.is_id(id) or not os.path.lexists(path):
-            raise NoSuchSnapshot(f"no snapshot {id[:80]!r} in {self.folder}", hint="see `thaw ls`")
-        with self._writing():
-            lock = _lock_to_remove(path, id, wait)
+            raise self._none(id)
+        with self._writing(), ExitStack() as stack:
             try:
-                self._tags.forget(id)
-                self._bury(id)
-            finally:
-                if lock is not None:
-                    os.close(lock)
+                lock = _lock_to_remove(path, id, wait)
+            except FileNotFoundError:
+                raise self._none(id) from None
+            if lock is not None:
+                stack.callback(os.close, lock)
+                with suppress(OSError):  # of a full disk: all the more reason to remove it
+                    sign(lock)
+            self._forget(id)
+            self._bury(id)
+
+    def _forget(self, id: str) -> None:
+        """Remove all that leads to a snapshot; a digest then leads to another that has it."""
+        lost = {f"sha256:{hex}" for hex in self._tags.forget(id)}
+        for other in self.ids() if lost else []:
+            if other != id:
+                self._note_again(other, lost)
+
+    def _note_again(self, id: str, digests: set[str]) -> None:
+        try:
+            lock = hold(self.path_of(id), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # it is being removed
+            return
+        try:
+            digest = self.snapshot(id).digest
+            if digest in digests:
+                self.note_digest(id, digest)
+        except ThawError:  # it cannot be read, or is gone
+            pass
+        finally:
+            os.close(lock)
 
     def _bury(self, id: str) -> None:
         """Remove a snapshot's folders: the first step takes it from the store, at once."""
@@ -225,7 +241,7 @@ class Store:
             remove_folder(str(stripe / f"{DRAFT}{id}"))
             if not os.path.lexists(self.path_of(id)):
                 remove_folder(str(stripe / SNAPSHOTS / id))
-        remove_folder(str(self.folder / f"{DRAFT}{id}"))
+        remove_claimed(self.folder / f"{DRAFT}{id}")
 
     @contextmanager
     def draft(self, reference: Reference | str | None, replace: bool = False) -> Iterator[Draft]:
@@ -248,25 +264,40 @@ class Store:
         with self._writing():
             self.sweep()
             id, lock = self._begin()
-        draft = Draft(self, id, name, replace)
-        try:
-            draft.begin()
-            yield draft
-            draft.publish()
-        except BaseException as error:
-            self._forget_draft(draft)
-            if isinstance(error, OSError) and is_full(error):
-                raise no_room(self.folder) from error
-            raise
-        finally:
-            os.close(lock)
+        with ExitStack() as stack:
+            stack.callback(os.close, lock)
+            draft = Draft(self, id, name, replace, stack)
+            try:
+                draft.begin()
+                yield draft
+                draft.publish()
+            except BaseException as error:
+                self._take_back(draft, error)
+                if isinstance(error, OSError) and is_full(error):
+                    raise no_room(self.folder) from error
+                raise
 
-    def _forget_draft(self, draft: Draft) -> None:
+    def _take_back(self, draft: Draft, cause: BaseException) -> None:
+        """Leave nothing of a draft, published or not; `cause` is what is raised in any case."""
+        for step in (partial(self._rename_back, draft), partial(self._bury, draft.id)):
+            try:
+                step()
+            except (ThawError, OSError) as error:
+                cause.add_note(f"and it could not be undone: {error}")
+
+    def _rename_back(self, draft: Draft) -> None:
         if draft.published:
-            self._tags.forget(draft.id)
-            if draft.before:  # somebody may still count on it
+            self._forget(draft.id)
+            if draft.before and os.path.lexists(self.path_of(draft.before)):  # it may be in use
                 self._tags.make(draft.name, draft.before, replace=False)
-        self._bury(draft.id)
+
+    def keep(self, file_name: str, stack: ExitStack) -> None:
+        """Hold the snapshot that a name stands for, so that nobody removes it meanwhile."""
+        id = names.read_id(str(self.folder / NAMES / file_name))
+        if id is not None:
+            with suppress(OSError):  # it is being made, or removed: nobody else removes it now
+                lock = hold(self.path_of(id), fcntl.LOCK_SH | fcntl.LOCK_NB)
+                stack.callback(os.close, lock)
 
     def _begin(self) -> tuple[str, int]:
         """A new folder for a draft, and its lock. A sweeper may come before the lock."""
@@ -274,14 +305,8 @@ class Store:
             id = os.urandom(names.ID_LENGTH // 2).hex()
             path = self.folder / f"{DRAFT}{id}"
             path.mkdir(mode=0o700)
-            try:
-                lock = open_folder(path)
-            except FileNotFoundError:
-                continue
-            flock(lock, fcntl.LOCK_EX)
-            if path.exists():
-                return id, lock
-            os.close(lock)
+            with suppress(FileNotFoundError):
+                return id, claim(path)
 
     def sweep(self) -> None:
         """Remove what makers and removers that died have left: their locks are free."""
@@ -291,23 +316,17 @@ class Store:
 
     def _sweep_one(self, name: str) -> None:
         path = self.folder / name
-        try:
-            lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if names.is_id(name.removeprefix(DRAFT)):
-                self._clear(name.removeprefix(DRAFT))
-            elif path.is_dir():  # of a restore that had its pages files put together
-                remove_folder(str(path))
-            else:  # the file of a name: there is one only while names are changed
+        with suppress(OSError):  # its maker lives, or another sweeper was quicker
+            kind = os.lstat(path).st_mode
+            if stat.S_ISREG(kind):  # of a name: there is one only while names are changed
                 with self._tags.alone():
                     path.unlink(missing_ok=True)
-        except OSError:  # its maker lives, or another sweeper was quicker
-            pass
-        finally:
-            os.close(lock)
+            elif stat.S_ISDIR(kind):
+                with seized(path):
+                    if names.is_id(name.removeprefix(DRAFT)):
+                        self._clear(name.removeprefix(DRAFT))
+                    else:  # of a restore that had its pages files put together
+                        remove_claimed(path)
 
     def _writing(self) -> AbstractContextManager[None]:
         return writing(self.folder)
@@ -370,19 +389,11 @@ def _name_of(reference: Reference | str | None) -> str:
 
 
 def _lock_to_remove(path: Path, id: str, wait: bool) -> int | None:
-    try:
-        fd = open_folder(path)
-    except NotADirectoryError:  # nothing of ours, but in the place of a snapshot
+    if not stat.S_ISDIR(os.lstat(path).st_mode):  # nothing of ours, but in a snapshot's place
         return None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return None
-        raise
     try:
-        flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return hold(path, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(fd)
         raise FailedPrecondition(
             f"snapshot {id} is being restored from, or made", hint="try again when that is over"
         ) from None
-    return fd

@@ -6,7 +6,6 @@ id or another, never half of one.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from urllib.parse import unquote
 from shim import names
 from shim.errors import AlreadyExists, NoSuchSnapshot
 from shim.names import DIGESTS, NAMES
-from shim.snapshot.locks import flock, open_folder
+from shim.snapshot import locks
 from shim.snapshot.replacing import sync
 
 
@@ -64,25 +63,25 @@ class Tags:
                 f"no snapshot named {unquote(file_name)} in {self._folder}", hint="see `thaw ls`"
             ) from None
 
-    def forget(self, id: str) -> None:
-        """Remove all that leads to a snapshot."""
+    def forget(self, id: str) -> list[str]:
+        """Remove all that leads to a snapshot; answers the digests among it."""
         with self.alone():
-            for folder in (self._folder / NAMES, self._folder / DIGESTS):
-                for name in listed(folder):
-                    if names.read_id(str(folder / name)) == id:
-                        (folder / name).unlink(missing_ok=True)
+            self._unlink_all(self._folder / NAMES, id)
+            return self._unlink_all(self._folder / DIGESTS, id)
+
+    def _unlink_all(self, folder: Path, id: str) -> list[str]:
+        found = [name for name in listed(folder) if names.read_id(str(folder / name)) == id]
+        for name in found:
+            (folder / name).unlink(missing_ok=True)
+        return found
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Nobody else changes names meanwhile: one that is looked at is still the same."""
         folder = self._folder / NAMES
         folder.mkdir(mode=0o700, exist_ok=True)
-        fd = open_folder(folder)
-        try:
-            flock(fd, fcntl.LOCK_EX)
+        with locks.alone(folder / f".{locks.LOCK}"):
             yield
-        finally:
-            os.close(fd)
 
     def _name(self, file_name: str) -> Path:
         return self._folder / NAMES / file_name

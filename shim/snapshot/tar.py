@@ -17,12 +17,13 @@ from typing import Protocol
 
 from shim.errors import Damaged
 from shim.snapshot.config import DAMAGED
+from shim.snapshot.sparse import MOST, Regions, listed, old_entries
 from shim.snapshot.tarfields import COMPONENT, PATH, decimal, inner_path, number, octal, owner, time
 
 BLOCK = 512
 MEMBERS = 1 << 20
-RECORDS = 64 << 20  # bytes of one extended header: a sparse file's map is in there
-ALL_RECORDS = 512 << 20  # bytes of all of them: they are kept in memory
+RECORDS = 16 << 20  # bytes of one extended header: a sparse file's map is in there
+ALL_RECORDS = 64 << 20  # bytes of all of them: attributes are kept in memory
 
 _PADDING = 1 << 24  # bytes of zeros after the end; GNU tar fills up its last record
 _USTAR = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12s")
@@ -31,8 +32,12 @@ _SPARSE = b"GNU.sparse."
 _USED = frozenset((b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"))
 _UNUSED = frozenset((b"atime", b"ctime", b"uname", b"gname"))
 _MOST_ATTRIBUTES = 1024
-
-Regions = tuple[tuple[int, int], ...]
+_MAPS = frozenset(
+    _SPARSE + key
+    for key in (b"major", b"minor", b"name", b"realsize", b"size", b"numblocks", b"map")
+)
+_KNOWN = _USED | _UNUSED | _MAPS
+_LINE = 24  # bytes of a line in a map, at most
 
 
 class Kind(Enum):
@@ -60,7 +65,7 @@ class Member:
     mtime: int  # nanoseconds since the epoch
     size: int  # of the file, holes counted
     start: int  # of its data in the archive
-    regions: Regions | None  # (offset, length) of the data, one after another; None: no holes
+    regions: Regions | None  # where the data belongs; None: there are no holes
     device: tuple[int, int]
     xattrs: tuple[tuple[bytes, bytes], ...]
 
@@ -98,7 +103,7 @@ class _Extra:
     """What headers before a member's own say of it."""
 
     records: dict[bytes, bytes] = field(default_factory=dict)
-    map: list[bytes] = field(default_factory=list)  # offset, length, … of format 0.0
+    map: Regions = field(default_factory=Regions)  # of format 0.0
     path: bytes | None = None
     target: bytes | None = None
 
@@ -133,11 +138,12 @@ class _Reader:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._described = 0
+        self._regions = 0
         self.position = 0
 
     def next(self) -> Member | None:
         """The next member; None at the end. Raises ValueError."""
-        extra = _Extra()
+        extra = _Extra(map=self._map())
         while True:
             block = self._source.read(self.position, BLOCK)
             if not any(block) and len(block) == BLOCK:
@@ -185,9 +191,10 @@ class _Reader:
 
     def _member(self, header: _Header, extra: _Extra, start: int) -> Member:
         block, records = header.block, extra.records
+        regions: Regions | None = None
         fields = _USTAR.unpack(block)
         stored = _record(records, b"size", header.size)
-        size, regions, old = stored, None, header.type == b"S"
+        size, old = stored, header.type == b"S"
         kind = Kind.FILE if header.type in (b"\0", b"7", b"S") else _kind(header.type)
         if kind is not Kind.FILE and stored:
             raise ValueError(f"{stored} bytes of data for what is no file")
@@ -202,8 +209,11 @@ class _Reader:
             start, stored = start + skipped, stored - skipped
         if self._source.size is not None and self.position > self._source.size:
             raise ValueError("cut off")
+        if extra.map.numbers and regions is not extra.map:
+            raise ValueError("a map of what is no sparse file")
         if regions is not None:
-            _check_regions(regions, size, stored)
+            regions.check(size, stored)
+            self._regions += len(regions)
         path = records.get(_SPARSE + b"name") or records.get(b"path") or extra.path
         target = records.get(b"linkpath") or extra.target or _text(fields[8])
         return Member(
@@ -225,33 +235,57 @@ class _Reader:
         """The map of GNU's own format, which continues in blocks before the data."""
         if not header.gnu:
             raise ValueError("a sparse file in a foreign header")
-        numbers, more = _old_entries(header.block, 386, 4), header.block[482]
+        regions, more = self._map(), header.block[482]
+        regions.add(old_entries(header.block, 386, 4))
         while more:
             block = self._data(start, BLOCK)
             start += BLOCK
-            numbers += _old_entries(block, 0, 21)
-            if len(numbers) > RECORDS // 32:
-                raise ValueError("too many regions")
+            regions.add(old_entries(block, 0, 21))
             more = block[504]
-        return number(header.block[483:495]), _pairs(numbers), start
+        return number(header.block[483:495]), regions, start
+
+    def _map(self) -> Regions:
+        """An empty map, for as many regions as the archive may still have."""
+        return Regions(most=MOST - self._regions)
 
     def _pax_map(self, extra: _Extra, start: int, stored: int) -> tuple[int, Regions, int]:
         """The file's size, its regions, and how much of the stored data is their map."""
         records = extra.records
         version = (records.get(_SPARSE + b"major"), records.get(_SPARSE + b"minor"))
         if version == (b"1", b"0"):
-            regions, skipped = _map_in_data(self._data(start, min(stored, RECORDS)))
+            regions, skipped = self._map_in_data(start, stored)
             return _record(records, _SPARSE + b"realsize"), regions, skipped
         if version not in ((None, None), (b"0", b"0"), (b"0", b"1")):
             raise ValueError("a sparse file of unknown format")
         if _SPARSE + b"map" in records:
-            if extra.map:
+            if extra.map.numbers:
                 raise ValueError("two maps of a sparse file")
-            extra.map = records[_SPARSE + b"map"].split(b",")
-        regions = _pairs([decimal(text) for text in extra.map])
+            extra.map.add(listed(records[_SPARSE + b"map"], b","))
+        regions = extra.map
+        regions.check_whole()
         if _record(records, _SPARSE + b"numblocks", len(regions)) != len(regions):
             raise ValueError("another number of regions than there are")
         return _record(records, _SPARSE + b"size"), regions, 0
+
+    def _map_in_data(self, start: int, stored: int) -> tuple[Regions, int]:
+        """Format 1.0, in blocks before the data: how many regions, then two numbers for each."""
+        regions, wanted = self._map(), -1
+        text, position = b"", 0
+        while True:
+            *lines, text = text.split(b"\n")
+            if lines and wanted < 0:
+                wanted = 2 * decimal(lines.pop(0))
+            found = lines[: max(wanted, 0)]
+            regions.add(map(decimal, found))
+            wanted -= len(found)
+            if not wanted:
+                return regions, position
+            if len(text) > _LINE:
+                raise ValueError(f"{text[:_LINE]!r} is no number")
+            if position >= stored:
+                raise ValueError("a bad map of a sparse file")
+            text += self._data(start + position, BLOCK)
+            position += BLOCK
 
 
 def _add_records(extra: _Extra, data: bytes) -> None:
@@ -266,54 +300,19 @@ def _add_records(extra: _Extra, data: bytes) -> None:
         key, value = data[space + 1 : equals], data[equals + 1 : end - 1]
         position = end
         if key in (_SPARSE + b"offset", _SPARSE + b"numbytes"):
-            if len(extra.map) % 2 != (key == _SPARSE + b"numbytes"):
+            if extra.map.numbers % 2 != (key == _SPARSE + b"numbytes"):
                 raise ValueError("a bad map of a sparse file")
-            extra.map.append(value)
+            extra.map.add((decimal(value),))
         elif key in extra.records:
             raise ValueError(f"two records {key[:40]!r}")
-        elif key in _USED | _UNUSED or key.startswith((_XATTR, _SPARSE)):
+        elif key in _KNOWN or key.startswith(_XATTR):
             extra.records[key] = value
+            if len(extra.records) > len(_KNOWN) + _MOST_ATTRIBUTES:
+                raise ValueError("too many extended attributes")
         else:
             raise ValueError(f"an unknown record {key[:40]!r}")
     if not data:
         raise ValueError("an empty extended header")
-
-
-def _old_entries(block: bytes, start: int, count: int) -> list[int]:
-    numbers: list[int] = []
-    for position in range(start, start + 24 * count, 24):
-        entry = block[position : position + 24]
-        if not entry[0]:
-            break
-        numbers += (number(entry[:12]), number(entry[12:]))
-    return numbers
-
-
-def _map_in_data(data: bytes) -> tuple[Regions, int]:
-    """Format 1.0: a number of lines, then an offset and a length for each region."""
-    numbers: list[int] = []
-    position, wanted = 0, 1
-    while len(numbers) < wanted:
-        end = data.find(b"\n", position, position + 24)
-        numbers.append(decimal(data[position : max(end, position)]))
-        position, wanted = end + 1, 2 * numbers[0] + 1
-    return _pairs(numbers[1:]), _padded(position)
-
-
-def _check_regions(regions: Regions, size: int, stored: int) -> None:
-    end = 0
-    for offset, length in regions:
-        if offset < end:
-            raise ValueError("regions of a sparse file out of order")
-        end = offset + length
-    if end > size or sum(length for _, length in regions) != stored:
-        raise ValueError("regions of a sparse file that are not its data")
-
-
-def _pairs(numbers: list[int]) -> Regions:
-    if len(numbers) % 2:
-        raise ValueError("a bad map of a sparse file")
-    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 def _kind(letter: bytes) -> Kind:

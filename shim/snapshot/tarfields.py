@@ -9,7 +9,7 @@ COMPONENT = 255  # bytes (NAME_MAX)
 DEPTH = 256  # folders in each other: one descriptor each while they are written
 
 _LARGEST = (1 << 63) - 1
-_NUMBER = re.compile(rb"[0-9]{1,19}")
+_DIGITS = 19  # of the largest number
 _TIME = re.compile(rb"(-?)([0-9]{1,12})(?:\.([0-9]{1,9})[0-9]{0,9})?")
 
 
@@ -30,9 +30,9 @@ def inner_path(name: bytes, *, folder: bool = False) -> bytes:
 
 def decimal(text: bytes) -> int:
     """A number of a record: it is not negative, and fits into 63 bits."""
-    if not _NUMBER.fullmatch(text) or int(text) > _LARGEST:
-        raise ValueError(f"{text[:24]!r} is no number")
-    return int(text)
+    if text.isdigit() and len(text) <= _DIGITS and (found := int(text)) <= _LARGEST:
+        return found
+    raise ValueError(f"{text[:24]!r} is no number")
 
 
 def octal(text: bytes) -> int:

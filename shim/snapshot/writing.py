@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shim.errors import FailedPrecondition, StoreFull
+from shim.errors import CheckpointFailed, FailedPrecondition, StoreFull
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -42,12 +42,18 @@ def no_room(folder: Path, cause: str = "") -> StoreFull:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a full disk (or quota) is the cause of an error, or what a program said of it."""
+    """Whether a full disk (or quota) is the cause of an error.
+
+    Of a checkpoint's, what a program said of it counts too; anybody else's words may be a remote
+    machine's, about its own disk.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in _FULL:
             return True
-        if any(os.strerror(number) in str(cause) for number in _FULL):
+        if isinstance(cause, CheckpointFailed) and any(
+            os.strerror(number) in str(cause) for number in _FULL
+        ):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

@@ -20,7 +20,7 @@ from fakes.snapshots import CONFIG, file_of, make, tar_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shim.errors import Cancelled, Damaged, FailedPrecondition, Unfit
+from shim.errors import Cancelled, Damaged, FailedPrecondition, NoSuchSnapshot, Unfit
 from shim.snapshot.artifact import (
     Manifest,
     blobs_of,
@@ -148,6 +148,64 @@ def test_the_same_snapshot_has_the_same_digest(store: Store, snapshot: Snapshot)
     other = store.snapshot(make(store, "two", replace(CONFIG, pages=PIECES), CONTENTS))
     assert seal(other) == seal(snapshot)
     assert Stores([store]).open(f"x@{snapshot.digest}").id == other.id, "the first one counts"
+
+
+def test_of_two_that_are_the_same_one_goes(store: Store, snapshot: Snapshot) -> None:
+    """The digest leads to the other then."""
+    other = store.snapshot(make(store, "two", replace(CONFIG, pages=PIECES), CONTENTS))
+    digest = seal(snapshot)
+    seal(other)
+    (store.folder / "snapshots" / ("0" * 16)).touch()  # one that cannot be read
+    store.remove(snapshot.id)
+    assert Stores([store]).open(f"x@{digest}").id == other.id
+    store.remove(other.id)
+    assert os.listdir(store.folder / "digests") == []
+
+
+def test_it_is_not_removed_before_its_digest_leads_to_it(
+    store: Store, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[str] = []
+
+    def note(self: Store, id: str, digest: str) -> None:
+        with pytest.raises(FailedPrecondition):
+            self.remove(id)
+        noted.append(digest)
+
+    monkeypatch.setattr(Store, "note_digest", note)
+    assert [seal(snapshot)] == noted
+
+
+def test_one_that_was_removed_just_now(store: Store, snapshot: Snapshot) -> None:
+    store.remove(snapshot.id)
+    with pytest.raises(NoSuchSnapshot):
+        seal(snapshot)
+
+
+@pytest.mark.parametrize("name", ["rootfs.tar.0001", "criu/core-1.img", "index/extents"])
+def test_what_is_rotten_gets_no_digest(snapshot: Snapshot, name: str) -> None:
+    with open(snapshot.path / name, "r+b") as file:
+        file.write(b"?")
+    with pytest.raises(Damaged, match="is not what it was"):
+        seal(snapshot)
+    assert snapshot.digest == ""
+
+
+def test_it_can_be_restored_while_it_is_sealed(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any point of it all is as a restore wants it."""
+    fsync, looked = os.fsync, []
+
+    def look(fd: int) -> None:
+        fsync(fd)
+        check_whole(snapshot)
+        assert not [name for name in os.listdir(snapshot.path) if name.startswith(".")]
+        looked.append(fd)
+
+    monkeypatch.setattr(os, "fsync", look)
+    seal(snapshot)
+    assert len(looked) > 5
 
 
 def test_striped(tmp_path: Path) -> None:

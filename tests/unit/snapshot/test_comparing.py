@@ -60,6 +60,14 @@ def test_mappings_of_one_of_them(tmp_path: Path) -> None:
     assert found["heap"]["second"] == PAGE
 
 
+def test_a_mapping_that_has_grown(tmp_path: Path) -> None:
+    first = images(tmp_path / "a", {BASE: A}, vma(BASE, PAGE, "heap"))
+    second = images(tmp_path / "b", {BASE: A + B}, vma(BASE, 2 * PAGE, "heap"))
+    (found,) = compared(tmp_path, first, second)
+    assert found.kind == "heap"
+    assert (found.bytes["equal"], found.bytes["second"]) == (PAGE, PAGE)
+
+
 def test_processes_of_one_of_them(tmp_path: Path) -> None:
     first, second = images(tmp_path / "a", {BASE: A}), images(tmp_path / "b", {BASE: A})
     second.process(2, [vma(BASE, PAGE)], {BASE: A}, parent=1)

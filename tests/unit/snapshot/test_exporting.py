@@ -6,9 +6,69 @@ import os
 from pathlib import Path
 
 import pytest
+from fakes.artifacts import made
 
 from shim.errors import AlreadyExists
-from shim.snapshot.exporting import new_file
+from shim.snapshot.exporting import new_file, write_images
+from shim.snapshot.pieces import Pieces
+from shim.snapshot.snapshot import Snapshot
+from shim.snapshot.store import Store
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> Snapshot:
+    """One with an image of a task in it."""
+    return made(Store(tmp_path / "store"), "worker")
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> Path:
+    """A folder of somebody's, with images in it that are to be replaced, and a name like ours."""
+    folder = tmp_path / "beside"
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "old.img").write_text("old")
+    (folder / ".images-mine").mkdir()
+    return folder
+
+
+def test_images_are_replaced(snapshot: Snapshot, beside: Path) -> None:
+    write_images(snapshot, beside / "images", replace=True)
+    assert sorted(os.listdir(beside)) == [".images-mine", "images"]
+    assert "core-1.img" in os.listdir(beside / "images")
+    assert not (beside / "images/old.img").exists()
+
+
+def test_old_images_stay_until_there_are_new_ones(
+    snapshot: Snapshot, beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if target == beside / "images" and not (path / "old.img").exists():
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="Input/output"):
+        write_images(snapshot, beside / "images", replace=True)
+    assert sorted(os.listdir(beside)) == [".images-mine", "images"]
+    assert (beside / "images/old.img").read_text() == "old"
+
+
+def test_images_that_somebody_else_is_quicker_with(
+    snapshot: Snapshot, beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assemble = Pieces.assemble
+
+    def late(self: Pieces, images: Path, target: Path) -> None:
+        assemble(self, images, target)
+        (beside / "new").mkdir()
+
+    monkeypatch.setattr(Pieces, "assemble", late)
+    with pytest.raises(AlreadyExists, match="new exists"):
+        write_images(snapshot, beside / "new")
+    assert sorted(os.listdir(beside)) == [".images-mine", "images", "new"]
+    assert os.listdir(beside / "new") == []
 
 
 @pytest.mark.parametrize("replace", [False, True])

@@ -46,7 +46,10 @@ def test_itself_fits() -> None:
 POD: list[tuple[dict[str, Any], str]] = [
     ({"image_digest": "sha256:bb"}, "made from image registry/worker:1 sha256:aa, the pod has"),
     ({"image_digest": "", "image": "registry/worker:2"}, "registry/worker:2"),
-    ({"args": ["python3", "other.py"]}, "args was .*serve.py.*, the pod has .*other.py"),
+    ({"args": ["python3", "other.py"]}, r"^argument 1 differs \(make"),
+    ({"args": ["python2", "serve.py"]}, r"^the program \(argument 0\) differs \(make"),
+    ({"args": ["python3", "serve.py", "-v"]}, "^it has 2 arguments, the pod 3"),
+    ({"args": []}, "^it has 2 arguments, the pod 0"),
     ({"cwd": "/"}, "cwd was /srv, the pod has /"),
     ({"terminal": True}, "terminal was False"),
     ({"user": [0, 0]}, r"user was \[1000, 1000, 5, 6\], the pod has \[0, 0\]"),
@@ -87,6 +90,29 @@ def test_a_pod_that_differs(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unfit, match=reason) as refused:
         judged(live=replace(ORIGIN, **changes))
     assert refused.value.hint
+
+
+def test_no_secret_is_told() -> None:
+    """Reasons are in logs, in events and in what a client is answered."""
+    shm = replace(SHM, type="x")
+    then = replace(
+        ORIGIN,
+        args=["python3", "--api-key=hunter2", "hunter2"],
+        mounts=[DATA, replace(shm, options=["password=hunter2", "size=64k"]), PROC],
+        env=["KEY=hunter2"],
+    )
+    now = replace(
+        then,
+        args=["python3", "--api-key=hunter3", "hunter3"],
+        mounts=[DATA, replace(shm, options=["password=hunter3", "size=65k"]), PROC],
+        env=["KEY=hunter3"],
+    )
+    found = list(reasons(replace(CONFIG, origin=then), now, HOST))
+    assert found == [
+        "argument 1 differs",
+        "argument 2 differs",
+        "mount /dev/shm was x (password=…,size=64k), here it is x (password=…,size=65k)",
+    ]
 
 
 # what the snapshot has instead, where the pod must not be given it

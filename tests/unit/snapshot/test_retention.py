@@ -23,7 +23,7 @@ DAY = 86400.0
 
 def candidate(id: str, age: float, **changes: Any) -> Candidate:
     """A snapshot of 1 GiB that was made so long ago, and has a name."""
-    keys = ("arrived", "reachable", "busy")
+    keys = ("arrived", "reachable", "busy", "blocks")
     own = {key: changes.pop(key) for key in keys if key in changes}
     fields = {"names": [id], "created": NOW - age, "size": GIB, **changes}
     return Candidate(Entry(id, **fields), **own)
@@ -71,6 +71,18 @@ def test_age_counts_from_the_last_restore() -> None:
 def test_age_makes_room() -> None:
     found = [candidate("a", 10 * DAY), candidate("b", DAY), candidate("c", 2 * DAY)]
     assert planned(found, size=2, age=7 * DAY) == [("age", "a")]
+
+
+def test_what_two_have_in_common_is_free_when_both_are_gone() -> None:
+    common = {"pages": GIB}
+    found = [
+        candidate("a", 300, blocks={"a": GIB, **common}),
+        candidate("b", 200, blocks={"b": GIB, **common}),
+        candidate("c", 100, blocks={"c": GIB}),
+    ]
+    assert planned(found, size=4) == []
+    assert planned(found, size=3) == [("size", "a")]
+    assert planned(found, size=2) == [("size", "a"), ("size", "b")]
 
 
 @pytest.mark.parametrize(
@@ -196,6 +208,21 @@ def test_a_pull_that_nobody_resumes(store: Store) -> None:
         assert applied(store) == [("leftover", ".pull-1", False)]
     assert not forgotten.exists()
     assert all(path.is_dir() for path in (fresh, growing, busy))
+
+
+def test_files_that_were_about_to_become_something(store: Store) -> None:
+    make(store, "one")
+    (store.folder / "leases").mkdir()
+    paths = [store.folder / name for name in (".key-1", ".key-2", "leases/.1", "leases/auto-1")]
+    for path in (*paths, store.folder / "key", store.folder / "leases" / "auto-2"):
+        path.touch()
+        if path.name not in (".key-2", "auto-2"):
+            os.utime(path, (0, time.time() - 2 * DAY))
+    gone = [".key-1", ".1", "auto-1"]
+    assert applied(store) == [("leftover", name, False) for name in gone]
+    assert [path.name for path in paths if path.exists()] == [".key-2"]
+    assert (store.folder / "key").exists()
+    assert os.listdir(store.folder / "leases") == ["auto-2"]
 
 
 def test_what_a_stripe_has_of_nothing(store: Store, tmp_path: Path) -> None:

@@ -39,6 +39,36 @@ def test_opened(one: Path, whole: Snapshot) -> None:
     check_whole(whole, skeleton=True)
 
 
+def test_what_comes_and_goes_meanwhile(
+    one: Path, whole: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Marks, and files that are being written, which are nobody's affair yet."""
+    (one / ".draft-x").touch(0o666)
+    (one / ".draft-x").chmod(0o666)
+    (one / "shared").touch()
+    scandir = os.scandir
+
+    def late(folder: Path) -> list[os.DirEntry[str]]:
+        found = list(scandir(folder))
+        (one / "shared").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(os, "scandir", late)
+    check_whole(whole)
+    assert not (one / "shared").exists()
+    monkeypatch.undo()
+    (one / "criu" / ".draft-x").touch()
+    (one / "criu" / ".draft-x").chmod(0o666)
+    with pytest.raises(Unfit, match="written to by others"):
+        check_whole(whole)
+
+
+def test_the_size_of_what_is_just_going(one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = size_of(one)
+    monkeypatch.setattr(os, "walk", lambda path: [(str(path), [], ["gone", "config.json"])])
+    assert 0 < size_of(one) < before
+
+
 @pytest.mark.parametrize("created", ["", "yesterday", "2026-13-01T00:00:00Z", "x" * 10_000])
 def test_a_time_that_is_none(tmp_path: Path, created: str) -> None:
     assert open_at(write(tmp_path / "one", config(created=created))).created == 0.0

@@ -25,6 +25,7 @@ from shim.errors import (
     Unfit,
 )
 from shim.reference import parse
+from shim.snapshot import store as module
 from shim.snapshot.store import Store, Stores, held
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -213,6 +214,38 @@ def test_a_name_that_was_replaced_in_vain(store: Store) -> None:
     assert store.ids() == [old]
 
 
+def test_what_had_the_name_before_stays_until_its_maker_is_done(store: Store) -> None:
+    """Nothing leads to it meanwhile, and yet it may have to get its name back."""
+    old = make(store, "one")
+    with store.draft("one", replace=True) as draft:
+        write(draft.path)
+        draft.publish()
+        with pytest.raises(FailedPrecondition):
+            store.remove(old)
+    store.remove(old)
+
+
+def test_what_cannot_be_undone_hides_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names cannot be written any more: the snapshot goes all the same, and the cause is said."""
+    old = make(store, "one")
+
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def fail() -> None:
+        with store.draft("one", replace=True) as draft:
+            write(draft.path)
+            draft.publish()
+            monkeypatch.setattr(store._tags, "make", refuse)
+            raise KeyboardInterrupt("the first")
+
+    with pytest.raises(KeyboardInterrupt, match="the first") as caught:
+        fail()
+    assert "Input/output error" in caught.value.__notes__[0]
+    assert store.ids() == [old]
+    assert debris(store) == []
+
+
 @pytest.mark.parametrize("kind", ["garbage", "folder", "link", "empty"])
 def test_what_is_no_name_of_ours_is_taken_all_the_same(store: Store, kind: str) -> None:
     make(store, "other")
@@ -355,7 +388,7 @@ def test_striped(striped: Store, tmp_path: Path) -> None:
     plain = Store(striped.folder).snapshot(draft.id)
     assert len(plain.roots) == 1
     striped.remove(draft.id)
-    assert inside(tmp_path) == ["disk1/snapshots", "disk2/snapshots", "store/names",
+    assert inside(tmp_path) == ["disk1/snapshots", "disk2/snapshots", "store/names/.lock",
                                 "store/snapshots"]  # fmt: skip
 
 
@@ -540,6 +573,20 @@ def test_not_while_it_is_restored_from(store: Store) -> None:
     assert store.ids() == []
 
 
+def test_two_remove_it_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = make(store, "one")
+    lock = module._lock_to_remove
+
+    def late(path: Path, id: str, wait: bool) -> int | None:
+        monkeypatch.undo()
+        store.remove(id)
+        return lock(path, id, wait)
+
+    monkeypatch.setattr(module, "_lock_to_remove", late)
+    with pytest.raises(NoSuchSnapshot):
+        store.remove(one)
+
+
 def test_not_while_it_is_made(store: Store) -> None:
     with store.draft("one") as draft:
         write(draft.path)
@@ -600,6 +647,19 @@ def test_entries(store: Store) -> None:
     assert entries[one].size > 0
     assert "config.json" in entries[two].error
     assert entries[two].snapshot is None
+
+
+def test_one_that_goes_while_it_is_listed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = sorted([make(store, "one"), make(store, "two")])
+    real = module.size_of
+
+    def late(path: Path) -> int:
+        if path.name == one:
+            store.remove(one)
+        return real(path)
+
+    monkeypatch.setattr(module, "size_of", late)
+    assert [entry.id for entry in store.entries()] == [two]
 
 
 # A store that is not ours to write, or full
@@ -694,9 +754,12 @@ def test_a_store_without_locks(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     store.remove(id)
 
 
-@pytest.mark.parametrize("folder", ["", "names", "snapshots"])
+@pytest.mark.parametrize("folder", ["", "names", "snapshots", "digests", "leases", "key"])
 def test_a_store_that_others_can_write_to(store: Store, folder: str) -> None:
     make(store, "one")
+    (store.folder / "digests").mkdir()
+    (store.folder / "leases").mkdir()
+    (store.folder / "key").touch()
     (store.folder / folder).chmod(0o777)
     with pytest.raises(Unfit, match="written to by others"):
         make(store, "two")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from shim.errors import Damaged
 from shim.snapshot import tar
+from shim.snapshot.sparse import Regions
 from shim.snapshot.tar import Kind, Member, members
 
 FOLDER = header(b"f/", b"5")
@@ -148,13 +151,13 @@ def test_sparse_files(made: object) -> None:
     assert callable(made)
     data = made()
     found = one(data)
-    assert (found.path, found.size, found.regions) == (b"s", 8192, REGIONS)
+    assert (found.path, found.size, found.regions) == (b"s", 8192, Regions(REGIONS))
     assert data[found.start : found.start + 6] == b"ABCDEF"
 
 
 def test_a_long_map_of_old() -> None:
     found = one(sparse_long())
-    assert found.regions == tuple((64 * n, 1) for n in range(6))
+    assert list(found.regions or ()) == [(64 * n, 1) for n in range(6)]
     assert found.start == 1024
 
 
@@ -177,6 +180,9 @@ def test_sparse_files_of_gnu_tar(tmp_path: Path, version: str) -> None:
     assert found.path == b"s"
     assert len(found.regions or ()) >= 40
     assert bytes(content) == (tmp_path / "s").read_bytes()
+
+
+SPARSE_ONE = record(b"GNU.sparse.offset", b"0") + record(b"GNU.sparse.numbytes", b"1")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +221,7 @@ def test_sparse_files_of_gnu_tar(tmp_path: Path, version: str) -> None:
         ([extended(record(b"SCHILY.xattr.", b"")), header(b"f")], "bad extended attribute"),
         ([extended(record(b"SCHILY.xattr.user.a\0b", b"")), header(b"f")], "bad extended attr"),
         ([header(b"l", b"2")], "symlink to nothing"),
-        ([header(b"x", b"x", 65 << 20)], "a header of"),
+        ([header(b"x", b"x", 17 << 20)], "a header of"),
         ([sparse_10(b"3\n0\n2\n")], "no number"),
         ([sparse_10(b"1\n0\n7\n")], "not its data"),
         ([sparse_10(b"3\n0\n2\n1\n4\n8192\n0\n")], "out of order"),
@@ -227,6 +233,10 @@ def test_sparse_files_of_gnu_tar(tmp_path: Path, version: str) -> None:
         ([extended(records(GNU__sparse__major=b"2")), header(b"f")], "unknown format"),
         ([extended(records(GNU__sparse__size=b"2")), header(b"f", b"5")], "no file"),
         ([header(b"f", b"S")], "foreign header"),
+        ([sparse_0(record(b"GNU.sparse.map", b"0,2,4096,0,8192,4"))], "an empty region"),
+        ([sparse_10(b"3\n0\n0\n2\n6\n8192\n0\n")], "an empty region"),
+        ([extended(SPARSE_ONE), header(b"f")], "a map of what is no sparse file"),
+        ([extended(records(GNU__sparse__x=b"1")), header(b"f")], "unknown record"),
     ],
 )  # fmt: skip
 def test_damage(pieces: list[bytes], words: str) -> None:
@@ -264,6 +274,61 @@ def test_too_many_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tar, "ALL_RECORDS", 20)
     with pytest.raises(Damaged, match="too many extended headers"):
         read(*[extended(records(mtime=b"1")), header(b"f")] * 3, END)
+
+
+@pytest.mark.parametrize("made", [sparse_old, sparse_00, sparse_01, sparse_10])
+def test_too_many_regions(monkeypatch: pytest.MonkeyPatch, made: Callable[[], bytes]) -> None:
+    """All files of an archive count: many small maps fill memory as one large one does."""
+    monkeypatch.setattr(tar, "MOST", 8)
+    assert len(read(made(), made(), END)) == 2
+    with pytest.raises(Damaged, match="too many regions"):
+        read(made(), made(), made(), END)
+
+
+def test_too_many_attributes() -> None:
+    """Found while they are read: each costs more memory than there is of it in the archive."""
+    one = extended(b"".join(record(b"SCHILY.xattr.%d" % n, b"") for n in range(1100)))
+    with pytest.raises(Damaged, match="too many extended attributes"):
+        read(one, header(b"f"), END)
+
+
+def test_the_memory_of_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a Python number for each, neither in what is kept nor while it is read."""
+    most = 1 << 14
+    monkeypatch.setattr(tar, "MOST", most)
+    for count in (most, most * 8):
+        text = b",".join(b"%d,1" % (2 * n) for n in range(count))
+        pairs = record(b"GNU.sparse.size", b"%d" % (1 << 40)) + record(b"GNU.sparse.map", text)
+        archive = extended(pairs) + member(b"s", bytes(count)) + END
+        tracemalloc.start()
+        try:
+            if count == most:
+                assert len(one(archive).regions or ()) == count
+            else:
+                with pytest.raises(Damaged, match="too many regions"):
+                    read(archive)
+            taken = tracemalloc.get_traced_memory()[1] - 4 * len(archive)
+        finally:
+            tracemalloc.stop()
+        assert taken < 1 << 20
+
+
+def test_the_map_of_format_1_is_all_that_is_read_of_the_data() -> None:
+    """What is read as a header counts; the data of many sparse files is none."""
+
+    class Counted(Bytes):
+        most = 0
+
+        def read(self, offset: int, length: int) -> bytes:
+            self.most = max(self.most, length)
+            return super().read(offset, length)
+
+    text = b"1\n0\n8192\n".ljust(512, b"\0")
+    keys = {"major": b"1", "minor": b"0", "name": b"s", "realsize": b"8192"}
+    pairs = b"".join(record(b"GNU.sparse." + k.encode(), v) for k, v in keys.items())
+    source = Counted(extended(pairs) + member(b"s", text + bytes(8192)) + bytes(2048))
+    assert [list(found.regions or ()) for found in members(source, "a.tar")] == [[(0, 8192)]]
+    assert source.most <= 2048
 
 
 SMALL = b"".join(

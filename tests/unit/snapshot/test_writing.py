@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from shim.errors import CheckpointFailed, FailedPrecondition, StoreFull, ThawError
+from shim.errors import (
+    CheckpointFailed,
+    FailedPrecondition,
+    RegistryFailed,
+    StoreFull,
+    ThawError,
+)
 from shim.snapshot.writing import is_full, no_room, writing
 
 
@@ -44,6 +50,15 @@ def test_a_full_disk_as_a_cause() -> None:
     assert is_full(CheckpointFailed("tar: x: Disk quota exceeded"))
     assert not is_full(CheckpointFailed("tar: x: Input/output error"))
     assert not is_full(OSError(errno.EIO, "x"))
+
+
+def test_what_a_registry_says_of_its_own_disk() -> None:
+    answer = RegistryFailed("blob x: the registry answers 500 (No space left on device)")
+    assert not is_full(answer)
+    answer.__cause__ = OSError(errno.ECONNRESET, "No space left on device")
+    assert not is_full(answer)
+    answer.__cause__ = OSError(errno.ENOSPC, "x")
+    assert is_full(answer)
 
 
 def test_what_came_of_it() -> None:

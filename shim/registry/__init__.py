@@ -5,6 +5,8 @@ line come here: none of it may be imported by a pod's shim.
     repository.py            one repository of one registry: manifests, blobs, uploads
     transport.py             requests: TLS, time limits, redirects, authorization, other attempts
     contentstore.py          the same blobs from a containerd that has them already
+    remains.py, failures.py  what pulls leave in a store: blobs to go on with, why they failed
+    deadlines.py             ends for answers that trickle
 
 The protocol is the OCI distribution specification 1.1. The Python ORAS SDK, which speaks it too,
 was looked at (0.2.43) and does not do: it reads a whole blob into memory to send it, writes what

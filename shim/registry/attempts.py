@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from shim.errors import RegistryFailed
+from shim.errors import RegistryFailed, ThawError
 from shim.registry.progress import Halt, Progress
 from shim.registry.transport import Interrupted
 
 # Seconds before each new attempt, when none of them brings anything.
 WAITS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+# How many of them before it is believed that nobody is there: a pod may be waiting for its boot.
+_SILENT = 4
 # Less is no progress: bytes per second, looked at once in a while (seconds).
 SLOWEST = 1024
 WINDOW = 60.0
@@ -33,9 +35,10 @@ class Attempts:
     def failed(self, error: Interrupted) -> None:
         """Wait before the next attempt. Raises RegistryFailed after the last, and Cancelled."""
         self._halt.check()  # what was aborted has not failed
-        if self._failed >= len(WAITS):
+        if self._failed >= len(WAITS[: _SILENT if error.silent else None]):
+            hint = "is that its address?" if error.silent else "what is there is kept"
             raise RegistryFailed(
-                f"{self._what}: {error}", hint="tried several times; what is there is kept"
+                f"{self._what}: {error}", hint=f"tried several times; {hint}"
             ) from error
         wait = max(WAITS[self._failed], error.after)
         self._failed += 1
@@ -59,6 +62,13 @@ class Attempts:
 
     def _restart(self) -> None:
         self._since, self._came, self._new = time.monotonic(), 0, 0
+
+
+def failure(error: ThawError | OSError) -> dict[str, str]:
+    """What the audit log says of one."""
+    if isinstance(error, ThawError):
+        return {"outcome": error.reason}
+    return {"outcome": "failed", "reason": str(error)}
 
 
 def persist(what: str, halt: Halt, progress: Progress, do: Callable[[], Result]) -> Result:

@@ -21,8 +21,8 @@ from shim.proto.content_pb import (
     ReadContentResponse,
 )
 from shim.reference import Reference
-from shim.registry.repository import LARGEST_MANIFEST
 from shim.registry.transport import Interrupted
+from shim.snapshot.manifest import LARGEST_MANIFEST
 
 NAMESPACE = "k8s.io"
 TIMEOUT = 10.0  # seconds for one question
@@ -68,7 +68,10 @@ class ContentStore:
             response_deserializer=ReadContentResponse.decode,
         )
         request = ReadContentRequest(digest=digest, offset=start)
-        answers = call(request, timeout=READ_SECONDS, metadata=self._metadata)
+        try:
+            answers = call(request, timeout=READ_SECONDS, metadata=self._metadata)
+        except ValueError as error:  # closed by another thread
+            raise Interrupted("the connection to containerd is closed") from error
         try:
             yield start, self._blocks(answers, start)
         finally:
@@ -102,5 +105,5 @@ class ContentStore:
         )
         try:
             return call(request, timeout=TIMEOUT, metadata=self._metadata)
-        except grpc.RpcError:
+        except (grpc.RpcError, ValueError):  # a ValueError: closed by another thread
             return None

@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from shim.errors import RegistryFailed, Unfit
+from shim.registry.attempts import persist
 from shim.registry.contentstore import ContentStore
 from shim.registry.fetching import Fetch
 from shim.registry.partial import SUFFIX, copy_of
@@ -16,30 +17,38 @@ from shim.registry.progress import Halt, Progress
 from shim.registry.repository import Repository
 from shim.snapshot.artifact import Descriptor, Manifest
 from shim.snapshot.config import SnapshotConfig
+from shim.snapshot.manifest import SKELETON
 from shim.snapshot.store import Store
 from shim.snapshot.writing import no_room
 
 LAYOUT = Path("blobs/sha256")
 _SPARE = 1 << 20  # bytes for names, folders and what else comes with a snapshot
+# What a pull leaves free for others, on a file system that may be the node's only one.
+_SHARE = 20  # one of so many parts of it
+_RESERVE = 10 << 30  # bytes, at most
 
 
 class Sources:
-    """Where blobs come from, the nearest first."""
+    """Where blobs come from, the nearest first.
+
+    A manifest that comes from the registry may name any blob in the world. So `confirmed` is false
+    then: what others have here is used only if the repository has it, too.
+    """
 
     def __init__(self, store: Store, content: ContentStore | None, repository: Repository) -> None:
         self.store = store
         self.content = content
         self.repository = repository
+        self.confirmed = False
 
-    def local(self, digests: list[str]) -> dict[str, Path]:
-        """Files of other snapshots of the store that should have these digests."""
+    def local(self, wanted: list[Descriptor]) -> dict[str, Path]:
+        """Files of other snapshots of the store that should be these blobs, by digest."""
         found: dict[str, Path] = {}
         for id in self.store.ids():
             folder = self.store.path_of(id) / LAYOUT
-            for digest in digests:
-                path = folder / digest.removeprefix("sha256:")
-                if digest not in found and path.is_file() and not path.is_symlink():
-                    found[digest] = path
+            for blob in wanted:
+                if blob.digest not in found and _is_file(folder / blob.hex, blob.size):
+                    found[blob.digest] = folder / blob.hex
         return found
 
     def abort(self) -> None:
@@ -72,17 +81,20 @@ class Gathering:
         there = sum(d.size for d in self._wanted.values()) - sum(d.size for d in missing)
         self._progress.begin("pull", sum(d.size for d in self._wanted.values()))
         self._progress.advance(there)
-        self._local = self._sources.local([d.digest for d in missing])
-        self._check_room(missing)
+        # The config's file says when its snapshot has come here, so each has one of its own.
+        self._local = self._sources.local([d for d in missing if d != self._manifest.config])
+        skeletons = [d.size for d in self._manifest.layers if d.title == SKELETON]
+        self._check_room(missing, _SPARE + sum(skeletons))  # which will be unpacked besides
         if self._manifest.config in missing:
             missing.remove(self._manifest.config)
-            self._fetch(self._manifest.config)
+            each(self._fetch, [self._manifest.config], 1, self._halt, self._sources.abort)
         # What this version cannot restore is not worth the rest of it.
         SnapshotConfig.from_json(self._path(self._manifest.config).read_bytes(), "its config")
         each(self._fetch, missing, transfers, self._halt, self._sources.abort)
 
     def link(self, folder: Path) -> None:
-        """Give all blobs a name in another folder of the same disk."""
+        """Give all blobs a name in another folder of the same disk; they come now."""
+        os.utime(self._path(self._manifest.config))
         for descriptor in self._wanted.values():
             path = self._path(descriptor)
             os.link(path, folder / path.name, follow_symlinks=False)
@@ -103,14 +115,20 @@ class Gathering:
 
     def _fetch(self, wanted: Descriptor) -> None:
         digest, size = wanted.digest, wanted.size
-        other = self._local.get(digest)
-        if other and copy_of(other, self._blobs, digest, size, self._halt.check):
+        other = self._local.pop(digest, None)
+        content = self._sources.content
+        if content and not content.has(digest, size):
+            content = None
+        allowed = bool(other or content) and self._allowed(digest)
+        check = self._halt.check
+        if other and allowed and copy_of(other, self._blobs, digest, size, check):
             self._path(wanted, SUFFIX).unlink(missing_ok=True)
             self._progress.advance(size)
             return
+        if other:
+            self._check_room([wanted])  # it was thought to need none
         fetch = Fetch(self._blobs, digest, size, self._halt, self._progress)
-        content = self._sources.content
-        if content and content.has(digest, size):
+        if content and allowed:
             try:
                 fetch.run(content)
                 return
@@ -118,15 +136,27 @@ class Gathering:
                 self._progress.note(f"not from containerd: {error}")
         fetch.run(self._sources.repository)
 
-    def _check_room(self, missing: list[Descriptor]) -> None:
+    def _allowed(self, digest: str) -> bool:
+        """Whether a blob that is on this node already can be taken for one of this repository."""
+        if self._sources.confirmed:
+            return True
+        has = self._sources.repository.has_blob
+        try:
+            return persist(f"blob {digest}", self._halt, self._progress, lambda: has(digest))
+        except RegistryFailed as error:
+            self._progress.note(str(error))
+            return False
+
+    def _check_room(self, missing: list[Descriptor], needed: int = 0) -> None:
         """Raise StoreFull if there is no room, as far as that can be known (holes cannot)."""
-        needed = _SPARE + sum(d.size for d in self._manifest.layers if d.title == "skeleton.tar")
-        for descriptor in missing:
-            if descriptor.digest not in self._local:
-                needed += max(descriptor.size - _on_disk(self._path(descriptor, SUFFIX)), 0)
+        for blob in missing:
+            if blob.digest not in self._local:
+                needed += max(blob.size - _on_disk(self._path(blob, SUFFIX)), 0)
         room = os.statvfs(self._blobs)
-        if needed > room.f_bavail * room.f_frsize:
-            raise no_room(self._sources.store.folder)
+        reserve = min(room.f_blocks * room.f_frsize // _SHARE, _RESERVE)
+        if needed + reserve > room.f_bavail * room.f_frsize:
+            cause = f"{needed >> 20} MiB are needed, and {reserve >> 20} MiB are left to others"
+            raise no_room(self._sources.store.folder, cause)
 
 
 def each(
@@ -157,6 +187,14 @@ def each(
 
 def _failed(future: Future[None]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is not None
+
+
+def _is_file(path: Path, size: int) -> bool:
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(info.st_mode) and info.st_size == size
 
 
 def _on_disk(path: Path) -> int:

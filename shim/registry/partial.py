@@ -80,8 +80,10 @@ class Partial:
         os.rename(self._path, self._final)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Close the file, if it is open."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def copy_of(path: Path, blobs: Path, digest: str, size: int, check: Callable[[], None]) -> bool:

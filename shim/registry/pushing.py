@@ -9,7 +9,7 @@ from shim import audit
 from shim.config import Config
 from shim.errors import InvalidArgument, ThawError
 from shim.reference import Reference
-from shim.registry.attempts import persist
+from shim.registry.attempts import failure, persist
 from shim.registry.gathering import each
 from shim.registry.progress import Halt, Progress
 from shim.registry.repository import Repository
@@ -41,8 +41,8 @@ def push(
     try:
         with held(snapshot.path):
             digest = _push(snapshot, reference, config, progress or Progress(), cancelled)
-    except ThawError as error:
-        audit.record(config, "push", **told, outcome=error.reason)
+    except (ThawError, OSError) as error:
+        audit.record(config, "push", **told, **failure(error))
         raise
     audit.record(config, "push", **told, digest=digest, outcome="done")
     return digest
@@ -70,10 +70,12 @@ def _push(
         def send(blob: Descriptor) -> None:
             Upload(repository, paths[blob.digest], blob.digest, blob.size, halt, progress).run()
 
-        blobs = {blob.digest: blob for blob in (manifest.config, *manifest.layers)}
-        progress.begin("push", sum(blob.size for blob in blobs.values()))
+        layers = {blob.digest: blob for blob in manifest.layers}
+        progress.begin("push", manifest.config.size + sum(blob.size for blob in layers.values()))
+        # Alone: what is wrong with the registry is said once.
+        each(send, [manifest.config], 1, halt, repository.abort)
         transfers = int(config.number("registry.transfers"))
-        each(send, list(blobs.values()), transfers, halt, repository.abort)
+        each(send, list(layers.values()), transfers, halt, repository.abort)
         what = f"the manifest of {reference.text}"
         persist(what, halt, progress, lambda: repository.put_manifest(raw))
     return digest

@@ -21,9 +21,8 @@ from shim.registry.transport import (
     read_small,
     read_some,
 )
+from shim.snapshot.manifest import LARGEST_MANIFEST, MANIFEST
 
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-LARGEST_MANIFEST = 4 << 20  # bytes
 BLOCK = 1 << 20  # bytes that are read at once
 
 _LIES = "the registry is damaged, or lies"

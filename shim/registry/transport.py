@@ -23,10 +23,12 @@ from shim import __version__
 from shim.config import Config
 from shim.errors import RegistryFailed
 from shim.registry.authorization import Authorization
-from shim.registry.sockets import Sockets
+from shim.registry.sockets import Sockets, deadline_of
 
 CONNECT_SECONDS = 15.0
-READ_SECONDS = 30.0  # without a byte
+READ_SECONDS = 30.0  # without a byte, and for the head of an answer
+SMALL_SECONDS = 120.0  # for the body of one that is no blob
+_WORDS_SECONDS = 5.0  # for what says why not
 FINISH_SECONDS = 600.0  # for a registry that moves a blob to its place before it answers
 _REDIRECTS = 5
 _REDIRECTING = frozenset({301, 302, 303, 307, 308})
@@ -39,11 +41,15 @@ Body = Iterator[bytes]
 
 
 class Interrupted(Exception):
-    """The request may go well at another attempt, after so many seconds (0.0: as ever)."""
+    """The request may go well at another attempt, after so many seconds (0.0: as ever).
 
-    def __init__(self, message: str, after: float = 0.0) -> None:
+    `silent`: whoever is asked has never answered, so there may be nobody.
+    """
+
+    def __init__(self, message: str, after: float = 0.0, *, silent: bool = False) -> None:
         super().__init__(message)
         self.after = after
+        self.silent = silent
 
 
 class Transport:
@@ -60,11 +66,13 @@ class Transport:
         self._sockets = Sockets()
         self._authorization = Authorization(self, registry, config.text("registry.auth"))
         self._most = int(config.number("registry.transfers")) + 1
+        self._answered = False
 
     def close(self) -> None:
         """Close all connections."""
         for pool in self._pools.values():
             pool.clear()
+        self._sockets.close()
 
     def abort(self) -> None:
         """End what other threads are waiting for: they are Interrupted at once."""
@@ -109,16 +117,23 @@ class Transport:
         patience: float,
     ) -> Response:
         value = self._authorization.value(scope)
-        response = self._redirected(method, url, dict(headers or {}), body, patience, value)
+        response, where = self._redirected(method, url, dict(headers or {}), body, patience, value)
         if response.status != 401:
             return response
+        if origin(where) != self._origin:
+            # Whose challenge is answered gets the credentials sent to where it says.
+            self._release(response)
+            raise RegistryFailed(
+                f"{self.registry} redirects to {urlsplit(where).netloc}, which wants a login",
+                hint="only the registry itself is told who we are",
+            )
         challenge = response.headers.get("WWW-Authenticate", "")
         self._release(response)
         self._authorization.answer(challenge, scope, value)  # raises if it cannot
         if body is not None and not isinstance(body, bytes):
             raise Interrupted(f"{self.registry} wants to be asked again")
         value = self._authorization.value(scope)
-        return self._redirected(method, url, dict(headers or {}), body, patience, value)
+        return self._redirected(method, url, dict(headers or {}), body, patience, value)[0]
 
     def _redirected(
         self,
@@ -128,7 +143,8 @@ class Transport:
         body: bytes | Body | None,
         patience: float,
         authorization: str,
-    ) -> Response:
+    ) -> tuple[Response, str]:
+        """The answer, and which URL it is of."""
         for _ in range(_REDIRECTS + 1):
             self.check_url(url)
             if authorization and origin(url) == self._origin:
@@ -138,7 +154,7 @@ class Transport:
             response = self.send(method, url, headers, body, patience)
             where = response.headers.get("Location", "")
             if response.status not in _REDIRECTING or method not in ("GET", "HEAD") or not where:
-                return response
+                return response, url
             self._release(response)
             url = self.joined(url, where)
         raise RegistryFailed(f"{self.registry} redirects again and again", hint="try again later")
@@ -153,9 +169,10 @@ class Transport:
     ) -> Response:
         """One request to anywhere, as it stands. Raises Interrupted, or RegistryFailed."""
         self.check_url(url)
+        silent = not self._answered
         stated = {"User-Agent": f"thaw/{__version__}", "Accept-Encoding": "identity", **headers}
         try:
-            return self._pool(url).request(
+            response = self._pool(url).request(
                 method,
                 url,
                 body=body,
@@ -166,6 +183,8 @@ class Transport:
                 decode_content=False,
                 timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=patience or READ_SECONDS),
             )
+            self._answered = True
+            return response
         except SSLError as error:
             if isinstance(_innermost(error), ssl.SSLEOFError | ssl.SSLZeroReturnError):
                 raise Interrupted(f"{_place(url)} ends the connection") from error
@@ -174,7 +193,8 @@ class Transport:
                 hint="its certificate must be one that this machine trusts",
             ) from error
         except (HTTPError, OSError, ValueError) as error:
-            raise Interrupted(f"{_place(url)} cannot be reached: {_reason(error)}") from error
+            said = f"{_place(url)} cannot be reached: {_reason(error)}"
+            raise Interrupted(said, silent=silent) from error
 
     def joined(self, base: str, where: str) -> str:
         """The URL that a header names, which may be relative. Raises RegistryFailed."""
@@ -231,7 +251,8 @@ class Transport:
         left = response.length_remaining
         try:
             if left == 0 or (response.status != 200 and left is not None and left < _SMALL_ANSWER):
-                response.read(left)
+                with deadline_of(response).within(_WORDS_SECONDS):
+                    response.read(left)
         except (HTTPError, OSError):
             pass
         response.close()
@@ -246,7 +267,7 @@ def origin(url: str) -> tuple[str, str, int]:
 
 def read_small(response: Response, limit: int, what: str) -> bytes:
     """A whole answer of at most `limit` bytes. Raises RegistryFailed, or Interrupted."""
-    ends = time.monotonic() + FINISH_SECONDS
+    ends = time.monotonic() + SMALL_SECONDS
     found = bytearray()
     while block := read_some(response, limit + 1 - len(found)):
         found += block
@@ -260,7 +281,8 @@ def read_small(response: Response, limit: int, what: str) -> bytes:
 def read_some(response: Response, most: int) -> bytes:
     """What is there of an answer, or comes next; nothing at its end. Raises Interrupted."""
     try:
-        return response.read1(most)
+        with deadline_of(response).within(READ_SECONDS):
+            return response.read1(most)
     except (HTTPError, OSError) as error:
         raise Interrupted(f"connection lost: {_reason(error)}") from error
 
@@ -269,7 +291,8 @@ def describe(response: Response) -> str:
     """The status, for people; with the registry's own words if there are some."""
     words = ""
     try:
-        text = response.read(2048).decode("utf-8", "replace")
+        with deadline_of(response).within(_WORDS_SECONDS):
+            text = response.read(2048).decode("utf-8", "replace")
         _, found, rest = text.partition('"message":"')
         words = rest.partition('"')[0] if found else ""
     except (HTTPError, OSError):
@@ -295,7 +318,7 @@ def _place(url: str) -> str:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    while inner := error.__cause__ or error.__context__:
+    while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = inner
     return error
 

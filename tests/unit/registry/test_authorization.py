@@ -247,6 +247,51 @@ def test_a_redirect_drops_credentials(
     assert not [headers for _, _, headers in other.asked if "Authorization" in headers]
 
 
+@pytest.mark.parametrize("scheme", ["Basic", "Bearer"])
+@pytest.mark.parametrize("identity", [True, False])
+def test_a_redirect_gets_no_credentials_by_asking(
+    there: Store,
+    reference: Reference,
+    both: Config,
+    registry: Registry,
+    other: Registry,
+    pushed: str,
+    identity: bool,
+    scheme: str,
+) -> None:
+    log_in(both, registry, **({"identitytoken": "secret"} if identity else {}))
+    other.play = authorized("never", f'{scheme} realm="http://{other.host}/token"')
+
+    def play(request: Request) -> bool:
+        if "/blobs/" in request.path:
+            request.answer(307, Location=f"http://{other.host}/x")
+        return "/blobs/" in request.path
+
+    registry.play = play
+    wanted = f"{registry.host} redirects to {other.host}, which wants a login"
+    with pytest.raises(RegistryFailed, match=wanted):
+        pull(there, reference, both)
+    assert [path for _, path, _ in other.asked] == ["/x"]
+    assert "Authorization" not in other.asked[0][2]
+
+
+def test_an_upload_elsewhere_gets_no_credentials_by_asking(
+    snapshot: Snapshot, reference: Reference, both: Config, registry: Registry, other: Registry
+) -> None:
+    log_in(both, registry)
+    other.play = authorized("never", f'Bearer realm="http://{other.host}/token"')
+
+    def play(request: Request) -> bool:
+        if request.command == "POST":
+            request.answer(202, Location=f"http://{other.host}/x")
+        return request.command == "POST"
+
+    registry.play = play
+    with pytest.raises(RegistryFailed, match=f"{other.host}, which wants a login"):
+        push(snapshot, reference, both)
+    assert {path.partition("?")[0] for _, path, _ in other.asked} == {"/x"}
+
+
 @pytest.mark.parametrize(
     "where", ["http://elsewhere.example/x", "file:///etc/passwd", "//[", "gopher:"]
 )

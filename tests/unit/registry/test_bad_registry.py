@@ -281,6 +281,19 @@ def test_failures_that_do_not_end(registry: Registry, pulled: Pull) -> None:
     assert registry.count("GET") == len(attempts.WAITS) + 1
 
 
+def test_nobody_has_ever_answered(
+    registry: Registry, pulled: Pull, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod may be waiting: it is given up earlier than one that is only busy."""
+    monkeypatch.setattr(attempts, "WAITS", (0.0,) * 7)
+    waited: list[float] = []
+    monkeypatch.setattr(Halt, "sleep", lambda _, seconds: waited.append(seconds))
+    registry.server.socket.close()
+    with pytest.raises(RegistryFailed, match="is that its address"):
+        pulled()
+    assert len(waited) == 4
+
+
 def test_nobody_is_there(registry: Registry, pulled: Pull, reference: Reference) -> None:
     registry.server.socket.close()
     with pytest.raises(RegistryFailed, match=reference.registry):
@@ -319,3 +332,100 @@ def test_it_stalls_in_the_middle(
     assert there.snapshot(pulled()).digest == pushed
     ranges = [headers.get("Range") for _, path, headers in registry.asked if path.endswith(digest)]
     assert ranges == [None, "bytes=100000-"]
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short deadlines; a byte comes more often than that."""
+    for name in ("READ_SECONDS", "SMALL_SECONDS", "_WORDS_SECONDS"):
+        monkeypatch.setattr(transport, name, 0.15)
+
+
+def trickled(request: Request, data: bytes) -> None:
+    """Write `data` again and again until nobody listens."""
+    ends = time.monotonic() + 10
+    while time.monotonic() < ends:
+        for place in range(len(data)):
+            request.wfile.write(data[place : place + 1])
+            time.sleep(0.02)
+    request.hang_up()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "ever"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (HEAD, b"x: y"),
+        (HEAD, b"X-A: y\r\n"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"0"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"Trailer: x\r\n"),
+        (HEAD + b"Content-Length: 4000\r\n\r\n", b" "),
+        (HEAD + b"\r\n", b" "),
+        (b"HTTP/1.1 403 No\r\nContent-Length: 2000\r\n\r\n", b"{"),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 2000\r\n\r\n", b"{"),
+        (b"HTTP/1.1 401 No\r\nContent-Length: 2000\r\n\r\n", b"{"),
+    ],
+)
+def test_an_answer_that_trickles(
+    registry: Registry, pulled: Pull, hurried: None, first: bytes, ever: bytes
+) -> None:
+    def play(request: Request) -> bool:
+        request.wfile.write(first)
+        trickled(request, ever)
+        return True
+
+    registry.play = play
+    began = time.monotonic()
+    with pytest.raises(RegistryFailed):
+        pulled()
+    assert time.monotonic() - began < 5
+
+
+def test_nothing_but_informational_answers(registry: Registry, pulled: Pull) -> None:
+    def play(request: Request) -> bool:
+        while True:  # until the other side has enough
+            request.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+    registry.play = play
+    with pytest.raises(RegistryFailed, match="that there will be one"):
+        pulled()
+
+
+def test_some_informational_answers(
+    registry: Registry, pulled: Pull, there: Store, pushed: str
+) -> None:
+    def play(request: Request) -> bool:
+        request.wfile.write(b"HTTP/1.1 100 Continue\r\nX: y\r\n\r\n" * 3)
+        return False
+
+    registry.play = play
+    assert there.snapshot(pulled()).digest == pushed
+
+
+def test_a_blob_may_take_its_time(
+    registry: Registry, pulled: Pull, there: Store, pushed: str, hurried: None
+) -> None:
+    def play(request: Request, data: bytes) -> None:
+        request.answer(200, data[:0], Content_Length=str(len(data)))
+        for place in range(0, len(data), len(data) // 8):
+            request.wfile.write(data[place : place + len(data) // 8])
+            time.sleep(0.05)
+
+    blobs_played(registry, layer(registry, TITLE), play)
+    assert there.snapshot(pulled()).digest == pushed
+    assert registry.count("GET", layer(registry, TITLE)) == 1
+
+
+def test_the_trailers_of_a_blob_that_do_not_end(
+    registry: Registry, pulled: Pull, hurried: None
+) -> None:
+    def play(request: Request, data: bytes) -> None:
+        request.wfile.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n")
+        trickled(request, b"X: y\r\n")
+
+    blobs_played(registry, layer(registry, TITLE), play)
+    with pytest.raises(RegistryFailed, match="timed out"):
+        pulled()

@@ -13,7 +13,7 @@ from fakes.artifacts import Artifact
 from fakes.registry import Registry, digest_of
 
 from shim.config import Config
-from shim.errors import Damaged, NoSuchSnapshot
+from shim.errors import Damaged, NoSuchSnapshot, RegistryFailed
 from shim.proto.containerd_pb import Descriptor, GetImageRequest, GetImageResponse, Image
 from shim.proto.content_pb import (
     Info,
@@ -24,6 +24,8 @@ from shim.proto.content_pb import (
 )
 from shim.reference import Reference, parse
 from shim.registry import pull
+from shim.registry.contentstore import ContentStore
+from shim.registry.transport import Interrupted
 from shim.snapshot.store import Store
 
 
@@ -138,7 +140,28 @@ def test_it_does_not_know_the_tag(
     full.images.clear()
     id = pull(there, reference, config, containerd=full.address)
     assert there.snapshot(id).digest == pushed
-    assert [path for _, path, _ in registry.asked] == ["/v2/team/worker/manifests/1"]
+    (manifest, *blobs) = registry.asked
+    assert manifest[:2] == ("GET", "/v2/team/worker/manifests/1")
+    # It need not be this repository's what containerd has.
+    assert sorted((method, path.rpartition("/")[2]) for method, path, _ in blobs) == [
+        ("HEAD", digest) for digest in sorted(registry.blobs)
+    ]
+
+
+def test_what_it_has_need_not_be_of_the_repository(
+    there: Store,
+    reference: Reference,
+    config: Config,
+    registry: Registry,
+    pushed: str,
+    full: Containerd,
+) -> None:
+    full.images.clear()
+    digest = max(registry.blobs, key=lambda digest: len(registry.blobs[digest]))
+    del registry.blobs[digest]
+    with pytest.raises(RegistryFailed, match=f"{digest}.*missing"):
+        pull(there, reference, config, containerd=full.address)
+    assert digest not in {read for read, _ in full.read}
 
 
 def test_it_is_in_another_namespace(
@@ -156,6 +179,15 @@ def test_nobody_is_there(
     for address in (dead, tmp_path / "none.sock"):
         id = pull(there, reference, config, containerd=str(address))
         assert there.snapshot(id).digest == pushed
+
+
+def test_it_is_closed_meanwhile(full: Containerd, artifact: Artifact) -> None:
+    content = ContentStore(full.address)
+    assert content.has(artifact.digest, len(artifact.manifests["1"]))
+    content.close()
+    assert not content.has(artifact.digest, len(artifact.manifests["1"]))
+    with pytest.raises(Interrupted, match="closed"), content.blob(artifact.digest, 1, 0):
+        pass
 
 
 def test_it_is_interrupted(

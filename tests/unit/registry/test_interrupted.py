@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -21,7 +22,7 @@ from shim.errors import RegistryFailed
 from shim.reference import Reference
 from shim.registry import attempts, pull
 from shim.registry.fetching import Fetch
-from shim.registry.partial import SUFFIX
+from shim.registry.partial import SUFFIX, Partial
 from shim.registry.progress import Halt, Progress
 from shim.registry.transport import Interrupted
 from shim.snapshot.store import Store
@@ -116,6 +117,24 @@ def test_next_to_nothing_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         fetch(tmp_path, Slow())
 
 
+def test_it_cannot_be_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"{DIGEST.removeprefix('sha256:')}{SUFFIX}").write_bytes(b"?" * 10)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    source = Source()
+    finish = Partial.finish
+
+    def finished(partial: Partial) -> None:
+        monkeypatch.setattr("shim.registry.fetching.Partial", full)
+        finish(partial)
+
+    monkeypatch.setattr(Partial, "finish", finished)
+    with pytest.raises(OSError, match="No space"):
+        fetch(tmp_path, source)
+
+
 @pytest.mark.parametrize("cut", [40_000, 65_536, 131_073])
 def test_cut_again_and_again(
     there: Store,
@@ -139,7 +158,8 @@ from shim.reference import parse
 from shim.registry import pull
 from shim.snapshot.store import Store
 store, reference, host = sys.argv[1:]
-pull(Store(store), parse(reference), Config({"registry.plain_http": host, "audit.log": ""}))
+settings = {"registry.plain_http": host, "audit.log": "", "registry.transfers": 1}
+pull(Store(store), parse(reference), Config(settings))
 """
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes.artifacts import PIECE, Artifact, disk, files, left, made
@@ -19,13 +23,14 @@ from shim.errors import (
     FailedPrecondition,
     InvalidArgument,
     NoSuchSnapshot,
+    RegistryFailed,
     StoreFull,
 )
 from shim.reference import Reference, parse
 from shim.registry import pull, push
 from shim.registry.gathering import Gathering
 from shim.registry.progress import Progress
-from shim.registry.pulling import forget
+from shim.registry.remains import KEPT_SECONDS, discard, forget, forgotten, held
 from shim.snapshot.store import Store
 
 
@@ -84,11 +89,38 @@ def test_blobs_of_other_snapshots_are_linked(
     (first / "pages-1.img.0002").write_bytes(b"!" + bytes(PIECE - 1))  # damaged on this disk
     registry.asked.clear()
     second = there.path_of(pull(there, reference, config)) / "pages"
-    # Two pieces that differ, and the damaged one.
-    assert registry.count("GET", "/blobs/") == 3
+    # Two pieces that differ, and the damaged one; and the config, which is each snapshot's own.
+    assert registry.count("GET", "/blobs/") == 4
     assert (second / "pages-1.img.0002").read_bytes() == bytes(PIECE)
     rootfs = "../rootfs.tar.0000"
     assert os.path.samefile(first / rootfs, second / rootfs)
+
+
+def test_a_manifest_cannot_claim_the_blobs_of_others(
+    there: Store, reference: Reference, config: Config, registry: Registry, pushed: str
+) -> None:
+    pull(there, reference, config)
+    config_blob = json.loads(registry.manifests["1"])["config"]["digest"]
+    stolen = min(registry.blobs.keys() - {config_blob})
+    elsewhere = parse(f"{registry.host}/another/worker:1")
+    # The same blobs in another order of fields: another manifest.
+    document = json.loads(registry.manifests["1"])
+    registry.put("1", json.dumps(document, sort_keys=True).encode())
+
+    def play(request: Request) -> bool:
+        if request.path.endswith(stolen):
+            request.answer(404)
+        return request.path.endswith(stolen)
+
+    registry.play = play
+    registry.sent = 0
+    with pytest.raises(RegistryFailed, match=f"{stolen}.*missing"):
+        pull(there, elsewhere, config)
+    registry.play = lambda _: False
+    id = pull(there, elsewhere, config)
+    assert there.snapshot(id).digest != pushed
+    # All of it was here, and is the repository's; but the config is each snapshot's own.
+    assert registry.sent == document["config"]["size"]
 
 
 def test_a_tag_follows_the_registry_a_name_does_not(
@@ -176,6 +208,47 @@ def test_no_room_is_seen_before(
         assert left(there) == []
 
 
+@pytest.mark.parametrize(("total", "free", "good"), [(100, 6, True), (100, 5, False)])
+def test_some_room_is_left_to_others(
+    there: Store,
+    reference: Reference,
+    config: Config,
+    pushed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    total: int,
+    free: int,
+    good: bool,
+) -> None:
+    room = SimpleNamespace(f_frsize=1 << 20, f_blocks=total << 5, f_bavail=free << 5)
+    monkeypatch.setattr("shim.registry.gathering.os.statvfs", lambda _: room)
+    with nullcontext() if good else pytest.raises(StoreFull, match="160 MiB are left to others"):
+        pull(there, reference, config)
+
+
+def test_room_for_what_could_not_be_linked(
+    there: Store,
+    reference: Reference,
+    config: Config,
+    registry: Registry,
+    pushed: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = there.path_of(pull(there, reference, config)) / "pages"
+    (first / "pages-1.img.0001").write_bytes(b"!" * PIECE)  # damaged on this disk
+    document = json.loads(registry.manifests["1"])
+    registry.put("1", json.dumps(document, sort_keys=True).encode())
+    left = ["enough for what is linked", "nothing"]
+
+    def room(_: object) -> SimpleNamespace:
+        free = 10 << 20 if left.pop(0) != "nothing" else PIECE // 2
+        return SimpleNamespace(f_frsize=1, f_blocks=20, f_bavail=free)
+
+    monkeypatch.setattr("shim.registry.gathering.os.statvfs", room)
+    with pytest.raises(StoreFull):
+        pull(there, reference, config)
+    assert left == []
+
+
 def test_a_disk_that_becomes_full(
     there: Store,
     reference: Reference,
@@ -205,11 +278,35 @@ def test_old_remains_are_forgotten(
     remains = there.folder / f".pull-{'0' * 64}"
     (remains / "blobs").mkdir(parents=True)
     (remains / "blobs/x.partial").write_bytes(b"x")
+    aged = time.time() - KEPT_SECONDS
+    os.utime(remains / "blobs/x.partial", (aged + 60, aged + 60))
     assert forget(there.folder) == []
-    os.utime(remains, (1, 1))
-    os.utime(remains / "blobs/x.partial", (1, 1))
+    os.utime(remains / "blobs/x.partial", (aged, aged))
+    assert forgotten(there.folder) == [remains]
+    with held(remains, lambda: None) as mine:
+        assert mine
+        assert forget(there.folder) == []
     assert forget(there.folder) == [remains]
     assert left(there) == []
+
+
+def test_a_lock_is_of_a_file_and_ends_with_it(tmp_path: Path) -> None:
+    remains = tmp_path / f".pull-{'0' * 64}"
+    remains.mkdir()
+    waited: list[bool] = []
+
+    def wait() -> None:
+        # On a network file system only files have locks that other nodes see.
+        waited.append((remains / "lock").is_file())
+        if len(waited) == 2:
+            discard(remains)  # its holder is done
+
+    with held(remains, wait) as mine:
+        assert mine
+        with held(remains, wait) as another:
+            assert not another
+    assert waited == [True, True]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_is_in_the_audit_log(
@@ -223,6 +320,38 @@ def test_it_is_in_the_audit_log(
         line for line in lines if '"pull"' in line and pushed in line and "pod team/one" in line
     ]
     assert "NoSuchSnapshot" in lines[-1]
+
+
+def test_the_disk_fails(
+    there: Store,
+    reference: Reference,
+    config: Config,
+    pushed: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Gathering, "run", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        pull(there, reference, config)
+    (line,) = map(json.loads, Path(config.text("audit.log")).read_text().splitlines())
+    assert (line["outcome"], line["digest"]) == ("failed", pushed)
+    assert "Input/output" in line["reason"]
+
+
+def test_limits_hold_after_a_pull_for_a_pod(
+    here: Store, there: Store, reference: Reference, config: Config, pushed: str
+) -> None:
+    first = pull(there, reference, config, who="pod team/one")
+    long_ago = time.time() - 9 * 86400
+    os.utime(there.path_of(first) / "config.json", (long_ago, long_ago))
+    push(made(here, "other", seed=2), reference, config)
+    limited = Config({**config.as_dict(), "retention.age": 1.0})
+    second = pull(there, reference, limited)
+    assert set(there.ids()) == {first, second}
+    assert pull(there, reference, limited, who="pod team/one") == second
+    assert there.ids() == [second]
 
 
 def test_a_damaged_remain_of_a_pull(

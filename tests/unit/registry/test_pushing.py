@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -170,10 +173,26 @@ def test_it_can_be_cancelled(
         return request.command == "PUT"
 
     registry.play = play
+    began = time.monotonic()
     with pytest.raises(Cancelled):
         push(snapshot, reference, config, cancelled=cancelled)
+    assert time.monotonic() - began < 5
     over.set()
     assert registry.manifests == {}
+
+
+def test_failures_are_in_the_audit_log(
+    snapshot: Snapshot, reference: Reference, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("shim.registry.pushing.manifest_of", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        push(snapshot, reference, config, who="me")
+    (line,) = map(json.loads, Path(config.text("audit.log")).read_text().splitlines())
+    assert (line["event"], line["who"], line["outcome"]) == ("push", "me", "failed")
+    assert "Input/output" in line["reason"]
 
 
 def test_a_digest_is_not_chosen(

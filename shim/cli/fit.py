@@ -112,6 +112,8 @@ def _lines(found: list[Reason], wanted: Target | None) -> Iterator[str]:
         yield f"fit: it would be restored {'on' if wanted is None else 'in'} {place}"
         return
     yield f"unfit for {place}:"
-    yield from output.table(
-        ("CHECK", "REASON", "HINT"), [(r.check, r.reason, r.hint or "-") for r in found]
-    )
+    width = max(len(reason.check) for reason in found)
+    for reason in found:  # no table: reasons are sentences, some of them long
+        yield f"  {reason.check:<{width}}  {reason.reason}"
+        if reason.hint:
+            yield f"  {'':<{width}}  → {reason.hint}"

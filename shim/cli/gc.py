@@ -28,7 +28,14 @@ def run(args: argparse.Namespace, config: Config) -> int:
             output.say(args, f"{store.folder} can only be read")
             continue
         found += step(store, config)
-    output.emit(args, found, lambda: output.table(HEADS, map(_row, found), right=("SIZE",)))
+    output.emit(
+        args,
+        found,
+        lambda: output.table(HEADS, map(_row, found), right=("SIZE",)) if found else [],
+    )
+    if not found:
+        output.say(args, "nothing to remove")
+        return exits.OK
     gone = sum(removal.size for removal in found if not removal.error)
     output.say(args, f"{output.size(gone)} {'would be freed' if args.dry_run else 'freed'}")
     return exits.FAILED if any(removal.error for removal in found) else exits.OK

@@ -15,10 +15,9 @@ from shim import audit
 from shim.cli import output
 from shim.cli.progress import Progress
 from shim.config import Config
-from shim.errors import CheckpointFailed, InvalidArgument, ThawError, Unfit
+from shim.errors import CheckpointFailed, Damaged, InvalidArgument, ThawError, Unfit
 from shim.reference import parse
 from shim.snapshot.importing import (
-    HINT,
     Chunks,
     Layout,
     Stream,
@@ -86,14 +85,21 @@ def _fill(draft: Draft, path: str, progress: Progress) -> str:
 def _take(draft: Draft, files: Iterable[tuple[str, int, Chunks]], where: str) -> str:
     """Make a snapshot of a tar, whichever kind it is; its digest, if it has one by that."""
     files = iter(files)
-    first = next(files, None)
+    try:
+        first = next(files, None)
+    except Damaged as error:
+        raise _neither(where, error.message.removeprefix(f"{where}: ")) from error
     if first is not None and is_layout(first[0]):
         return take_tar(Layout(draft.path, where), itertools.chain([first], files))
     if first is not None and is_checkpoint(first[0]):
         take_checkpoint(draft, itertools.chain([first], files), where)
         return ""
-    found = f"it begins with {first[0]!a}" if first else "there is nothing in it"
-    raise Unfit(f"{where} is neither an exported snapshot nor a checkpoint: {found}", hint=HINT)
+    raise _neither(where, f"it begins with {first[0]!a}" if first else "there is nothing in it")
+
+
+def _neither(where: str, found: str) -> Unfit:
+    hint = "`thaw export` makes what is meant, and so does kubelet's checkpoint of a pod of Thaw's"
+    return Unfit(f"{where} is neither an exported snapshot nor a checkpoint: {found}", hint=hint)
 
 
 def _size(path: str) -> int:

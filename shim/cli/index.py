@@ -15,7 +15,6 @@ from shim.errors import FailedPrecondition, InvalidArgument
 from shim.snapshot import pack
 from shim.snapshot.index import FOLDER, Index
 
-_MIB = 1 << 20
 _MOST_THREADS = 1024
 
 
@@ -59,9 +58,10 @@ def run(args: argparse.Namespace, _config: Config) -> int:
 def _told(made: Index) -> str:
     if made.reason:
         return f"{made.folder}: not indexed, CRIU restores it alone: {made.reason}"
-    shown = {name: f"{size / _MIB:.1f} MiB" for name, size in made.sizes.items()}
+    shown = {name: output.size(count) for name, count in made.sizes.items()}
+    many = "" if made.count == 1 else "s"
     return (
-        f"{made.folder}: {shown['extents']} in {made.count} extents, {shown['zero']} zero, "
+        f"{made.folder}: {shown['extents']} in {made.count} extent{many}, {shown['zero']} zero, "
         f"{shown['skeleton']} left to CRIU"
     )
 

@@ -83,7 +83,9 @@ def _lines(
     for archive in archives:
         yield ""
         count = len(archive["members"])
-        yield f"saved of {archive['destination']}: {count} members, {output.size(archive['size'])}"
+        many = "" if count == 1 else "s"
+        size = output.size(archive["size"])
+        yield f"saved of {archive['destination']}: {count} member{many}, {size}"
         yield from (f"  {name or '.'}" for name in archive["members"] if files)
     yield ""
     yield _total(found)

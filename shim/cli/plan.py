@@ -67,7 +67,7 @@ def _reasons(opened: Subject, wanted: Target, config: Config) -> list[Reason]:
 def _asked_for(wanted: Target) -> str:
     if wanted.asks is None:
         raise InvalidArgument(
-            f"{wanted.work.bundle.config} asks for no snapshot", hint="name one after the options"
+            f"{wanted.work.bundle.config} asks for no snapshot", hint="name one: `thaw plan REF …`"
         )
     reference = parse(wanted.asks.name)
     return _derived(wanted) if reference.auto else reference.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from datetime import datetime
 
 from shim.cli import output
 from shim.config import Config
@@ -65,7 +66,7 @@ def _contents(config: SnapshotConfig) -> list[tuple[str, object]]:
     origin, host, maker = config.origin, config.host, config.maker
     maker_words = [f"Thaw {maker.version}" if maker.version else "", maker.node, maker.by]
     return [
-        ("made", config.created),
+        ("made", _moment(config.created)),
         ("made by", ", ".join(word for word in maker_words if word)),
         ("container", origin.container),
         ("namespace", origin.namespace),
@@ -74,7 +75,7 @@ def _contents(config: SnapshotConfig) -> list[tuple[str, object]]:
         ("image digest", origin.image_digest),
         ("arguments", [repr(word) for word in origin.args]),
         ("folder", origin.cwd),
-        ("user", " ".join(map(str, origin.user))),
+        ("user", _user(origin.user)),
         ("environment", " ".join(origin.env)),
         ("terminal", "yes" if origin.terminal else "no"),
         ("architecture", host.architecture),
@@ -90,6 +91,21 @@ def _contents(config: SnapshotConfig) -> list[tuple[str, object]]:
         ("sizes", [f"{name}: {output.size(n)}" for name, n in sorted(config.sizes.items())]),
         ("steps", [f"{span.name}: {output.duration(span.seconds)}" for span in config.spans]),
     ]
+
+
+def _moment(created: str) -> str:
+    """As all other times are shown."""
+    try:
+        return output.moment(datetime.fromisoformat(created).timestamp())
+    except ValueError:
+        return created
+
+
+def _user(ids: list[int]) -> str:
+    if len(ids) < 2:
+        return ""
+    groups = f", groups {' '.join(map(str, ids[2:]))}" if ids[2:] else ""
+    return f"uid {ids[0]}, gid {ids[1]}{groups}"
 
 
 def _gpu(gpu: Gpu) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shim.config import Config
-from shim.errors import InvalidArgument
+from shim.errors import InvalidArgument, NotFound
 from shim.names import SNAPSHOTS
 from shim.snapshot.inspection import Inspection, look
 from shim.snapshot.store import CONFIG, Snapshot, Stores, held, open_at
@@ -40,7 +40,7 @@ class Subject:
 def opened(text: str, config: Config) -> Iterator[Subject]:
     """What `text` names, kept from being removed for the length of the block.
 
-    A path begins with / or with a dot; all else is a reference. Raises BadName, NoSuchSnapshot,
+    A path begins with / or with a dot; all else is a reference. Raises BadName, NotFound,
     InvalidArgument, Unfit.
     """
     if not text.startswith(("/", ".")):
@@ -49,6 +49,8 @@ def opened(text: str, config: Config) -> Iterator[Subject]:
             yield _of_snapshot(text, store.snapshot(id))
         return
     path = Path(text)
+    if not path.is_dir():
+        raise NotFound(f"{path} is no folder", hint="no name of a snapshot begins with / or .")
     with held(path):
         yield _of_folder(text, path, config)
 

@@ -62,7 +62,7 @@ def _wanted(stores: Stores, args: argparse.Namespace) -> Iterator[tuple[str, Sna
         yield from ((text, text) for text in args.references)
         return
     for store in stores:
-        for entry in store.entries():
+        for entry in sorted(store.entries(), key=lambda e: (not e.names, e.names, e.id)):
             name = entry.names[0] if entry.names else entry.id
             yield name, entry.snapshot or entry.id
 

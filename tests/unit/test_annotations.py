@@ -108,7 +108,16 @@ def test_probes(value: str, kind: str, target: str) -> None:
     "value",
     [
         *("", "file", "file:", "file:relative", "file:/a\0b", "tcp:", "tcp:0", "tcp:65536"),
-        *("tcp:1/x", "tcp:-1", "tcp:²", "http:/x", "http:x/y", "http:80/a b", "http:80/\n", "http:80/ü"),
+        *(
+            "tcp:1/x",
+            "tcp:-1",
+            "tcp:²",
+            "http:/x",
+            "http:x/y",
+            "http:80/a b",
+            "http:80/\n",
+            "http:80/ü",
+        ),
         *("exec:", "exec:  ", "exec:\0", "shell:true", "FILE:/a", "http://host/x", "x" * 1000),
     ],
 )

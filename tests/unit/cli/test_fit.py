@@ -76,8 +76,8 @@ def test_all_reasons_of_another_machine(thaw: Thaw, tmp_path: Path, bundle: Path
     assert "cgroup v9" in text
     said = thaw("fit", "one")
     assert said.lines[0] == "unfit for this machine:"
-    assert said.lines[1].split() == ["CHECK", "REASON", "HINT"]
-    assert len(said.lines) == 6
+    shown = [line.split()[0] for line in said.lines[1:]]
+    assert shown == ["criu", "→", "machine", "machine", "machine"]
 
 
 def test_a_container_it_fits(thaw: Thaw, bundle: Path) -> None:

@@ -35,7 +35,7 @@ def said(
 def test_criu_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = single(tmp_path / "images", {BASE: noise(MIB) + bytes(2 * MIB), 1 << 40: noise(PAGE)})
     out, err = said(capsys, folder)
-    assert out == (f"{folder}/index: 1.0 MiB in 1 extents, 2.0 MiB zero, 0.0 MiB left to CRIU\n")
+    assert out == (f"{folder}/index: 1.0 MiB in 1 extent, 2.0 MiB zero, 4.0 KiB left to CRIU\n")
     assert err == ""
     assert Index.open(folder / FOLDER, folder).bytes == MIB
     assert said(capsys, folder, "--threads", "3") == (out, err), "it is made anew"

@@ -79,7 +79,7 @@ def test_parents_that_cannot_be(thaw: Thaw, tmp_path: Path) -> None:
 
 
 def test_what_is_none(thaw: Thaw, tmp_path: Path) -> None:
-    for words, status in (("none", 3), ("a/b", 2), (str(tmp_path), 2), (f"{tmp_path}/x", 2)):
+    for words, status in (("none", 3), ("a/b", 2), (str(tmp_path), 2), (f"{tmp_path}/x", 3)):
         said = thaw("inspect", words)
         assert (said.status, said.out) == (status, "")
         assert said.err.startswith("thaw inspect: ")

@@ -59,7 +59,15 @@ def test_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
             progress(1024)
             assert progress._bar is not None
             progress._bar.refresh()
-    shown = os.read(ours, 1 << 16).decode()
+    shown = "".join(iter(lambda: _more(ours), ""))
     os.close(ours)
     assert "verify [red]one" in shown
     assert "1.0 KiB of 2.0 KiB" in shown
+
+
+def _more(terminal: int) -> str:
+    """What a terminal has got; nothing once it is closed and read out."""
+    try:
+        return os.read(terminal, 1 << 16).decode()
+    except OSError:
+        return ""

@@ -12,7 +12,7 @@ from fakes.command import Thaw
 
 from shim.cli import subject
 from shim.config import Config
-from shim.errors import BadName, InvalidArgument, NoSuchSnapshot
+from shim.errors import BadName, InvalidArgument, NoSuchSnapshot, NotFound
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_folder_of_images(
 
 def test_it_cannot_be_removed_meanwhile(thaw: Thaw, config: Config) -> None:
     made = looked.snapshot(thaw.store, "one")
-    fd = os.open(made.path, os.O_RDONLY)
+    fd = os.open(made.path / "lock", os.O_RDWR)
     with subject.opened("one", config), pytest.raises(BlockingIOError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,7 +67,7 @@ def test_what_is_none(tmp_path: Path, config: Config) -> None:
         ("No", BadName),
         ("", BadName),
         (str(tmp_path), InvalidArgument),
-        (f"{tmp_path}/none", InvalidArgument),
+        (f"{tmp_path}/none", NotFound),
     ):
         with pytest.raises(error), subject.opened(text, config):
             pass

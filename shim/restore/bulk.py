@@ -16,6 +16,7 @@ from shim.budget import GIB
 from shim.config import Config
 from shim.restore.memory import Filling, Progress, filling_of
 from shim.snapshot.index import Index
+from shim.snapshot.policy import check_namespace
 from shim.snapshot.store import Stores
 from shim.snapshot.tree import open_directory
 from shim.timeline import Timeline
@@ -91,6 +92,8 @@ class ReadAhead:
         try:
             self._volunteer()
             snapshot = Stores.of(config).open(request["name"])
+            made_in = snapshot.config.origin.namespace
+            check_namespace(config, made_in, request.get("namespace", ""), snapshot.shared)
             memory = self.take(snapshot.index, snapshot.criu, config, shared_by, snapshot.pages)
             memory.read_ahead()
             memory.check_files()  # for CRIU's sake: they are in the page cache then

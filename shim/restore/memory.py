@@ -30,7 +30,7 @@ from typing import Any, Self
 from shim._native import ffi, lib
 from shim.budget import available, budget_of
 from shim.config import Config
-from shim.errors import Damaged, RestoreFailed
+from shim.errors import Damaged, RestoreFailed, ThawError
 from shim.native import check
 from shim.processes import processes_below
 from shim.restore.numa import nodes_for
@@ -97,8 +97,9 @@ class Filling:
     def fill(self, init: int, seconds: float | None = None) -> Progress:
         """Write everything into the processes of `init`'s tree (a pid of ours) and verify it.
 
-        Raises RestoreFailed at the first failure, after `seconds`, or if a process of the index is
-        not there or has other mappings than it had.
+        Raises Damaged if what was read is not what it was, RestoreFailed at any other failure,
+        after `seconds`, or if a process of the index is not there or has other mappings than it
+        had.
         """
         pids = self._processes(init)
         self._refuse_other_mappings(pids)
@@ -200,7 +201,7 @@ class Filling:
                     f"memory was not filled in time: {done.done} of {done.total} bytes"
                 )
 
-    def _failure(self, result: int) -> RestoreFailed:
+    def _failure(self, result: int) -> ThawError:
         failure = ffi.new("struct thaw_failure *")
         lib.thaw_fill_failure(self._fill, failure)
         if result == -errno.ECANCELED:
@@ -213,10 +214,10 @@ class Filling:
         extent = self._extents[failure.place]
         blob = self.index.sources[extent.source].name
         place = f"{blob} at {extent.offset} ({extent.length} bytes)"
-        failures = {
+        failures: dict[int, ThawError] = {
             _READ: RestoreFailed(f"cannot read {place}: {reason}", hint="is the disk well?"),
-            _SHORT: RestoreFailed(f"{place} is cut off", hint=DAMAGED),
-            _CHECKSUM: RestoreFailed(f"{place} has another checksum", hint=DAMAGED),
+            _SHORT: Damaged(f"{place} is cut off", hint=DAMAGED),
+            _CHECKSUM: Damaged(f"{place} has another checksum", hint=DAMAGED),
             _TASK: RestoreFailed(
                 f"cannot write {extent.length} bytes at {extent.address:#x} of process "
                 f"{self.index.tasks[extent.task]}: {reason}",

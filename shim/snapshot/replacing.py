@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -75,7 +76,10 @@ def _lock(path: Path) -> int | None:
 
 def _sweep(folder: Path) -> None:
     """Remove the drafts of makers that died: their locks are free."""
-    for path in folder.parent.glob(f".{folder.name}-*"):
+    ours = re.compile(rf"\.{re.escape(folder.name)}-[0-9a-f]{{12}}")  # see _hidden
+    for path in folder.parent.iterdir():
+        if not ours.fullmatch(path.name):
+            continue
         lock = _lock(path)
         if lock is not None:
             try:

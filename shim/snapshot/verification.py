@@ -168,7 +168,7 @@ def _extents(
     with filling_of(index, config) as filling, _watched(filling, tell):
         try:
             filling.verify()
-        except RestoreFailed as error:
+        except (Damaged, RestoreFailed) as error:
             raise Damaged(f"{snapshot.path}: {error.message}", hint=DAMAGED) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from shim import log
-from shim.annotations import named_snapshots
+from shim.annotations import POD_NAMESPACE, named_snapshots
 from shim.bundle import Bundle, annotations_of, namespace_path
 from shim.errors import ThawError
 from shim.runc import Runc
@@ -46,7 +46,7 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
         steer_criu(bundle, spec, folder)
         container = _assemble(host, request, bundle, config, spec, folder, origins)
         container.create()
-        _read_ahead(host, container, named_snapshots(annotations_of(spec)))
+        _read_ahead(host, container, annotations_of(spec))
         return container
     except BaseException:
         if container is not None:
@@ -55,10 +55,11 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
         raise
 
 
-def _read_ahead(host: Host, container: Container, names: list[str]) -> None:
+def _read_ahead(host: Host, container: Container, notes: dict[str, str]) -> None:
     """Begin to read what the pod's containers will ask for; it only saves time."""
+    names, namespace = named_snapshots(notes), notes.get(POD_NAMESPACE, "")
     try:
-        host.engines.warm(container.runc.env, names, container.config.as_dict())
+        host.engines.warm(container.runc.env, names, container.config.as_dict(), namespace)
     except (ThawError, OSError) as error:
         log.warning("not read ahead", container=container.id, error=error)
 

@@ -155,12 +155,21 @@ class Engines:
         self._lock = Lock()
         self._spare: dict[str, _Spare] = {}  # by the name of the snapshot
 
-    def warm(self, env: Mapping[str, str], names: Sequence[str], config: Mapping[str, Any]) -> None:
-        """Start one for each of these snapshots; it goes if no container comes for it."""
+    def warm(
+        self,
+        env: Mapping[str, str],
+        names: Sequence[str],
+        config: Mapping[str, Any],
+        namespace: str = "",
+    ) -> None:
+        """Start one for each of these snapshots; it goes if no container comes for it.
+
+        `namespace` is the pod's, which may not have all of them.
+        """
         for name in names:
             engine = Engine(self._reaper, env)
             request = {"name": name, "config": config, "shared_by": len(names)}
-            engine.tell({"verb": "read-ahead", **request})
+            engine.tell({"verb": "read-ahead", "namespace": namespace, **request})
             self._end(self._keep(engine, name))
 
     def take(self, env: Mapping[str, str], name: str) -> Engine:

@@ -188,7 +188,7 @@ def test_or_boots_cold(lane: Lane, pod: Pod, spoilt: Path, told: dict[str, str])
     flip_an_extent(spoilt)
     container = wanting(pod, "spoilt", must=False).start()
     line = outcome(lane, container)
-    assert (line.message, line.fields["reason"]) == ("booting cold", "RestoreFailed")
+    assert (line.message, line.fields["reason"]) == ("booting cold", "Damaged")
     assert "has another checksum" in line.fields["error"]
     container.wait_for_log("digest")
     assert digest_of(container) != told["digest"], "it has drawn memory of its own"

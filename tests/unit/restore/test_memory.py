@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 from fakes.images import BASE, LARGE, noise, single
+from fakes.snapshots import config, write
 
 from shim._native import lib
 from shim.budget import GIB
 from shim.config import Config
-from shim.errors import RestoreFailed, ThawError, Unfit
+from shim.errors import Damaged, RestoreFailed, ThawError, Unfit
 from shim.restore.bulk import NO_INDEX, SWITCHED_OFF, Memory, ReadAhead
 from shim.restore.memory import Filling, _readers, writable_ranges
 from shim.snapshot.index import Document, Index
@@ -156,7 +157,7 @@ def test_it_is_verified_for_nobody(target: Target, tmp_path: Path, data: bytes) 
 
 
 def refused(filling: Filling, target: Target, words: str) -> ThawError:
-    with filling, pytest.raises(RestoreFailed, match=words) as refusal:
+    with filling, pytest.raises((Damaged, RestoreFailed), match=words) as refusal:
         filling.fill(target.pid)
     return refusal.value
 
@@ -167,6 +168,7 @@ def test_a_flipped_bit(target: Target, tmp_path: Path, data: bytes) -> None:
     (tmp_path / NAME).write_bytes(spoilt)
     words = f"pages-1.img at {5 * PIECE} .* has another checksum"
     error = refused(Filling(index_of(target, tmp_path, data)), target, words)
+    assert isinstance(error, Damaged)
     assert "damaged" in error.hint
 
 
@@ -302,3 +304,22 @@ def test_a_fill_and_what_is_said_of_it(target: Target, tmp_path: Path, data: byt
     assert (said["memory"], said["gib"]) == ("native", f"{SIZE / GIB:.3f}")
     assert float(said["fill"]) >= 0
     assert target.memory() == data
+
+
+def test_what_a_pod_may_not_have_is_not_read_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Path] = []
+    monkeypatch.setattr(ReadAhead, "take", lambda _, folder, *__: taken.append(folder))
+    monkeypatch.setattr(ReadAhead, "_volunteer", lambda _: None)
+    store = tmp_path / "snapshots"
+    made = write(store / "snapshots" / "0123456789abcdef", config(namespace="theirs"))
+    (store / "names").mkdir()
+    (store / "names" / "warm").write_text("0123456789abcdef\n")
+    for folder in (store, store / "names", store / "snapshots"):
+        folder.chmod(0o700)
+    request = {"name": "warm", "config": {"snapshots": str(store)}}
+    ReadAhead().begin({**request, "namespace": "ours"})
+    assert taken == []
+    ReadAhead().begin({**request, "namespace": "theirs"})
+    assert taken == [made / "index"]

@@ -127,3 +127,13 @@ def test_drafts_of_the_dead_are_removed_and_no_others(tmp_path: Path) -> None:
         other.kill()
     put(folder, "two")
     assert os.listdir(tmp_path) == ["index"]
+
+
+def test_what_only_looks_like_a_draft_stays(tmp_path: Path) -> None:
+    """The folder may lie beside somebody's own."""
+    theirs = [tmp_path / name for name in (".index-of-mine", ".index-0123456789ab.txt", ".index-")]
+    for path in theirs:
+        path.mkdir()
+    with replacing(tmp_path / "index"):
+        pass
+    assert all(path.is_dir() for path in theirs)

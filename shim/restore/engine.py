@@ -232,6 +232,8 @@ def _open(config: Config, path: Path, name: str) -> tuple[Snapshot | None, Path]
         if wanted.digest:
             check_digest(snapshot, wanted.digest)
         return snapshot, snapshot.criu
+    if not path.is_dir():  # as containerd's own shim says it: no word for what is not there
+        raise RestoreFailed(f"no checkpoint in {path}", hint="has containerd unpacked it?")
     if (path / "criu").is_dir():
         stripes = [Path(stripe) / SNAPSHOTS / path.name for stripe in config.several("stripes")]
         snapshot = open_at(path, stripes)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,6 +217,40 @@ def test_the_oom_score_is_the_new_pods(lane: Lane) -> None:
         init = init_pid(lane, restored(pod).id)
         for pid in (init, *children(init, "sleep")):
             assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+
+
+CLOCK = """\
+import signal, time
+signal.signal(signal.SIGUSR1, lambda *_: print("clock", time.monotonic(), time.time(), flush=True))
+print("booted", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_monotonic_time_goes_on_from_the_dump(lane: Lane) -> None:
+    """CRIU makes a time namespace for it, so timers go on too, whatever the node's clock says."""
+
+    def look(container: Container) -> tuple[float, float]:
+        before = container.log().count("clock")
+        container.exec(["/usr/bin/kill", "-USR1", "1"])
+        wait_until(lambda: container.log().count("clock") > before, "the time")
+        _, monotonic, wall = container.log().splitlines()[-1].split()
+        return float(monotonic), float(wall)
+
+    with lane.pod("clock") as pod:
+        maker = host_python(pod, CLOCK).start()
+        maker.wait_for_log("booted")
+        checkpoint(lane, maker, "clock")
+        then = look(maker)
+    time.sleep(3)  # in the store
+    with lane.pod("later", annotations=wants("clock")) as pod:
+        container = host_python(pod, CLOCK).start()
+        now = look(container)
+        pid = init_pid(lane, container.id)
+        assert os.readlink(f"/proc/{pid}/ns/time") != os.readlink("/proc/self/ns/time")
+    assert now[1] - then[1] > 3, "the wall clock is the node's"
+    assert now[0] - then[0] < now[1] - then[1] - 2.5
 
 
 def test_a_container_of_another_name(lane: Lane, worker: str) -> None:

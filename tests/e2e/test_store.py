@@ -107,7 +107,7 @@ def test_what_was_made_elsewhere_is_not_restored_here(lane: Lane, base: str) -> 
         assert outcome(lane, container).message == "restored"
     lane.thaw("tag", "theirs", "everybodys", "--private", "--replace")
     with (
-        configured(lane, criu(), '[policy]\nnamespaces = "any"\n'),
+        configured(lane, criu(), 'policy.namespaces = "any"\n'),
         asked_for(lane, "everybodys") as container,
     ):
         assert outcome(lane, container).message == "restored"

@@ -27,12 +27,14 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shim.checkpoint.auto import Making
 from shim.errors import OtherContainer, ThawError
 from shim.restore.bulk import ReadAhead
 from shim.work import Work
+
+if TYPE_CHECKING:
+    from shim.checkpoint.auto import Making
 
 SOCKET_FD = 3
 STREAMS = 8  # descriptors that may come with a request
@@ -44,11 +46,11 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["undo"]:
         with open(arguments[1]) as file:
             request = json.load(file)
-        return 0 if "error" not in _answer(request, (), ahead, Making()) else 1
+        return 0 if "error" not in _answer(request, (), ahead, []) else 1
     # runc and CRIU inherit it on purpose: should we be killed over a dump, the daemon hears of
     # it when CRIU, too, is done, and does not thaw what CRIU has frozen.
     daemon = socket.socket(fileno=SOCKET_FD)
-    making = Making()
+    making: list[Making] = []
     # Two descriptors for each file of pages and one for each task: more than the usual 1024 at
     # times. runc raises its own limit as Go does, CRIU too; what is restored gets its image's.
     # CRIU sets a thread's groups only if it had some (rst_prep_creds_args, criu/cr-restore.c): one
@@ -62,14 +64,15 @@ def main(arguments: list[str]) -> int:
 
 
 def _preload() -> None:
-    """Pay for the imports while the request is still on its way."""
+    """Pay for a restore's imports while the request is still on its way."""
     import grpc  # noqa: F401 - a tenth of a second
 
-    import shim.checkpoint.engine
     import shim.restore.engine  # noqa: F401
 
 
-def _serve(requests: _Requests, daemon: socket.socket, ahead: ReadAhead, making: Making) -> int:
+def _serve(
+    requests: _Requests, daemon: socket.socket, ahead: ReadAhead, making: list[Making]
+) -> int:
     while True:
         request, fds = requests.next()
         if request["verb"] == "read-ahead":  # wants no answer; what is wrong, the restore will say
@@ -79,7 +82,7 @@ def _serve(requests: _Requests, daemon: socket.socket, ahead: ReadAhead, making:
         answer = _answer(request, fds, ahead, making)
         goes_on = request["verb"] == "await" and answer.get("name")
         if not goes_on:
-            making.release()  # before the answer: the daemon may end us as soon as it has it
+            _release(making)  # before the answer: the daemon may end us as soon as it has it
         daemon.sendall(json.dumps(answer).encode() + b"\n")
         if goes_on:
             continue
@@ -115,37 +118,63 @@ class _Requests:
         return request, tuple(fds)
 
 
-def _end_with(daemon: socket.socket, making: Making) -> None:
+def _end_with(daemon: socket.socket, making: list[Making]) -> None:
     """The socket is our lifeline: when it closes, we and all that we started go."""
     poll = select.poll()
     poll.register(daemon, select.POLLRDHUP)
     poll.poll()
-    making.release()
+    _release(making)
     os.killpg(0, signal.SIGKILL)
 
 
 def _answer(
-    request: Mapping[str, Any], fds: tuple[int, ...], ahead: ReadAhead, making: Making
+    request: Mapping[str, Any], fds: tuple[int, ...], ahead: ReadAhead, making: list[Making]
 ) -> dict[str, Any]:
-    from shim.checkpoint.engine import checkpoint
-    from shim.restore.engine import restore, undo
-    from shim.restore.source import located, pull
-
-    verbs: dict[str, Callable[[Work], dict[str, Any]]] = {
-        "await": making.wait,
-        "checkpoint": checkpoint,
-        "pull": pull,
-        "restore": lambda work: restore(located(work), ahead),
-        "undo": undo,
-    }
     try:
-        return verbs[request["verb"]](Work.parse(request, fds))
+        verb = _verb(request["verb"], ahead, making)
+        return verb(Work.parse(request, fds))
     except ThawError as error:
         return _error(type(error).__name__, error.message, error.hint)
     except OSError as error:
         return _error("Unknown", str(error), "")
     except Exception as error:  # noqa: BLE001 - the daemon must hear of everything
         return _error("Unknown", f"{type(error).__name__}: {error}", traceback.format_exc(limit=-6))
+
+
+def _verb(name: str, ahead: ReadAhead, making: list[Making]) -> Callable[[Work], dict[str, Any]]:
+    """What a verb does. Each imports what it needs: a pod waits for a restore's, and no others."""
+    if name == "restore":
+        from shim.restore.engine import restore
+        from shim.restore.source import located
+
+        return lambda work: restore(located(work), ahead)
+    if name == "undo":
+        from shim.restore.engine import undo
+
+        return undo
+    if name == "checkpoint":
+        from shim.checkpoint.engine import checkpoint
+
+        return checkpoint
+    if name == "await":
+        return lambda work: _await(work, making)
+    if name == "pull":
+        from shim.restore.source import pull
+
+        return pull
+    raise ValueError(f"no verb {name!r}")
+
+
+def _await(work: Work, making: list[Making]) -> dict[str, Any]:
+    from shim.checkpoint.auto import Making
+
+    making.append(Making())
+    return making[-1].wait(work)
+
+
+def _release(making: list[Making]) -> None:
+    for one in making:
+        one.release()
 
 
 def _error(leaf: str, message: str, hint: str) -> dict[str, Any]:

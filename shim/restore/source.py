@@ -7,7 +7,6 @@ from typing import Any
 
 from shim.annotations import POD_NAME, POD_NAMESPACE
 from shim.bundle import annotations_of
-from shim.checkpoint.auto import derived_name, there
 from shim.errors import NoSuchSnapshot
 from shim.reference import parse
 from shim.snapshot.store import Stores
@@ -18,6 +17,8 @@ def located(work: Work) -> Work:
     """The same work with its snapshot's folder. Raises NoSuchSnapshot if `auto` has none yet."""
     if work.details["snapshot"]:
         return work
+    from shim.checkpoint.auto import derived_name, there  # imports more than a restore has time for
+
     reference = parse(work.details["name"])
     if reference.auto:
         reference = parse(derived_name(work))
@@ -32,6 +33,7 @@ def located(work: Work) -> Work:
 
 def pull(work: Work) -> dict[str, Any]:
     """Fetch the artifact that the work names into the first store, unless it is there."""
+    from shim.checkpoint.auto import there
     from shim.registry import pull as fetch
     from shim.snapshot.policy import allowed_to_pull
 

@@ -17,7 +17,6 @@ import pytest
 from fakes.host import PATIENCE
 
 from shim import engine
-from shim.checkpoint.auto import Making
 from shim.errors import Unfit
 from shim.restore.bulk import ReadAhead
 
@@ -137,7 +136,7 @@ def test_leaves_keep_their_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise Unfit("another image", hint="use that")
 
     monkeypatch.setattr("shim.restore.engine.restore", unfit)
-    assert engine._answer(request(tmp_path, verb="restore"), (), ReadAhead(), Making()) == {
+    assert engine._answer(request(tmp_path, verb="restore"), (), ReadAhead(), []) == {
         "error": {"class": "Unfit", "message": "another image", "hint": "use that"}
     }
 
@@ -147,7 +146,7 @@ def test_system_errors_need_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device", "/x")
 
     monkeypatch.setattr("shim.checkpoint.engine.checkpoint", full)
-    error = engine._answer(request(tmp_path, verb="checkpoint"), (), ReadAhead(), Making())["error"]
+    error = engine._answer(request(tmp_path, verb="checkpoint"), (), ReadAhead(), [])["error"]
     assert "No space left on device: '/x'" in error["message"]
     assert error["hint"] == ""
 

@@ -20,6 +20,9 @@ USUAL = """
 state = "/run/thaw"   # a comment
 SystemdCgroup = true
 IoUid = 0
+audit.log = "/var/log/thaw/audit.log"
+policy.auto = "*"
+policy.namespaces = "own"
 
 [restore]
 deadline = 60.0
@@ -29,7 +32,25 @@ level = "info"
 
 FRAGMENTS = st.sampled_from(
     [
-        *("a", "b = 1", 'a = "x"', "a.b = 2", "[t]", "[t.u]", "[[x]]", "# c", "\n", " ", "=", '"'),
+        *(
+            "a",
+            "b = 1",
+            'a = "x"',
+            "a.b = 2",
+            "a.c = 3",
+            "a.b.d = 4",
+            "t.a = 5",
+            "a . b = 6",
+            ".a=7",
+            "[t]",
+            "[t.u]",
+            "[[x]]",
+            "# c",
+            "\n",
+            " ",
+            "=",
+            '"',
+        ),
         *(
             "\\",
             "'x'",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shim import audit
+from shim.annotations import POD_NAME, POD_NAMESPACE
 from shim.budget import available, budget_of
 from shim.checkpoint.contents import save_difference, save_volumes
 from shim.checkpoint.document import Moment, made_by
@@ -280,7 +281,7 @@ def _record(work: Work, **fields: str) -> None:
         who=made_by(work),
         name=work.details["name"],
         container=work.id,
-        pod=notes.get("io.kubernetes.cri.sandbox-name", ""),
-        namespace=notes.get("io.kubernetes.cri.sandbox-namespace", ""),
+        pod=notes.get(POD_NAME, ""),
+        namespace=notes.get(POD_NAMESPACE, ""),
         **fields,
     )

@@ -11,11 +11,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from shim.annotations import CONTAINER_NAME, IMAGE_NAME
+from shim.annotations import CONTAINER_NAME, IMAGE_NAME, POD_NAMESPACE
 from shim.snapshot.config import Origin, SpecMount
 from shim.snapshot.token import service_account
 
-NAMESPACE = "io.kubernetes.cri.sandbox-namespace"
 NAMESPACES = ("pid", "network", "ipc", "uts", "mount", "user", "cgroup", "time")
 _LINKS = {"network": "net", "mount": "mnt"}
 
@@ -46,7 +45,7 @@ def origin_of(spec: Mapping[str, Any], image: str, image_digest: str) -> Origin:
         mounts=_mounts(spec),
         read_only=bool((spec.get("root") or {}).get("readonly")),
         env=sorted({entry.partition("=")[0] for entry in process.get("env") or []}),
-        namespace=notes.get(NAMESPACE, ""),
+        namespace=notes.get(POD_NAMESPACE, ""),
         service_account=service_account(spec),
     )
 

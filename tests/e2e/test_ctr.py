@@ -103,12 +103,14 @@ def test_without_a_cgroup(lane: Lane) -> None:
         removed(lane, "nogroup")
 
 
-COUNTING = ("sh", "-c", "i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.02; done")
+# Renamed into place: a reader never meets the file between its truncation and its new number.
+_COUNT = "i=$((i+1)); echo $i > /next; mv /next /count; sleep 0.02"
+COUNTING = ("sh", "-c", f"i=0; while :; do {_COUNT}; done")
 
 
 def count(lane: Lane, name: str) -> int:
-    done = lane.ctr("tasks", "exec", "--exec-id", "count", name, "cat", "/count")
-    return int(done.stdout or 0)
+    read = ("sh", "-c", "cat /count 2>/dev/null || echo 0")
+    return int(lane.ctr("tasks", "exec", "--exec-id", "count", name, *read).stdout)
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -7,6 +7,7 @@
 #   fetch.sh runc | busybox      prints the path of that executable
 #   fetch.sh cni                 prints the folder of the CNI plugins
 #   fetch.sh registry | skopeo   prints the path of docker-registry, or of a skopeo that runs anywhere
+#   fetch.sh etcd                prints the path of an etcd server
 #
 # Only `packages` changes the machine. Everything else is unpacked privately into the cache
 # (THAW_CACHE, /var/cache/thaw by default), so no package script runs and no system daemon starts.
@@ -204,6 +205,11 @@ registry() {
     echo "$cache/registry/usr/bin/docker-registry"
 }
 
+etcd() {
+    unpacked etcd bookworm one etcd-server
+    echo "$cache/etcd/usr/bin/etcd"
+}
+
 skopeo() {
     unpacked skopeo bookworm closure skopeo
     [[ -x $cache/skopeo/skopeo ]] || wrapper "$cache/skopeo" bin/skopeo
@@ -213,7 +219,7 @@ skopeo() {
 main() {
     local verb=${1:-}
     case $verb in
-        packages | criu | containerd | runc | busybox | cni | registry | skopeo) shift ;;
+        packages | criu | containerd | runc | busybox | cni | registry | skopeo | etcd) shift ;;
         *)
             sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2
             exit 2

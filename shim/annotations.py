@@ -3,6 +3,9 @@
 Annotations are written by whoever may create pods, so every value is checked here and none of
 them is ever a path. On a node they arrive in config.json if containerd's runtime configuration
 has `pod_annotations = ["thaw.dev/*"]`, or directly with `ctr run --annotation`.
+
+Every key may be followed by `.CONTAINER`: that one is for the container of that name alone, and
+goes before the plain one. What the annotations say of the worker itself is read in conduct.py.
 """
 
 from __future__ import annotations
@@ -19,6 +22,19 @@ SNAPSHOT = PREFIX + "snapshot"
 ON_FAILURE = PREFIX + "on-failure"
 PULL = PREFIX + "pull"
 READY = PREFIX + "ready"
+CHECKPOINT = PREFIX + "checkpoint"
+AFTER_CHECKPOINT = PREFIX + "after-checkpoint"
+QUIESCE = PREFIX + "quiesce"
+RESUME = PREFIX + "resume"
+QUIESCE_TIMEOUT = PREFIX + "quiesce-timeout"
+RESUME_TIMEOUT = PREFIX + "resume-timeout"
+CANARY = PREFIX + "canary"
+CANARY_BODY = PREFIX + "canary-body"
+CANARY_EXPECT = PREFIX + "canary-expect"
+CANARY_TIMEOUT = PREFIX + "canary-timeout"
+REGISTER = PREFIX + "register"
+REGISTER_TIMEOUT = PREFIX + "register-timeout"
+REGISTER_FAILURE = PREFIX + "register-failure"
 
 CONTAINER_NAME = "io.kubernetes.cri.container-name"
 CONTAINER_TYPE = "io.kubernetes.cri.container-type"
@@ -71,14 +87,71 @@ TABLE = (
     Row(
         READY,
         "PROBE",
+        "contract",
+        "What says that the worker is warm: contract (it writes `ready-for-snapshot`), file:PATH, "
+        "tcp:PORT, http:PORT/PATH or exec:COMMAND.",
+    ),
+    Row(
+        CHECKPOINT,
+        "NAME or auto",
         "",
-        "What says that the worker is warm, for `auto`: file:PATH, tcp:PORT, http:PORT/PATH or "
+        "Make this snapshot of the container once it is ready, if there is none of that name.",
+    ),
+    Row(
+        AFTER_CHECKPOINT,
+        "continue or exit",
+        "continue",
+        "What the container does once that snapshot is made.",
+    ),
+    Row(
+        QUIESCE,
+        "ACTION",
+        "",
+        "What is done before a snapshot: http:PORT/PATH (a POST) or exec:COMMAND.",
+    ),
+    Row(
+        RESUME,
+        "ACTION",
+        "",
+        "What is done after a restore, and after a snapshot when the container goes on.",
+    ),
+    Row(QUIESCE_TIMEOUT, "seconds", "60", "How long `quiesce` may take."),
+    Row(RESUME_TIMEOUT, "seconds", "30", "How long `resume` may take."),
+    Row(
+        CANARY,
+        "ACTION",
+        "",
+        "What a restored worker must answer rightly before it is seen: http:PORT/PATH (a GET) or "
         "exec:COMMAND.",
+    ),
+    Row(CANARY_BODY, "text", "", "The request's body, as application/json; it is a POST then."),
+    Row(
+        CANARY_EXPECT,
+        "status=N sha256=HEX match=REGEX",
+        "status=200",
+        "What the answer must be: any of these words, `match`, which goes on to the end, as the "
+        "last. A command's status is 0 if nothing is said.",
+    ),
+    Row(CANARY_TIMEOUT, "seconds", "10", "How long the canary may take, all in all."),
+    Row(
+        REGISTER,
+        "BACKEND",
+        "none",
+        "Where the worker is registered once it may be seen: http:PORT/PATH or http://HOST/… (POST, "
+        "in the end DELETE), etcd:HOST:PORT/KEY, exec:COMMAND (`$1`: register or deregister) or "
+        "none.",
+    ),
+    Row(REGISTER_TIMEOUT, "seconds", "10", "How long one attempt to register may take."),
+    Row(
+        REGISTER_FAILURE,
+        "retry or fail",
+        "retry",
+        "What happens when it cannot be registered: try again, for as long as it takes, or fail "
+        "the container.",
     ),
 )
 
 _READ_AHEAD = 4  # snapshots of one pod
-_PULLS = ("wait", "background", "never")
 
 
 class Wish:
@@ -128,26 +201,63 @@ def named_snapshots(annotations: Mapping[str, str]) -> list[str]:
     return names[:_READ_AHEAD]
 
 
+def value(annotations: Mapping[str, str], key: str) -> str | None:
+    """What an annotation says to this container, by name or to all; None if it is not there."""
+    container = annotations.get(CONTAINER_NAME)
+    if container is not None:
+        own = annotations.get(f"{key}.{container}")
+        if own is not None:
+            return own
+    return annotations.get(key)
+
+
+def is_annotated(annotations: Mapping[str, str]) -> bool:
+    """Whether anything is asked of Thaw for this container. Sandboxes are asked for nothing."""
+    if annotations.get(CONTAINER_TYPE) == "sandbox":
+        return False
+    return any(value(annotations, row.key) is not None for row in TABLE)
+
+
+def unknown(annotations: Mapping[str, str]) -> list[str]:
+    """Keys of ours that are in no row: slips of the pen, or a newer Thaw's."""
+    rows = [row.key for row in TABLE if not row.key.endswith(".CONTAINER")]
+    return sorted(
+        key
+        for key in annotations
+        if key.startswith(PREFIX)
+        and key not in rows
+        and not any(key.startswith(f"{row}.") for row in rows)
+    )
+
+
+def refuse(key: str, found: str, allowed: str) -> BadAnnotation:
+    """The error that names the key, the value (its beginning) and what is allowed."""
+    return BadAnnotation(f"{key}: {found[:80]!r}", hint=f"the value is {allowed}")
+
+
+def one_of(annotations: Mapping[str, str], key: str, words: tuple[str, ...]) -> str:
+    """The word that an annotation says; the first if it is not there. Raises BadAnnotation."""
+    found = value(annotations, key)
+    if found is None:
+        return words[0]
+    if found not in words:
+        allowed = f"{', '.join(words[:-1])} or {words[-1]}"
+        raise refuse(key, found, allowed)
+    return found
+
+
 def fail_instead_of_cold_start(annotations: Mapping[str, str]) -> bool:
     """Whether a failed restore shall fail the container. Raises BadAnnotation for other words."""
-    value = annotations.get(ON_FAILURE, "cold-start")
-    if value not in ("cold-start", "fail"):
-        raise BadAnnotation(f"{ON_FAILURE}: {value[:80]!r}", hint="the value is cold-start or fail")
-    return value == "fail"
+    return one_of(annotations, ON_FAILURE, ("cold-start", "fail")) == "fail"
 
 
 def pull_first(annotations: Mapping[str, str]) -> str:
     """What to do about an artifact that is not here: wait, background or never."""
-    value = annotations.get(PULL, "background")
-    if value not in _PULLS:
-        raise BadAnnotation(
-            f"{PULL}: {value[:80]!r}", hint="the value is wait, background or never"
-        )
-    return value
+    return one_of(annotations, PULL, ("background", "wait", "never"))
 
 
 class Probe:
-    """What says that a worker is warm: `kind` is file, tcp, http or exec.
+    """What says that a worker is warm: `kind` is contract, file, tcp, http or exec.
 
     `target` is a path in the container, a port, PORT/PATH or a command line for /bin/sh.
     """
@@ -161,24 +271,38 @@ class Probe:
 
 def probe(annotations: Mapping[str, str], key: str = READY) -> Probe | None:
     """The probe that an annotation names, if it is there. Raises BadAnnotation."""
-    value = annotations.get(key)
-    if value is None:
+    found = value(annotations, key)
+    if found is None:
         return None
-    kind, colon, target = value.partition(":")
-    port, _, _ = target.partition("/")
+    if found == "contract":
+        return Probe("contract", "")
+    kind, colon, target = found.partition(":")
     good = {
         "file": target.startswith("/") and "\0" not in target,
-        "tcp": _is_port(target),
-        "http": _is_port(port) and target.isascii() and target.isprintable() and " " not in target,
-        "exec": bool(target.strip()) and "\0" not in target,
+        "tcp": is_port(target),
+        "http": is_local_http(target),
+        "exec": is_command(target),
     }
     if not colon or not good.get(kind, False):
-        raise BadAnnotation(
-            f"{key}: {value[:80]!r}",
-            hint="the value is file:/PATH, tcp:PORT, http:PORT/PATH or exec:COMMAND",
-        )
+        raise refuse(key, found, "contract, file:/PATH, tcp:PORT, http:PORT/PATH or exec:COMMAND")
     return Probe(kind, target)
 
 
-def _is_port(text: str) -> bool:
+def is_port(text: str) -> bool:
+    """Whether it is a number from 1 to 65535."""
     return text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) < 65536
+
+
+def is_local_http(text: str) -> bool:
+    """Whether it is PORT or PORT/PATH, with nothing in it that would not pass in a request."""
+    return is_port(text.partition("/")[0]) and is_plain(text)
+
+
+def is_plain(text: str) -> bool:
+    """Whether it is visible ASCII alone: what a request line takes as it is."""
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def is_command(text: str) -> bool:
+    """Whether it is something for /bin/sh -c."""
+    return bool(text.strip()) and "\0" not in text

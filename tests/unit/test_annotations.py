@@ -14,9 +14,12 @@ from shim.annotations import (
     SNAPSHOT,
     TABLE,
     fail_instead_of_cold_start,
+    is_annotated,
     named_snapshots,
     probe,
     pull_first,
+    unknown,
+    value,
     wish,
 )
 from shim.errors import BadAnnotation
@@ -72,9 +75,9 @@ def test_on_failure() -> None:
     assert not fail_instead_of_cold_start({})
     assert not fail_instead_of_cold_start({ON_FAILURE: "cold-start"})
     assert fail_instead_of_cold_start({ON_FAILURE: "fail"})
-    for value in ("", "Fail", "panic", "x" * 1000):
+    for word in ("", "Fail", "panic", "x" * 1000):
         with pytest.raises(BadAnnotation, match=ON_FAILURE) as refused:
-            fail_instead_of_cold_start({ON_FAILURE: value})
+            fail_instead_of_cold_start({ON_FAILURE: word})
         assert len(refused.value.message) < 200
 
 
@@ -84,12 +87,13 @@ def test_pull() -> None:
         assert pull_first({PULL: word}) == word
     with pytest.raises(BadAnnotation, match=PULL) as refused:
         pull_first({PULL: "Always"})
-    assert "wait, background or never" in refused.value.hint
+    assert "background, wait or never" in refused.value.hint
 
 
 @pytest.mark.parametrize(
-    ("value", "kind", "target"),
+    ("text", "kind", "target"),
     [
+        ("contract", "contract", ""),
         ("file:/run/ready", "file", "/run/ready"),
         ("tcp:8000", "tcp", "8000"),
         ("http:8000/health?full=1", "http", "8000/health?full=1"),
@@ -97,18 +101,19 @@ def test_pull() -> None:
         ("exec:test -e /a: && true", "exec", "test -e /a: && true"),
     ],
 )
-def test_probes(value: str, kind: str, target: str) -> None:
-    found = probe({READY: value})
+def test_probes(text: str, kind: str, target: str) -> None:
+    found = probe({READY: text})
     assert found is not None
     assert (found.kind, found.target) == (kind, target)
     assert probe({}) is None
 
 
 @pytest.mark.parametrize(
-    "value",
+    "text",
     [
         *("", "file", "file:", "file:relative", "file:/a\0b", "tcp:", "tcp:0", "tcp:65536"),
         *(
+            "contract:",
             "tcp:1/x",
             "tcp:-1",
             "tcp:²",
@@ -121,17 +126,46 @@ def test_probes(value: str, kind: str, target: str) -> None:
         *("exec:", "exec:  ", "exec:\0", "shell:true", "FILE:/a", "http://host/x", "x" * 1000),
     ],
 )
-def test_what_is_no_probe(value: str) -> None:
+def test_what_is_no_probe(text: str) -> None:
     with pytest.raises(BadAnnotation, match=READY) as refused:
-        probe({READY: value})
+        probe({READY: text})
     assert "http:PORT/PATH" in refused.value.hint
     assert len(refused.value.message) < 200
 
 
+def test_a_container_may_be_named() -> None:
+    notes = {READY: "tcp:1", f"{READY}.a": "tcp:2", CONTAINER_NAME: "a"}
+    assert value(notes, READY) == "tcp:2"
+    assert value({**notes, CONTAINER_NAME: "b"}, READY) == "tcp:1"
+    assert value({f"{READY}.a": "tcp:2"}, READY) is None
+    assert fail_instead_of_cold_start({f"{ON_FAILURE}.a": "fail", CONTAINER_NAME: "a"})
+
+
+@pytest.mark.parametrize(
+    ("annotations", "asked"),
+    [
+        ({}, False),
+        ({"other.dev/snapshot": "a", CONTAINER_NAME: "a"}, False),
+        ({READY: "tcp:1"}, True),
+        ({f"{READY}.a": "tcp:1", CONTAINER_NAME: "a"}, True),
+        ({f"{READY}.a": "tcp:1", CONTAINER_NAME: "b"}, False),
+        ({READY: "tcp:1", CONTAINER_TYPE: "sandbox"}, False),
+    ],
+)
+def test_who_asks_for_something(annotations: dict[str, str], asked: bool) -> None:
+    assert is_annotated(annotations) == asked
+
+
+def test_slips_of_the_pen() -> None:
+    notes = {f"{PREFIX}canery": "", READY: "", f"{READY}.a": "", f"{SNAPSHOT}.b": "", "a/b": ""}
+    assert unknown(notes) == [f"{PREFIX}canery"]
+
+
 def test_the_table() -> None:
     """The README is made from it."""
-    keys = [SNAPSHOT, f"{SNAPSHOT}.CONTAINER", ON_FAILURE, PULL, READY]
-    assert [row.key for row in TABLE] == keys
+    keys = [row.key for row in TABLE]
+    assert keys[:5] == [SNAPSHOT, f"{SNAPSHOT}.CONTAINER", ON_FAILURE, PULL, READY]
+    assert len(set(keys)) == len(keys)
     for row in TABLE:
         assert row.key.startswith(PREFIX)
         assert row.sentence.endswith(".")

@@ -137,7 +137,7 @@ TABLE = (
         REGISTER,
         "BACKEND",
         "none",
-        "Where the worker is registered once it may be seen: http:PORT/PATH or http://HOST/… (POST, "
+        "Where the worker is registered once it is seen: http:PORT/PATH or http://HOST/… (POST, "
         "in the end DELETE), etcd:HOST:PORT/KEY, exec:COMMAND (`$1`: register or deregister) or "
         "none.",
     ),

@@ -18,11 +18,14 @@
     ├── Cancelled                   1    Cancelled
     ├── Unimplemented              12    Unimplemented
     ├── Unavailable                14    Unavailable
-    │   └── RegistryFailed         14    RegistryFailed
+    │   ├── RegistryFailed         14    RegistryFailed
+    │   └── RegistrationFailed     14    RegistrationFailed
     └── Unknown                     2    Unknown
         ├── RuntimeFailed           2    RuntimeFailed     (runc said no)
         ├── CheckpointFailed        2    CheckpointFailed
+        ├── WorkerFailed            2    WorkerFailed      (an action on it went wrong)
         └── RestoreFailed           2    RestoreFailed
+            └── CanaryFailed        2    CanaryFailed
 
 `code` is the gRPC status code that containerd maps back to its own errdefs; it branches on
 NotFound, FailedPrecondition and Unimplemented, so those three are chosen with care. `reason` is
@@ -165,6 +168,12 @@ class RegistryFailed(Unavailable):
     reason = "RegistryFailed"
 
 
+class RegistrationFailed(Unavailable):
+    """A worker cannot be registered, or is not any longer."""
+
+    reason = "RegistrationFailed"
+
+
 class Unknown(ThawError):
     """A failure with no better class."""
 
@@ -185,3 +194,15 @@ class RestoreFailed(Unknown):
     """The snapshot was fit but did not come back."""
 
     reason = "RestoreFailed"
+
+
+class CanaryFailed(RestoreFailed):
+    """The restored worker did not answer its canary, or not rightly."""
+
+    reason = "CanaryFailed"
+
+
+class WorkerFailed(Unknown):
+    """A request to the worker, or a command in its container, went wrong or took too long."""
+
+    reason = "WorkerFailed"

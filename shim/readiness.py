@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -18,11 +17,12 @@ from shim.annotations import Probe
 from shim.errors import NotFound, ThawError
 from shim.namespaces import inside
 from shim.work import Work
+from shim.worker.actions import Worker, execute
+from shim.worker.control import find
 
 _FIRST = 0.02  # seconds between two questions, at first …
 _LAST = 1.0  # … and after a while
 _PATIENCE = 5.0  # seconds for one answer
-_GRACE = 1.0  # seconds for a command to end when it is told to
 _LONGEST_LINE = 4096  # bytes
 _LOOPBACK = ("127.0.0.1", "::1")
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -56,6 +56,9 @@ def ready(probe: Probe, work: Work) -> bool:
     """Ask once."""
     init = int(work.details["pid"])
     try:
+        if probe.kind == "contract":
+            control = find(work.bundle.spec())
+            return control is not None and control.ready()
         if probe.kind == "file":
             return _exists(f"/proc/{init}/root", probe.target)
         if probe.kind == "tcp":
@@ -63,7 +66,7 @@ def ready(probe: Probe, work: Work) -> bool:
         if probe.kind == "http":
             port, _, path = probe.target.partition("/")
             return _in_network(init, lambda: _serves(init, int(port), f"/{path}"))
-        return _succeeds(work, probe.target)
+        return execute(probe.target, Worker(work.id, init, work.runc), _PATIENCE).status == 0
     except (OSError, ThawError):
         return False
 
@@ -105,24 +108,6 @@ def _exists(root: str, path: str) -> bool:
         return True
     finally:
         os.close(fd)
-
-
-def _succeeds(work: Work, command: str) -> bool:
-    """Whether a command exits with 0 in the container, in time."""
-    argv = [*work.runc.command, "exec", work.id, "/bin/sh", "-c", command]
-    quiet = subprocess.DEVNULL
-    program = subprocess.Popen(argv, env=work.runc.env, stdin=quiet, stdout=quiet, stderr=quiet)
-    try:
-        return program.wait(_PATIENCE) == 0
-    except subprocess.TimeoutExpired:
-        program.terminate()  # the runtime hands it on
-        return False
-    finally:
-        try:
-            program.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            program.kill()
-            program.wait()
 
 
 def _in_network(init: int, question: object) -> bool:

@@ -85,6 +85,10 @@ class Runc:
             fds,
         )
 
+    def inside(self, command: Sequence[str]) -> list[str]:
+        """The call that runs a command in the container, as its user; see worker/command.py."""
+        return [*self._command, "exec", self.id, *command]
+
     def restore(
         self,
         bundle: str,

@@ -49,7 +49,9 @@ POD = f"""
 {DAEMON}
 from shim import removal
 from shim.proto import runc_pb, runtimeoptions_pb
-from shim.task import checkpointing
+from shim.task import checkpointing, contract
+from shim.worker import identity
+from shim import conduct
 from shim.ttrpc import client
 """
 DELETE = """
@@ -104,8 +106,10 @@ def test_modules_of_a_daemon(load: Load, program: str) -> None:
     modules = load.modules(program)
     assert "shim.task.service" in modules
     assert modules & TOO_DEAR == set()
-    rooms = ("shim.checkpoint", "shim.restore", "shim.snapshot", "shim.cli", "shim.work")
-    assert [name for name in modules if name.startswith(rooms)] == []
+    rooms = ("checkpoint", "restore", "snapshot", "cli", "work", "registration")
+    others = tuple(f"shim.{room}." for room in rooms)
+    assert [name for name in modules if f"{name}.".startswith(others)] == []
+    assert modules & {"shim.worker.actions", "shim.worker.canary"} == set()
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,9 @@ def init() -> Iterator[int]:
     process.wait()
 
 
-def work(init: int, runc: Any = None) -> Work:
-    return cast(Work, SimpleNamespace(id="c", details={"pid": init}, runc=runc))
+def work(init: int, runc: Any = None, **spec: Any) -> Work:
+    bundle = SimpleNamespace(spec=lambda: spec)
+    return cast(Work, SimpleNamespace(id="c", details={"pid": init}, runc=runc, bundle=bundle))
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -100,31 +101,25 @@ def test_something_else_than_a_web_server(init: int) -> None:
         thread.join()
 
 
-def runtime(folder: Path, program: str) -> Any:
-    """A runtime whose every call is this shell program."""
-    path = folder / "runc"
-    path.write_text(f"#!/bin/sh\n{program}\n")
-    path.chmod(0o755)
-    return SimpleNamespace(command=[str(path), "--root", "/r"], env=dict(os.environ))
+def test_a_command(init: int) -> None:
+    class Runc:
+        env = os.environ
+
+        def inside(self, command: list[str]) -> list[str]:
+            return command
+
+    assert readiness.ready(Probe("exec", "true"), work(init, Runc()))
+    assert not readiness.ready(Probe("exec", "false"), work(init, Runc()))
 
 
-def test_a_command(init: int, tmp_path: Path) -> None:
-    runc = runtime(tmp_path, f'echo "$@" > {tmp_path}/asked; exec "$5" "$6" "$7"')
-    assert readiness.ready(Probe("exec", "true"), work(init, runc))
-    assert not readiness.ready(Probe("exec", "false"), work(init, runc))
-    assert (tmp_path / "asked").read_text() == "--root /r exec c /bin/sh -c false\n"
-
-
-@pytest.mark.parametrize("program", ["exec sleep 1000", "trap '' TERM; exec sleep 1000"])
-def test_a_command_that_hangs(
-    init: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
-) -> None:
-    monkeypatch.setattr(readiness, "_PATIENCE", 0.2)
-    monkeypatch.setattr(readiness, "_GRACE", 0.1)
-    runc = runtime(tmp_path, f"echo $$ > {tmp_path}/pid\n{program}")
-    assert not readiness.ready(Probe("exec", "true"), work(init, runc))
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+def test_the_contract(init: int, tmp_path: Path) -> None:
+    contract = Probe("contract", "")
+    assert not readiness.ready(contract, work(init))
+    mount = {"destination": "/snapshot-control", "source": str(tmp_path), "options": ["rbind"]}
+    asked = work(init, mounts=[mount])
+    assert not readiness.ready(contract, asked)
+    (tmp_path / "ready-for-snapshot").touch()
+    assert readiness.ready(contract, asked)
 
 
 def test_a_server_that_never_comes_to_the_point(init: int, monkeypatch: pytest.MonkeyPatch) -> None:

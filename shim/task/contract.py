@@ -1,0 +1,71 @@
+"""Giving a container its control directory, at Create: one mount and two variables in its spec.
+
+What is written there, and read, is worker/control.py's. The directory is a small file system of
+its own, so that a container cannot fill the node's /run with it. A pod that mounts a volume of its
+own at that place (Dynamo's emptyDir) has its control directory there.
+"""
+
+from __future__ import annotations
+
+import os
+
+from shim import log
+from shim.mount import mount_all
+from shim.proto.task_pb import Mount
+from shim.worker.control import VARIABLES, find, mount_of, place_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from shim.worker.control import Control
+
+FOLDER = "control"  # in the container's place under the state folder
+_OPTIONS = ["nosuid", "nodev", "noexec"]
+_LIMITS = ["mode=0777", "size=1m", "nr_inodes=64"]
+
+
+def prepare(spec: dict[str, Any], folder: str) -> Control | None:
+    """Make the control directory of a container that is to be created, and put it into `spec`.
+
+    `folder` is the container's under the state folder: removing that removes all of it. None if a
+    mount of the pod's own is in the way. Raises InvalidArgument, FailedPrecondition, OSError.
+    """
+    path = f"{folder}/{FOLDER}"
+    place = place_of(spec)
+    if mount_of(spec, place) is None:
+        _make(path)
+    inject(spec, path)
+    control = find(spec)
+    if control is None:
+        log.warning("no control directory: a mount is in the way", place=place)
+        return None
+    control.clear()
+    return control
+
+
+def inject(spec: dict[str, Any], source: str) -> None:
+    """Add the mount, unless there is one at that place, and the variables. Done twice, as once."""
+    place = place_of(spec)
+    if mount_of(spec, place) is None:
+        options = ["rbind", "rw", *_OPTIONS]
+        mount = {"destination": place, "type": "bind", "source": source, "options": options}
+        spec["mounts"] = [*(spec.get("mounts") or []), mount]
+    process = spec.setdefault("process", {})
+    env = [entry for entry in process.get("env") or [] if entry.partition("=")[0] not in VARIABLES]
+    process["env"] = env + [f"{name}={place}" for name in VARIABLES]
+
+
+def withdraw(spec: dict[str, Any], folder: str) -> bool:
+    """Take the mount out again, if it is ours: for a snapshot whose container had none.
+
+    Mounts come back as CRIU dumped them, and none can be added. Whether there was one.
+    """
+    mounts = spec.get("mounts") or []
+    spec["mounts"] = [mount for mount in mounts if mount.get("source") != f"{folder}/{FOLDER}"]
+    return len(spec["mounts"]) < len(mounts)
+
+
+def _make(path: str) -> None:
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    mount_all([Mount(type="tmpfs", source="thaw", options=[*_OPTIONS, *_LIMITS])], path)

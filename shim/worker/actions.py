@@ -1,0 +1,246 @@
+"""Actions on a worker: a request to its server, or a command in its container.
+
+A request goes out in the pod's network namespace, so that a pod cannot make the node talk to what
+the pod itself cannot reach. A command runs through the runtime, as the container's user. Either has
+all its time from the caller, who may rely on it: a server that trickles is cut off, a command that
+hangs is killed with what it has started.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from shim.conduct import Action
+from shim.errors import WorkerFailed
+from shim.namespaces import inside
+from shim.runc import Runc
+from shim.worker.command import Command
+from shim.worker.identity import addresses
+from shim.worker.readable import excerpt
+
+LARGEST = 1 << 20  # bytes of an answer
+LOOPBACK = ("127.0.0.1", "::1")
+_PAUSE = 0.01  # seconds between two attempts to connect, at first …
+_PAUSE_MOST = 0.2  # … and after a while
+_NOT_YET = 503  # RFC 9110: the server cannot at present, but will
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of an action: an HTTP status, or a command's exit status, and what it said."""
+
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Worker:
+    """The container that is acted on: its id, the pid of its init, and its runtime."""
+
+    id: str
+    pid: int
+    runc: Runc
+
+    @property
+    def ended(self) -> bool:
+        """Whether init is gone, or a zombie."""
+        try:
+            with open(f"/proc/{self.pid}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] in "ZX"
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+
+def act(action: Action, worker: Worker, seconds: float) -> None:
+    """Do it: a POST that must be answered with 200 to 299, or a command that must exit with 0.
+
+    Raises WorkerFailed with what was answered instead.
+    """
+    if action.kind == "exec":
+        answer = execute(action.target, worker, seconds)
+        good = answer.status == 0
+    else:
+        answer = request(action, worker, seconds, method="POST", body=b"")
+        good = 200 <= answer.status < 300
+    if not good:
+        raise WorkerFailed(
+            f"{action}: {_status(action)} {answer.status}: {excerpt(answer.body)}".rstrip(": ")
+        )
+
+
+def _status(action: Action) -> str:
+    return "exit status" if action.kind == "exec" else "answered"
+
+
+def execute(command: str, worker: Worker, seconds: float) -> Answer:
+    """Run a command in the container; its exit status, and what it wrote to stdout.
+
+    Raises WorkerFailed if it takes longer (it is killed then), says more than LARGEST bytes, or
+    cannot be run.
+    """
+    argv = worker.runc.inside(["/bin/sh", "-c", command])
+    what = f"exec:{command[:80]}"
+    try:
+        with Command(argv, worker.runc.env) as running:
+            done = running.wait(seconds, LARGEST)
+    except OSError as error:
+        raise WorkerFailed(f"{what}: cannot run {argv[0]}: {error.strerror}") from error
+    if done.timed_out:
+        raise WorkerFailed(f"{what}: not done after {seconds:g} s, killed")
+    if done.too_much:
+        raise WorkerFailed(f"{what}: says more than {LARGEST} bytes, killed")
+    return Answer(done.status, done.stdout or (done.stderr if done.status else b""))
+
+
+def request(
+    action: Action,
+    worker: Worker,
+    seconds: float,
+    *,
+    method: str,
+    body: bytes | None = None,
+    awaited: int = 0,
+) -> Answer:
+    """Ask the worker's server, at whatever address of the pod it listens, loopback first.
+
+    A server that does not listen yet, or answers 503 when that is not what is `awaited`, is asked
+    again for as long as there is time. Raises WorkerFailed if there is no whole answer.
+    """
+    ends = time.monotonic() + seconds
+    attempt = _Attempt(action, method, body, ends)
+    pause = _PAUSE
+    while True:
+        try:
+            answer = inside(f"/proc/{worker.pid}/ns/net", "net", attempt.make)
+        except OSError as error:
+            if worker.ended:
+                raise WorkerFailed(f"{action}: {worker.id} has ended") from error
+            raise WorkerFailed(f"{action}: {_reason(error, seconds)}") from error
+        except http.client.HTTPException as error:
+            gone = " and has ended" if worker.ended else ""
+            raise WorkerFailed(f"{action}: broke off{gone}: {type(error).__name__}") from error
+        if answer is not None and (answer.status != _NOT_YET or awaited == _NOT_YET):
+            return answer
+        if worker.ended:
+            raise WorkerFailed(f"{action}: {worker.id} has ended")
+        if time.monotonic() + pause >= ends:
+            what = "nobody listens" if answer is None else f"answers {answer.status}"
+            raise WorkerFailed(f"{action}: {what}, for {seconds:g} s")
+        time.sleep(pause)
+        pause = min(pause * 1.5, _PAUSE_MOST)
+
+
+def _reason(error: OSError, seconds: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no answer within {seconds:g} s"
+    return f"broke off: {error.strerror or error}"
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One request, made where the caller is; None as its answer if nobody listens."""
+
+    action: Action
+    method: str
+    body: bytes | None
+    ends: float
+
+    def make(self) -> Answer | None:
+        for connected in self._connections():
+            return ask(
+                Timed(connected, self.ends), "localhost", self.method, self.action.path, self.body
+            )
+        return None
+
+    def _connections(self) -> Iterator[socket.socket]:
+        for address in own_addresses():
+            try:
+                left = max(self.ends - time.monotonic(), 0.001)
+                connected = socket.create_connection((address, self.action.port), timeout=left)
+            except ConnectionRefusedError:
+                continue
+            except OSError as error:
+                if isinstance(error, TimeoutError):
+                    raise
+                continue  # no such family here
+            with connected:
+                yield connected
+
+
+def ask(sock: Any, host: str, method: str, path: str, body: bytes | None) -> Answer:
+    """One HTTP request over a connection; no redirect is followed.
+
+    Raises OSError, http.client.HTTPException; TimeoutError when the connection's time is over.
+    """
+    connection = http.client.HTTPConnection(host)
+    connection.sock = sock
+    headers = {"Connection": "close", "User-Agent": "thaw"}
+    if body:
+        headers["Content-Type"] = "application/json"
+    connection.request(method, path, body, headers)
+    with connection.getresponse() as response:
+        found = response.read(LARGEST + 1)
+        if len(found) > LARGEST:
+            raise OSError(f"answers more than {LARGEST} bytes")
+        if response.length:  # http.client takes a short one for the whole
+            raise http.client.IncompleteRead(found, response.length)
+        return Answer(response.status, found)
+
+
+def own_addresses() -> list[str]:
+    """The addresses of this thread's network namespace, loopback first; none of links."""
+    return [*LOOPBACK, *addresses(f"{os.getpid()}/task/{threading.get_native_id()}")]
+
+
+class Timed:
+    """A connected socket whose every operation ends at a moment of the monotonic clock.
+
+    What http.client needs of a socket; a timeout of a socket's own begins anew with each byte.
+    """
+
+    def __init__(self, sock: socket.socket, ends: float) -> None:
+        self._sock = sock
+        self._ends = ends
+
+    def sendall(self, data: bytes) -> None:
+        """As a socket's."""
+        self._limit()
+        self._sock.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """A file to read from; `mode` is rb."""
+        assert mode == "rb"
+        return io.BufferedReader(_Reading(self))
+
+    def receive_into(self, buffer: Any) -> int:
+        """As a socket's recv_into."""
+        self._limit()
+        return self._sock.recv_into(buffer)
+
+    def close(self) -> None:
+        """The socket is closed by whoever made it."""
+
+    def _limit(self) -> None:
+        left = self._ends - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("its time is over")
+        self._sock.settimeout(left)
+
+
+class _Reading(io.RawIOBase):
+    def __init__(self, timed: Timed) -> None:
+        self._timed = timed
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._timed.receive_into(buffer)

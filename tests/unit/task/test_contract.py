@@ -1,0 +1,129 @@
+"""A container gets its control directory: in its spec, and on the host."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shim.errors import InvalidArgument
+from shim.mount import mount_points
+from shim.removal import remove_folder
+from shim.task.contract import inject, prepare, withdraw
+from shim.worker.control import PLACE
+
+SPEC: dict[str, Any] = {
+    "process": {"env": ["PATH=/bin"], "user": {"uid": 4711, "gid": 4712}},
+    "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+}
+
+
+@pytest.fixture
+def spec() -> dict[str, Any]:
+    return copy.deepcopy(SPEC)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "state"
+    yield path
+    remove_folder(str(path))
+
+
+def test_the_spec(spec: dict[str, Any]) -> None:
+    inject(spec, "/run/thaw/control")
+    assert spec["mounts"][1:] == [
+        {
+            "destination": PLACE,
+            "type": "bind",
+            "source": "/run/thaw/control",
+            "options": ["rbind", "rw", "nosuid", "nodev", "noexec"],
+        }
+    ]
+    assert spec["process"]["env"] == [
+        "PATH=/bin",
+        f"SNAPSHOT_CONTROL_DIR={PLACE}",
+        f"DYN_SNAPSHOT_CONTROL_DIR={PLACE}",
+    ]
+    once = copy.deepcopy(spec)
+    inject(spec, "/elsewhere")
+    assert spec == once, "done twice, it is as if done once"
+
+
+def test_an_empty_spec() -> None:
+    spec: dict[str, Any] = {"mounts": None}
+    inject(spec, "/c")
+    assert len(spec["mounts"]) == 1
+    assert len(spec["process"]["env"]) == 2
+
+
+def test_the_directory(spec: dict[str, Any], folder: Path) -> None:
+    made = prepare(spec, str(folder))
+    assert made is not None
+    assert made.path == spec["mounts"][-1]["source"] == str(folder / "control")
+    assert os.listdir(made.path) == ["wake"]
+    assert os.stat(made.path).st_mode & 0o7777 == 0o777
+    remove_folder(str(folder))
+    assert not folder.exists()
+    assert mount_points(str(folder)) == []
+
+
+def test_a_container_cannot_fill_the_hosts_memory(spec: dict[str, Any], folder: Path) -> None:
+    made = prepare(spec, str(folder))
+    assert made is not None
+    with pytest.raises(OSError, match="No space left"):
+        Path(made.path, "big").write_bytes(bytes(2 << 20))
+    with pytest.raises(OSError, match="No space left"):
+        _fill(Path(made.path))
+
+
+def _fill(folder: Path) -> None:
+    for number in range(100):
+        (folder / str(number)).touch()
+
+
+def test_a_volume_of_the_pods_own(spec: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    volume.chmod(0o777)
+    (volume / "restore-complete").touch()
+    own = {"destination": f"{PLACE}/", "type": "bind", "source": str(volume), "options": ["rbind"]}
+    spec["mounts"].append(own)
+    made = prepare(spec, str(folder))
+    assert made is not None
+    assert made.path == str(volume)
+    assert os.listdir(volume) == ["wake"], "what an earlier container has left is gone"
+    assert spec["mounts"] == [*SPEC["mounts"], own]
+    assert not folder.exists()
+    assert not withdraw(spec, str(folder))
+
+
+def test_a_place_of_the_pods_own(spec: dict[str, Any], folder: Path) -> None:
+    spec["process"]["env"].append("DYN_SNAPSHOT_CONTROL_DIR=/control")
+    assert prepare(spec, str(folder)) is not None
+    assert spec["mounts"][-1]["destination"] == "/control"
+    assert spec["process"]["env"][1:] == [
+        "SNAPSHOT_CONTROL_DIR=/control",
+        "DYN_SNAPSHOT_CONTROL_DIR=/control",
+    ]
+    spec["process"]["env"] = ["SNAPSHOT_CONTROL_DIR=control"]
+    with pytest.raises(InvalidArgument, match="SNAPSHOT_CONTROL_DIR"):
+        prepare(spec, str(folder))
+
+
+def test_a_mount_in_the_way(spec: dict[str, Any], folder: Path) -> None:
+    spec["mounts"].append({"destination": PLACE, "type": "tmpfs", "source": "tmpfs"})
+    before = copy.deepcopy(spec["mounts"])
+    assert prepare(spec, str(folder)) is None
+    assert spec["mounts"] == before
+
+
+def test_taking_it_out_again(spec: dict[str, Any], folder: Path) -> None:
+    inject(spec, str(folder / "control"))
+    assert withdraw(spec, str(folder))
+    assert spec["mounts"] == SPEC["mounts"]
+    assert not withdraw(spec, str(folder))

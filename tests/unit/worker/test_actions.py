@@ -1,0 +1,213 @@
+"""Actions: what is asked of a worker, and that its time is really over when it is."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fakes.inmates import inmate
+from fakes.namespaces import Network
+from fakes.talkers import answer, talker
+
+from shim.conduct import Action
+from shim.errors import WorkerFailed
+from shim.worker.actions import LARGEST, Worker, act, execute, request
+
+
+def post(port: int, path: str = "wake_up") -> Action:
+    return Action("http", f"{port}/{path}")
+
+
+def test_a_post(worker: Worker) -> None:
+    with talker(answer(200)) as server:
+        act(post(server.port, "sleep?level=1"), worker, 5)
+    head = server.heard[0].decode()
+    assert head.startswith("POST /sleep?level=1 HTTP/1.1\r\n")
+    assert "Content-Length: 0" in head
+
+
+@pytest.mark.parametrize("status", [199 + 1, 204, 299])
+def test_good_statuses(worker: Worker, status: int) -> None:
+    with talker(answer(status)) as server:
+        act(post(server.port), worker, 5)
+
+
+@pytest.mark.parametrize("status", [302, 404, 500])
+def test_bad_statuses(worker: Worker, status: int) -> None:
+    with (
+        talker(answer(status, b"no such\x1b[31m thing\n")) as server,
+        pytest.raises(WorkerFailed) as failed,
+    ):
+        act(post(server.port), worker, 5)
+    assert failed.value.message == (
+        f"http:{server.port}/wake_up: answered {status}: no such?[31m thing"
+    )
+
+
+def test_it_is_asked_in_the_pods_network() -> None:
+    """At loopback and at the pod's own address, of IPv4 and IPv6; never at the node's."""
+    with Network() as network, talker(answer(500)) as ours:
+        pod = network.pod(1)
+        with inmate(pod.path) as process:
+            worker = Worker("c", process.pid, None)  # type: ignore[arg-type]
+            with pytest.raises(WorkerFailed, match="nobody listens"):
+                act(post(ours.port), worker, 0.1)
+            for address in ("127.0.0.1", "::1", pod.address4, pod.address6):
+                listening = pod.within(partial(_listen, address))
+                with talker(answer(200), listening) as server:
+                    act(post(server.port), worker, 5)
+                assert len(server.heard) == 1
+        assert ours.heard == []
+
+
+def _listen(address: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, 0), family=family)
+
+
+def test_a_server_may_come_late(worker: Worker) -> None:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+
+        def serve() -> None:
+            time.sleep(0.1)
+            place.listen()
+            with talker(answer(200), place.dup()):
+                time.sleep(0.4)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        act(post(place.getsockname()[1]), worker, 5)
+        thread.join()
+
+
+def test_not_yet_is_asked_again(worker: Worker) -> None:
+    with talker(answer(503)) as server:
+        threading.Timer(0.05, lambda: setattr(server, "talk", answer(200))).start()
+        act(post(server.port), worker, 5)
+    assert len(server.heard) > 1
+    with talker(answer(503)) as server, pytest.raises(WorkerFailed, match=r"503, for 0.1"):
+        act(post(server.port), worker, 0.1)
+
+
+def silent(connection: socket.socket, _request: bytes) -> None:
+    time.sleep(3)
+
+
+def trickling(connection: socket.socket, _request: bytes) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+    for _ in range(100):
+        connection.sendall(b"x")
+        time.sleep(0.02)
+
+
+def trickling_head(connection: socket.socket, _request: bytes) -> None:
+    for byte in b"HTTP/1.1 200 OK\r\n" * 10:
+        connection.sendall(bytes([byte]))
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("talk", [silent, trickling, trickling_head])
+def test_late(worker: Worker, talk: object) -> None:
+    began = time.monotonic()
+    with talker(talk) as server:  # type: ignore[arg-type]
+        with pytest.raises(WorkerFailed, match=r"no answer within 0.2 s"):
+            act(post(server.port), worker, 0.2)
+        assert time.monotonic() - began < 0.6
+
+
+def nothing(connection: socket.socket, _request: bytes) -> None:
+    pass
+
+
+def garbage(connection: socket.socket, _request: bytes) -> None:
+    connection.sendall(b"what?\r\n\r\n")
+
+
+@pytest.mark.parametrize("talk", [nothing, garbage, answer(200, b"half", length=9)])
+def test_broken_off(worker: Worker, talk: object) -> None:
+    with talker(talk) as server, pytest.raises(WorkerFailed, match="broke off"):  # type: ignore[arg-type]
+        request(post(server.port), worker, 2, method="GET")
+
+
+def test_a_flood(worker: Worker) -> None:
+    with (
+        talker(answer(200, bytes(LARGEST + 1))) as server,
+        pytest.raises(WorkerFailed, match="more than 1048576 bytes"),
+    ):
+        act(post(server.port), worker, 5)
+
+
+def test_a_worker_that_has_ended(worker: Worker, process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    began = time.monotonic()
+    with pytest.raises(WorkerFailed, match="c has ended"):
+        act(post(1), worker, 5)
+    process.wait()
+    with pytest.raises(WorkerFailed, match="c has ended"):
+        act(post(1), worker, 5)
+    assert time.monotonic() - began < 1
+
+
+def test_a_command(worker: Worker) -> None:
+    act(Action("exec", "exit 0"), worker, 5)
+    done = execute("echo out; echo err >&2; exit 3", worker, 5)
+    assert (done.status, done.body) == (3, b"out\n")
+    with pytest.raises(WorkerFailed, match="exec:echo no >&2; false: exit status 1: no"):
+        act(Action("exec", "echo no >&2; false"), worker, 5)
+
+
+def test_a_command_without_its_runtime(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(worker.runc), "inside", lambda _self, _command: ["/no/such", "x"])
+    with pytest.raises(WorkerFailed, match="cannot run /no/such"):
+        execute("true", worker, 5)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "echo $$ >{pids}; sleep 1000",
+        "trap '' TERM INT HUP; echo $$ >{pids}; while :; do sleep 0.01; done",
+        "sleep 1000 & echo $! >{pids}; wait",
+        # The parent has ended, the session goes on.
+        "(sleep 1000 & echo $! >{pids}); sleep 1000",
+        # Descendants with sessions of their own.
+        "setsid sh -c 'echo $$ >{pids}; exec sleep 1000' & wait",
+    ],
+)
+def test_a_command_that_hangs_is_killed(worker: Worker, tmp_path: Path, command: str) -> None:
+    """With all that it has started."""
+    pids = tmp_path / "pids"
+    began = time.monotonic()
+    with pytest.raises(WorkerFailed, match=r"not done after 0.3 s, killed"):
+        execute(command.format(pids=pids), worker, 0.3)
+    assert time.monotonic() - began < 1.5
+    pid = int(pids.read_text())
+    assert not os.path.exists(f"/proc/{pid}") or _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_what_stays_does_not_keep_us(worker: Worker, tmp_path: Path) -> None:
+    """A daemon that a command leaves behind holds its output open."""
+    began = time.monotonic()
+    done = execute(f"setsid sleep 1000 & echo $! >{tmp_path}/pid; echo left", worker, 5)
+    assert (done.status, done.body) == (0, b"left\n")
+    assert time.monotonic() - began < 2
+    os.kill(int((tmp_path / "pid").read_text()), 9)
+
+
+def test_a_command_that_says_too_much(worker: Worker) -> None:
+    with pytest.raises(WorkerFailed, match="says more than"):
+        execute("cat /dev/zero", worker, 5)

@@ -52,6 +52,11 @@ def registry() -> Path:
     return _fetched("registry")
 
 
+def etcd() -> Path:
+    """The path of Debian 12's etcd server."""
+    return _fetched("etcd")
+
+
 def skopeo() -> Path:
     """The path of Debian 12's skopeo, with its own libraries."""
     return _fetched("skopeo")

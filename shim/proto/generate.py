@@ -38,6 +38,7 @@ MODULES = {
     "control_pb": ("control.proto",),
     "containerd_pb": ("containerd.proto",),
     "content_pb": ("content.proto",),
+    "etcd_pb": ("etcd.proto",),
     "cgroups_v1_pb": ("cgroups_v1.proto",),
     "cgroups_v2_pb": ("cgroups_v2.proto",),
     "criu_pb": ("criu.proto",),

@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,14 +80,15 @@ def _status(action: Action) -> str:
     return "exit status" if action.kind == "exec" else "answered"
 
 
-def execute(command: str, worker: Worker, seconds: float) -> Answer:
-    """Run a command in the container; its exit status, and what it wrote to stdout.
+def execute(command: str, worker: Worker, seconds: float, arguments: Sequence[str] = ()) -> Answer:
+    """Run a command line in the container, whose $1 … are `arguments`.
 
+    Its exit status, and what it wrote to stdout; if that is nothing and it failed, to stderr.
     Raises WorkerFailed if it takes longer (it is killed then), says more than LARGEST bytes, or
     cannot be run.
     """
-    argv = worker.runc.inside(["/bin/sh", "-c", command])
-    what = f"exec:{command[:80]}"
+    argv = worker.runc.inside(["/bin/sh", "-c", command, "thaw", *arguments])
+    what = f"exec:{excerpt(command.encode())}"
     try:
         with Command(argv, worker.runc.env) as running:
             done = running.wait(seconds, LARGEST)
@@ -114,34 +115,32 @@ def request(
     A server that does not listen yet, or answers 503 when that is not what is `awaited`, is asked
     again for as long as there is time. Raises WorkerFailed if there is no whole answer.
     """
-    ends = time.monotonic() + seconds
-    attempt = _Attempt(action, method, body, ends)
-    pause = _PAUSE
+    attempt = _Attempt(action, method, body, time.monotonic() + seconds)
+    pause, seen = _PAUSE, ""
     while True:
         try:
             answer = inside(f"/proc/{worker.pid}/ns/net", "net", attempt.make)
-        except OSError as error:
-            if worker.ended:
-                raise WorkerFailed(f"{action}: {worker.id} has ended") from error
-            raise WorkerFailed(f"{action}: {_reason(error, seconds)}") from error
-        except http.client.HTTPException as error:
-            gone = " and has ended" if worker.ended else ""
-            raise WorkerFailed(f"{action}: broke off{gone}: {type(error).__name__}") from error
+        except (OSError, http.client.HTTPException) as error:
+            gone = f"{worker.id} has ended" if worker.ended else ""
+            reason = gone or _reason(error, seconds, seen)
+            raise WorkerFailed(f"{action}: {reason}") from error
         if answer is not None and (answer.status != _NOT_YET or awaited == _NOT_YET):
             return answer
         if worker.ended:
             raise WorkerFailed(f"{action}: {worker.id} has ended")
-        if time.monotonic() + pause >= ends:
-            what = "nobody listens" if answer is None else f"answers {answer.status}"
-            raise WorkerFailed(f"{action}: {what}, for {seconds:g} s")
+        seen = "nobody listens" if answer is None else f"answers {answer.status}"
+        if time.monotonic() + pause >= attempt.ends:
+            raise WorkerFailed(f"{action}: {seen}, for {seconds:g} s")
         time.sleep(pause)
         pause = min(pause * 1.5, _PAUSE_MOST)
 
 
-def _reason(error: OSError, seconds: float) -> str:
+def _reason(error: OSError | http.client.HTTPException, seconds: float, seen: str) -> str:
     if isinstance(error, TimeoutError):
-        return f"no answer within {seconds:g} s"
-    return f"broke off: {error.strerror or error}"
+        return f"{seen}, for {seconds:g} s" if seen else f"no answer within {seconds:g} s"
+    if isinstance(error, OSError):
+        return f"broke off: {error.strerror or error}"
+    return f"broke off: {type(error).__name__}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""Keeping one worker registered: tried until it is done, made anew when it was lost."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+from shim.conduct import Registration
+from shim.errors import RegistrationFailed
+from shim.registration.backend import Backend
+
+FIRST, LAST = 0.25, 15.0  # seconds between two attempts, at first and after a while
+_JOIN = 1.0  # seconds for the keeper to see that it is over
+
+Say = Callable[[str, str], None]
+
+
+class Registrar:
+    """One registration, from `begin` to `end`.
+
+    `say` gets what happens ("registered", "failed", "lost") and why, from a thread; of failures
+    in a row only the first and what differs from it.
+    """
+
+    def __init__(self, backend: Backend, asked: Registration, say: Say) -> None:
+        self._backend = backend
+        self._asked = asked
+        self._say = say
+        self._over = threading.Event()
+        self._registered = False
+        self._busy = threading.Lock()  # the backend is used by one thread at a time
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+
+    @property
+    def registered(self) -> bool:
+        """Whether there is an entry, as far as is known."""
+        return self._registered
+
+    def begin(self) -> str:
+        """Try once, then go on in a thread; answers why it is not registered yet, or nothing.
+
+        Raises RegistrationFailed if there must not be a worker that is not registered.
+        """
+        because = ""
+        try:
+            self._register()
+        except RegistrationFailed as error:
+            if self._asked.must:
+                self._backend.close()
+                raise
+            because = str(error)
+        self._thread.start()
+        return because
+
+    def end(self, seconds: float) -> None:
+        """Remove the entry. Raises RegistrationFailed; then it stays as long as the registry does.
+
+        An attempt that is under way is awaited, as it may succeed.
+        """
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join(seconds + _JOIN)
+        try:
+            # Also what has failed may have been done: of an answer that was lost nothing is known.
+            self._backend.deregister(seconds)
+        except RegistrationFailed:
+            if self._registered:
+                raise
+        finally:
+            self._registered = False
+            self._backend.close()
+
+    def _keep(self) -> None:
+        while not self._over.is_set():
+            if not self._registered and not self._registered_at_last():
+                return
+            try:
+                self._backend.keep(self._over)
+            except RegistrationFailed as error:
+                self._registered = False
+                self._say("lost", str(error))
+
+    def _registered_at_last(self) -> bool:
+        """Try until it is done, or over."""
+        pause, last = FIRST, ""
+        while not self._over.wait(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - not all at once
+            try:
+                self._register()
+            except RegistrationFailed as error:
+                if str(error) != last:
+                    last = str(error)
+                    self._say("failed", last)
+                pause = min(pause * 2, LAST)
+                continue
+            self._say("registered", "")
+            return True
+        return False
+
+    def _register(self) -> None:
+        with self._busy:
+            self._backend.register(self._asked.timeout)
+            self._registered = True

@@ -1,0 +1,139 @@
+"""Registration from where the pod is: its network, its names. In a process, as an engine is one."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bed.etcd import Server
+from fakes.inmates import inmate
+from fakes.namespaces import Namespace, Network
+from fakes.pod import FAKES
+from fakes.talkers import answer, talker
+
+from shim.annotations import REGISTER, REGISTER_FAILURE, REGISTER_TIMEOUT
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+KNOWN = {"pod": "p", "ips": ["10.0.0.1"], "generation": "g", "entropy": "secret"}
+
+
+class Registrant:
+    """The process, asked line by line."""
+
+    def __init__(self, pid: int, tmp_path: Path) -> None:
+        self._pid = pid
+        self._hosts = tmp_path / "hosts"
+        argv = [sys.executable, str(FAKES / "registrant.py"), str(CHECKOUT)]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def register(self, where: str, hosts: str = "", **notes: str) -> dict[str, Any]:
+        self._hosts.write_text(hosts)
+        mounts = [{"destination": "/etc/hosts", "source": str(self._hosts)}]
+        spec = {"annotations": {REGISTER: where, REGISTER_TIMEOUT: "5", **notes}, "mounts": mounts}
+        return self.ask(verb="register", spec=spec, pid=self._pid, identity=KNOWN)
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
+        self._process.stdin.flush()
+        found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return found
+
+    def leave(self) -> None:
+        """As when the daemon is gone."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    with Network() as made:
+        made.pod(7)
+        yield made
+
+
+@pytest.fixture
+def pod(network: Network) -> Namespace:
+    return network.pods[7]
+
+
+@pytest.fixture
+def registrant(pod: Namespace, tmp_path: Path) -> Iterator[Registrant]:
+    with inmate(pod.path) as process:
+        made = Registrant(process.pid, tmp_path)
+        yield made
+        made.leave()
+
+
+def outside(network: Network) -> socket.socket:
+    return network.outside.within(lambda: socket.create_server(("10.99.7.1", 0)))
+
+
+def test_a_callback(network: Network, registrant: Registrant) -> None:
+    """Under a name that only the pod knows, at an address that only the pod reaches."""
+    with talker(answer(200), outside(network)) as server:
+        where = f"http://registry.infra:{server.port}/{{pod}}"
+        assert registrant.register(where, "10.99.7.1 registry.infra\n") == {
+            "registered": True,
+            "because": "",
+        }
+        assert registrant.ask(verb="deregister", spec={}, seconds=2) == {"because": ""}
+    assert [heard[:6] for heard in server.heard] == [b"POST /", b"DELETE"]
+    body = json.loads(server.heard[0].partition(b"\r\n\r\n")[2])
+    assert body == {"pod": "p", "ips": ["10.0.0.1"], "generation": "g"}, "no entropy"
+
+
+def test_the_nodes_own_servers_are_out_of_reach(registrant: Registrant) -> None:
+    with talker(answer(200)) as ours:
+        found = registrant.register(f"http://127.0.0.1:{ours.port}/", **{REGISTER_FAILURE: "fail"})
+    assert found["error"] == "RegistrationFailed"
+    assert "nobody listens" in found["because"]
+    assert ours.heard == []
+
+
+def test_who_is_left_alone_deregisters(network: Network, pod: Namespace, tmp_path: Path) -> None:
+    with talker(answer(200), outside(network)) as server, inmate(pod.path) as process:
+        registrant = Registrant(process.pid, tmp_path)
+        registrant.register(f"http://10.99.7.1:{server.port}/")
+        registrant.leave()
+    assert [heard[:6] for heard in server.heard] == [b"POST /", b"DELETE"]
+
+
+def test_etcd(network: Network, registrant: Registrant, tmp_path: Path) -> None:
+    launcher: Sequence[str] = ("nsenter", f"--net={network.outside.path}")
+    network.outside.ip("link", "set", "lo", "up")
+    with Server(tmp_path, "10.99.7.1", launcher, (2379, 2380)) as server:
+        found = registrant.register("etcd:etcd.infra:2379/w/{pod}", "10.99.7.1 etcd.infra\n")
+        if not found["registered"]:  # etcd takes a while to start
+            assert json.loads(_line(registrant))["event"] in ("failed", "registered")
+        network.outside.within(lambda: _wait_for(server, "w/p"))
+        registrant.ask(verb="deregister", spec={}, seconds=3)
+        assert network.outside.within(lambda: server.read("w/p")) is None
+
+
+def _line(registrant: Registrant) -> bytes:
+    stdout = registrant._process.stdout
+    assert stdout is not None
+    return stdout.readline()
+
+
+def _wait_for(server: Server, key: str) -> None:
+    for _ in range(1000):
+        try:
+            if server.read(key):
+                return
+        except OSError:
+            pass
+        time.sleep(0.01)
+    raise AssertionError(key)

@@ -1,0 +1,44 @@
+"""A command in the container, told what to do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import pytest
+from fakes.pod import FAKES
+
+from shim.conduct import Registration
+from shim.errors import RegistrationFailed
+from shim.registration.script import Script
+from shim.runc import Runc
+from shim.worker.actions import Worker
+
+
+class Beside:
+    env = os.environ
+
+    def inside(self, command: Sequence[str]) -> list[str]:
+        return [sys.executable, "-IS", str(FAKES / "execing.py"), *command]
+
+
+def script(command: str) -> Script:
+    worker = Worker("c", os.getpid(), cast(Runc, Beside()))
+    return Script(Registration("exec", command, must=False), worker)
+
+
+def test_both_ways(tmp_path: Path) -> None:
+    made = script(f'echo "$1 $#" >>{tmp_path}/log')
+    made.register(2)
+    made.deregister(2)
+    assert (tmp_path / "log").read_text() == "register 1\nderegister 1\n"
+
+
+def test_failures() -> None:
+    with pytest.raises(RegistrationFailed, match="register: exit status 4: no room"):
+        script("echo no room >&2; exit 4").register(2)
+    with pytest.raises(RegistrationFailed, match=r"deregister: .*not done after 0.2 s, killed"):
+        script("sleep 1000").deregister(0.2)

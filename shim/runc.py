@@ -85,9 +85,9 @@ class Runc:
             fds,
         )
 
-    def inside(self, command: Sequence[str]) -> list[str]:
+    def inside(self, command: Sequence[str], pid_file: str) -> list[str]:
         """The call that runs a command in the container, as its user; see worker/command.py."""
-        return [*self._command, "exec", self.id, *command]
+        return [*self._command, "exec", "--pid-file", pid_file, self.id, *command]
 
     def restore(
         self,

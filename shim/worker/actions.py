@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from shim.conduct import Action
@@ -87,13 +88,14 @@ def execute(command: str, worker: Worker, seconds: float, arguments: Sequence[st
     Raises WorkerFailed if it takes longer (it is killed then), says more than LARGEST bytes, or
     cannot be run.
     """
-    argv = worker.runc.inside(["/bin/sh", "-c", command, "thaw", *arguments])
+    words = ["/bin/sh", "-c", command, "thaw", *arguments]
     what = f"exec:{excerpt(command.encode())}"
     try:
-        with Command(argv, worker.runc.env) as running:
+        with Command(partial(worker.runc.inside, words), worker.runc.env) as running:
             done = running.wait(seconds, LARGEST)
     except OSError as error:
-        raise WorkerFailed(f"{what}: cannot run {argv[0]}: {error.strerror}") from error
+        name = error.filename or "the runtime"
+        raise WorkerFailed(f"{what}: cannot run {name}: {error.strerror}") from error
     if done.timed_out:
         raise WorkerFailed(f"{what}: not done after {seconds:g} s, killed")
     if done.too_much:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import select
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from shim import spawn
+from shim.bundle import read_pid
 
 _ERRORS = 4096  # bytes of stderr that are kept
 _CHUNK = 65536
@@ -37,11 +39,16 @@ class Done:
 
 
 class Command:
-    """A running `runc exec`; leaving the block ends it and what it has started."""
+    """A running `runc exec`; leaving the block ends it and what it has started.
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        self._argv = argv
+    runc itself waits until nobody has the output open any longer: a daemon must be given another.
+    """
+
+    def __init__(self, call: Callable[[str], Sequence[str]], env: Mapping[str, str]) -> None:
+        self._call = call  # given where the command's pid is to be written
         self._env = env
+        self._folder = tempfile.TemporaryDirectory(prefix="thaw-")
+        self._pid_file = f"{self._folder.name}/pid"
         self._pid = 0
         self._fds: list[int] = []
 
@@ -51,7 +58,7 @@ class Command:
         self._fds = [out, error]
         try:
             fds = {1: out_child, 2: error_child}
-            self._pid = spawn.spawn(self._argv, self._env, fds)
+            self._pid = spawn.spawn(self._call(self._pid_file), self._env, fds)
             self._fds.append(os.pidfd_open(self._pid))
         except BaseException:
             self._close()
@@ -103,7 +110,7 @@ class Command:
         if not self._pid:
             return
         ended = self._fds[2]
-        seen: set[int] = set()
+        seen = {read_pid(self._pid_file)} - {0}  # it may have ended; its session goes on
         for _ in range(_ROUNDS):
             members = family(self._pid, seen)
             seen |= members
@@ -120,6 +127,7 @@ class Command:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
+        self._folder.cleanup()
 
 
 def family(ancestor: int, leaders: AbstractSet[int] = frozenset()) -> set[int]:

@@ -105,7 +105,7 @@ def test_a_command(init: int) -> None:
     class Runc:
         env = os.environ
 
-        def inside(self, command: list[str]) -> list[str]:
+        def inside(self, command: list[str], _pid_file: str) -> list[str]:
             return command
 
     assert readiness.ready(Probe("exec", "true"), work(init, Runc()))

@@ -21,8 +21,8 @@ from shim.worker.actions import Worker
 class Beside:
     env = os.environ
 
-    def inside(self, command: Sequence[str]) -> list[str]:
-        return [sys.executable, "-IS", str(FAKES / "execing.py"), *command]
+    def inside(self, command: Sequence[str], pid_file: str) -> list[str]:
+        return [sys.executable, "-IS", str(FAKES / "execing.py"), pid_file, *command]
 
 
 def script(command: str) -> Script:

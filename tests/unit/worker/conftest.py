@@ -21,8 +21,8 @@ class Beside:
     def __init__(self) -> None:
         self.env = dict(os.environ)
 
-    def inside(self, command: Sequence[str]) -> list[str]:
-        return [sys.executable, "-IS", str(FAKES / "execing.py"), *command]
+    def inside(self, command: Sequence[str], pid_file: str) -> list[str]:
+        return [sys.executable, "-IS", str(FAKES / "execing.py"), pid_file, *command]
 
 
 def worker_of(pid: int) -> Worker:

@@ -1,6 +1,7 @@
-"""Moving this process to where a pod is: its network, and its way of finding names.
+"""Moving a thread to where a pod is: its network, and its way of finding names.
 
-The whole process goes, as libraries have threads of their own; so it is one that does nothing else.
+Threads that it makes afterwards are there, too, those of gRPC among them; so it is done by the
+first of a process that does nothing else, before there are any others.
 Names are looked up by the C library as in the pod: with the resolv.conf and hosts that kubelet
 made, mounted over the node's in a mount namespace of this process. Mounts that end on the node end
 there, too, so that nothing is kept busy.
@@ -29,7 +30,7 @@ _PATIENCE = "timeout:2 attempts:2"
 
 
 def enter(pid: int, spec: Mapping[str, Any]) -> None:
-    """Go where the process is; call it before any other thread is made. Raises OSError."""
+    """Go where the process is, with this thread and all that it will make. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:

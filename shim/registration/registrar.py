@@ -17,7 +17,7 @@ Say = Callable[[str, str], None]
 
 
 class Registrar:
-    """One registration, from `begin` to `end`.
+    """One registration, from `begin` to `end`; after `begin` a thread of ours does all of it.
 
     `say` gets what happens ("registered", "failed", "lost") and why, from a thread; of failures
     in a row only the first and what differs from it.
@@ -29,7 +29,8 @@ class Registrar:
         self._say = say
         self._over = threading.Event()
         self._registered = False
-        self._busy = threading.Lock()  # the backend is used by one thread at a time
+        self._seconds = _JOIN
+        self._error: RegistrationFailed | None = None
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
     @property
@@ -56,30 +57,36 @@ class Registrar:
     def end(self, seconds: float) -> None:
         """Remove the entry. Raises RegistrationFailed; then it stays as long as the registry does.
 
-        An attempt that is under way is awaited, as it may succeed.
+        It is done by the thread that has kept it, which is where the pod is; an attempt that is
+        under way there is awaited, as it may succeed.
         """
+        self._seconds = seconds
         self._over.set()
-        if self._thread.ident is not None:
-            self._thread.join(seconds + _JOIN)
-        try:
-            # Also what has failed may have been done: of an answer that was lost nothing is known.
-            self._backend.deregister(seconds)
-        except RegistrationFailed:
-            if self._registered:
-                raise
-        finally:
-            self._registered = False
-            self._backend.close()
+        if self._thread.ident is None:
+            return
+        self._thread.join(2 * seconds + _JOIN)
+        if self._thread.is_alive():
+            raise RegistrationFailed("still busy with an attempt to register")
+        if self._error is not None:
+            raise self._error
 
     def _keep(self) -> None:
         while not self._over.is_set():
             if not self._registered and not self._registered_at_last():
-                return
+                break
             try:
                 self._backend.keep(self._over)
             except RegistrationFailed as error:
                 self._registered = False
                 self._say("lost", str(error))
+        try:
+            # Also what has failed may have been done: of an answer that was lost nothing is known.
+            self._backend.deregister(self._seconds)
+        except RegistrationFailed as error:
+            self._error = error if self._registered else None
+        finally:
+            self._registered = False
+            self._backend.close()
 
     def _registered_at_last(self) -> bool:
         """Try until it is done, or over."""
@@ -98,6 +105,5 @@ class Registrar:
         return False
 
     def _register(self) -> None:
-        with self._busy:
-            self._backend.register(self._asked.timeout)
-            self._registered = True
+        self._backend.register(self._asked.timeout)
+        self._registered = True

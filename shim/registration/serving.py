@@ -1,29 +1,75 @@
-"""The engine's verbs `register` and `deregister`: one container's membership, in a process for it.
+"""The process that keeps one container registered, for as long as it lives.
+
+    serving.py    requests come on descriptor 3, one JSON object a line, and answers go there
 
     register      {…, "pid": init's, "identity": what identity.json says}
-                  answers {"registered": true or false, "because": why not yet}; the process stays,
-                  and says on the same socket what happens: {"event": "lost", "because": …}
-    deregister    {"seconds": at most so many} answers {"because": why it could not be removed}
+                  is answered with {"registered": true or false, "because": why not yet}; what
+                  happens later is said on the same socket: {"event": "lost", "because": …}
+    deregister    {…, "seconds": at most so many} is answered with {"event": "deregistered",
+                  "because": why it could not be removed}
 
-When the daemon is gone, the entry is removed as well as that can be done, and the process ends.
+When the daemon is gone, the entry is removed as well as that can be done, and the process ends. It
+is not the engine's program, as it stays: it imports no more than its back end needs.
 """
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, __file__.rpartition("/")[0].rpartition("/")[0].rpartition("/")[0])
+
+import json
+import os
+import signal
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from shim.conduct import Registration, registration
-from shim.errors import FailedPrecondition, RegistrationFailed
+from shim.errors import FailedPrecondition, RegistrationFailed, ThawError
 from shim.registration.backend import Backend
 from shim.registration.registrar import Registrar
 from shim.work import Work
 from shim.worker import identity
 from shim.worker.actions import Worker
 
-LAST_SECONDS = 2.0  # for deregistering when nobody waits for it
+SOCKET_FD = 3
+LAST_SECONDS = 1.5  # for deregistering when nobody waits for it
 
 Tell = Callable[[Mapping[str, Any]], None]
+
+
+def main() -> None:
+    """Serve until the daemon closes the socket, or dies."""
+    daemon = socket.socket(fileno=SOCKET_FD)
+    daemon.set_inheritable(False)
+
+    def tell(line: Mapping[str, Any]) -> None:
+        daemon.sendall(json.dumps(line).encode() + b"\n")
+
+    registering = Registering(tell)
+    try:
+        with daemon.makefile("rb") as requests:
+            for line in requests:
+                tell(_answer(registering, json.loads(line)))
+    except OSError:
+        pass  # the daemon is gone
+    registering.release()
+
+
+def _answer(registering: Registering, request: Mapping[str, Any]) -> dict[str, Any]:
+    verbs = {"register": registering.begin, "deregister": registering.end}
+    try:
+        return verbs[request["verb"]](Work.parse(request))
+    except ThawError as error:
+        return _error(type(error).__name__, error.message, error.hint)
+    except Exception as error:  # noqa: BLE001 - the daemon must hear of everything
+        return _error("Unknown", f"{type(error).__name__}: {error}", "")
+
+
+def _error(leaf: str, message: str, hint: str) -> dict[str, Any]:
+    return {"error": {"class": leaf, "message": message, "hint": hint}}
 
 
 class Registering:
@@ -49,7 +95,8 @@ class Registering:
 
     def end(self, work: Work) -> dict[str, Any]:
         """Deregister."""
-        return {"because": self._end(float(work.details["seconds"]))}
+        because = self._end(float(work.details["seconds"]))
+        return {"event": "deregistered", "because": because}
 
     def release(self) -> None:
         """Deregister, as nobody is there any longer."""
@@ -94,3 +141,8 @@ def _enter(pid: int, spec: Mapping[str, Any]) -> None:
         enter(pid, spec)
     except OSError as error:
         raise RegistrationFailed(f"cannot enter the pod's network: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    main()
+    os.killpg(0, signal.SIGKILL)  # and whatever runs yet of a command

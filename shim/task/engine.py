@@ -33,15 +33,21 @@ class Engine:
     """A running engine process. `ask` blocks; `kill` may be called from any thread."""
 
     def __init__(
-        self, reaper: Reaper, env: Mapping[str, str], *, children_go_too: bool = True
+        self,
+        reaper: Reaper,
+        env: Mapping[str, str],
+        *,
+        program: str = "",
+        children_go_too: bool = True,
     ) -> None:
         self._children_go_too = children_go_too  # what it has started, if it dies over that
         self._reaper = reaper
         self._killed = False
+        self._said = b""  # beyond the line that was wanted
         self._ended = Event()
         self._socket, theirs = pair()
         try:
-            argv = [sys.executable, "-IS", PROGRAM]
+            argv = [sys.executable, "-IS", program or PROGRAM]
             fds = {SOCKET_FD: theirs.fileno()}
             self.pid = reaper.start(argv, env, fds, self._exited, group=True)
         except BaseException:
@@ -87,6 +93,15 @@ class Engine:
         except OSError:
             pass
 
+    def listen(self) -> dict[str, Any] | None:
+        """What it says next without being asked; None when it has ended, or shall."""
+        try:
+            line = self._read_line(None)
+        except OSError:
+            return None
+        said: dict[str, Any] | None = jsons.loads(line) if line else None
+        return said
+
     def kill(self) -> None:
         """End it and whatever it has started in its process group."""
         self._killed = True
@@ -125,13 +140,13 @@ class Engine:
         import time
 
         end = None if seconds is None else time.monotonic() + seconds
-        line = b""
-        while not line.endswith(b"\n"):
+        while b"\n" not in self._said:
             self._socket.settimeout(None if end is None else max(0.001, end - time.monotonic()))
             chunk = self._socket.recv(65536)
             if not chunk:
                 return b""
-            line += chunk
+            self._said += chunk
+        line, _, self._said = self._said.partition(b"\n")
         return line
 
     def _exited(self, _exit: Exit) -> None:

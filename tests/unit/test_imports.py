@@ -49,7 +49,7 @@ POD = f"""
 {DAEMON}
 from shim import removal
 from shim.proto import runc_pb, runtimeoptions_pb
-from shim.task import checkpointing, contract
+from shim.task import checkpointing, contract, membership
 from shim.worker import identity
 from shim import conduct
 from shim.ttrpc import client

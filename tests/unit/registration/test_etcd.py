@@ -78,7 +78,7 @@ def test_killed_and_started_again(server: Server) -> None:
     server.forget()
     server.start()
     eventually(lambda: server.read(KEY) is not None)
-    assert [event for event, _ in said] == ["lost", "registered"]
+    eventually(lambda: [event for event, _ in said] == ["lost", "registered"])
     made.end(3)
     assert server.read(KEY) is None
 

@@ -88,7 +88,7 @@ def test_a_callback(network: Network, registrant: Registrant) -> None:
             "registered": True,
             "because": "",
         }
-        assert registrant.ask(verb="deregister", spec={}, seconds=2) == {"because": ""}
+        assert registrant.ask(verb="deregister", spec={}, seconds=2)["because"] == ""
     assert [heard[:6] for heard in server.heard] == [b"POST /", b"DELETE"]
     body = json.loads(server.heard[0].partition(b"\r\n\r\n")[2])
     assert body == {"pod": "p", "ips": ["10.0.0.1"], "generation": "g"}, "no entropy"

@@ -25,6 +25,7 @@ from shim.errors import FailedPrecondition
 from shim.snapshot import token
 from shim.snapshot.config import FORMAT, Host, Origin
 from shim.snapshot.tree import open_directory
+from shim.worker import control
 
 KEY = "key"
 _KEY_LENGTH = 32
@@ -154,10 +155,11 @@ def _services(env: Mapping[str, str]) -> re.Pattern[str]:
 def _sources(spec: Mapping[str, Any]) -> Iterator[list[str]]:
     """Destination, source and contents of what the pod brings; without what tells pods apart."""
     identity = _identity(spec)
+    ours = (*_OWN, control.place_of(spec))  # the control directory: every container has its own
     for mount in spec.get("mounts") or []:
         destination = os.path.normpath(mount["destination"])
         source = mount.get("source", "")
-        if destination in _OWN or not os.path.isabs(source):
+        if destination in ours or not os.path.isabs(source):
             continue
         contents = _contents(source) if any(kind in source for kind in _WITH_CONTENTS) else ""
         for word in identity:

@@ -101,8 +101,11 @@ def mount_of(spec: Mapping[str, Any], place: str) -> Mapping[str, Any] | None:
 def find(spec: Mapping[str, Any]) -> Control | None:
     """The control directory of a container, ours or its own volume; None if it has none."""
     mount = mount_of(spec, place_of(spec))
-    options = mount.get("options") or () if mount else ()
-    if mount is None or "ro" in options or not {"bind", "rbind"}.intersection(options):
+    if mount is None:
+        return None
+    options = mount.get("options") or ()
+    bound = mount.get("type") == "bind" or "bind" in options or "rbind" in options
+    if "ro" in options or not bound:
         return None
     return Control(mount.get("source", ""), user_of(spec))
 

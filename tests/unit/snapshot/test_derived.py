@@ -180,3 +180,13 @@ def test_a_key_that_is_none(tmp_path: Path) -> None:
     (tmp_path / KEY).write_bytes(b"short")
     with pytest.raises(FailedPrecondition, match="no key of ours"):
         key_of(tmp_path)
+
+
+def test_the_control_directory_is_every_containers_own() -> None:
+    """It is named for the container's id."""
+
+    def with_control(source: str) -> dict[str, Any]:
+        mount = {"destination": "/snapshot-control", "type": "bind", "source": source}
+        return {**SPEC, "mounts": [*(SPEC.get("mounts") or []), mount]}
+
+    assert named(with_control("/run/thaw/k8s.io/1/control")) == named(with_control("/run/2"))

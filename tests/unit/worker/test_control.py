@@ -209,7 +209,8 @@ def test_what_is_no_place(path: str) -> None:
 def test_finding() -> None:
     assert find({}) is None
     assert find(spec_with("/a", "ro", "rbind")) is None
-    assert find(spec_with("tmpfs")) is None
+    tmpfs = {"destination": PLACE, "type": "tmpfs", "source": "tmpfs", "options": ["rw"]}
+    assert find({"mounts": [tmpfs]}) is None
     found = find(spec_with("/a", "rbind", "rw"))
     assert found is not None
     assert found.path == "/a"

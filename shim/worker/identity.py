@@ -12,6 +12,7 @@ from _socket import AF_INET6, inet_ntop
 
 from shim.annotations import CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID
 from shim.lean import jsons
+from shim.worker.control import IDENTITY, find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +50,33 @@ def make(
         "restored": restored,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def introduce(
+    spec: Mapping[str, Any],
+    *,
+    container: str,
+    pid: int,
+    hostname: str,
+    snapshot: str = "",
+    restored: bool = False,
+) -> dict[str, Any]:
+    """Make the identity of the container whose init is `pid`, and tell the worker, if it listens.
+
+    Raises OSError, FailedPrecondition if it cannot be told.
+    """
+    made = make(
+        spec.get("annotations") or {},
+        container=container,
+        hostname=hostname,
+        ips=addresses(pid),
+        snapshot=snapshot,
+        restored=restored,
+    )
+    control = find(spec)
+    if control is not None:
+        control.write(IDENTITY, encode(made))
+    return made
 
 
 def encode(identity: Mapping[str, Any]) -> bytes:

@@ -15,6 +15,7 @@ from fakes.inmates import inmate
 from fakes.namespaces import Network
 from fakes.talkers import answer, talker
 
+from oci_hooks.hold import hold, release
 from shim.conduct import Action
 from shim.errors import WorkerFailed
 from shim.worker.actions import LARGEST, Worker, act, execute, request
@@ -64,6 +65,19 @@ def test_it_is_asked_in_the_pods_network() -> None:
                     act(post(server.port), worker, 5)
                 assert len(server.heard) == 1
         assert ours.heard == []
+
+
+def test_it_is_asked_while_the_network_is_held() -> None:
+    """At the pod's own address too: the way there is the loopback's."""
+    with Network() as network:
+        pod = network.pod(1)
+        hold(pod.path)
+        with inmate(pod.path) as process:
+            worker = Worker("c", process.pid, None)  # type: ignore[arg-type]
+            for address in ("127.0.0.1", pod.address4, pod.address6):
+                with talker(answer(200), pod.within(partial(_listen, address))) as server:
+                    act(post(server.port), worker, 2)
+        release(pod.path)
 
 
 def _listen(address: str) -> socket.socket:

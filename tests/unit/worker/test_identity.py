@@ -7,6 +7,7 @@ import os
 import socket
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 
 from fakes.inmates import inmate
 from fakes.namespaces import Network
@@ -54,6 +55,15 @@ def test_entropy_is_not_told() -> None:
     made = identity.make({}, container="c", hostname="", ips=[])
     assert "entropy" not in identity.public(made)
     assert identity.public(made)["generation"] == made["generation"]
+
+
+def test_an_introduction(tmp_path: Path) -> None:
+    mount = {"destination": "/snapshot-control", "source": str(tmp_path), "options": ["rbind"]}
+    spec = {"annotations": NOTES, "mounts": [mount]}
+    made = identity.introduce(spec, container="c", pid=os.getpid(), hostname="h", snapshot="warm")
+    assert json.loads((tmp_path / "identity.json").read_text()) == made
+    assert (made["pod"], made["hostname"], made["restored"]) == ("pod-1", "h", False)
+    identity.introduce({}, container="c", pid=os.getpid(), hostname="h")
 
 
 def test_addresses() -> None:

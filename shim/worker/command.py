@@ -109,7 +109,10 @@ class Command:
         """Kill all of it, but the runtime itself: it has to see to what it has begun."""
         if not self._pid:
             return
-        ended = self._fds[2]
+        *outputs, ended = self._fds
+        for fd in outputs:  # the runtime must not wait for us to read on
+            os.close(fd)
+        self._fds = [ended]
         seen = {read_pid(self._pid_file)} - {0}  # it may have ended; its session goes on
         for _ in range(_ROUNDS):
             members = family(self._pid, seen)

@@ -26,7 +26,7 @@ from bed.cri.client import Client
 from bed.dismantle import BRIDGE, OWNER, PREFIX, dismantle, process_identity
 from bed.images import archives
 from bed.leaks import Holdings, holdings, processes, shim_sockets
-from bed.network import free_subnet, write_configuration
+from bed.network import free_subnets, make_bridge, write_configuration
 from bed.pod import Pod, pod_config
 
 CRI_NAMESPACE = "k8s.io"
@@ -58,6 +58,7 @@ class Lane:
         self.places = Places(_new_folder(version))
         self.name = self.places.folder.name  # of its containerd namespace and its cgroup, too
         self.bridge = f"thaw{self.name[-8:]}"
+        self.subnets = free_subnets()
         self._binaries = fetch.containerd(version)
         self._daemon: subprocess.Popen[bytes] | None = None
         self._sockets: set[Path] = set()
@@ -239,7 +240,8 @@ class Lane:
             (places.bin / command.name).symlink_to(command)
         (places.folder / OWNER).write_text(" ".join(process_identity(os.getpid())))
         (places.folder / BRIDGE).write_text(self.bridge)
-        write_configuration(places.cni, self.name, self.bridge, free_subnet(), places.leases)
+        write_configuration(places.cni, self.name, self.bridge, self.subnets, places.leases)
+        make_bridge(self.bridge, self.subnets)
         places.config.write_text(containerd_config(places, self.version, fetch.cni()))
         places.thaw_config.write_text(thaw_config(places, criu))
 

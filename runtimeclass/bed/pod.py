@@ -54,8 +54,13 @@ class Pod:
 
     @property
     def ip(self) -> str:
-        """The pod's address."""
+        """The pod's address, of IPv4."""
         return str(self.status().network.ip)
+
+    @property
+    def ip6(self) -> str:
+        """The pod's address of IPv6; empty if this machine has none."""
+        return next((str(more.ip) for more in self.status().network.additional_ips), "")
 
     def status(self) -> api.PodSandboxStatus:
         """The runtime's own record of the pod."""
@@ -115,7 +120,10 @@ class Pod:
     def _own_mounts(self, name: str) -> list[Mount]:
         # Sources that differ from pod to pod, as the kubelet's do: a restore has to cope with them.
         hosts, ending = self.folder / "etc-hosts", self.folder / name / "termination-log"
-        hosts.write_text(f"127.0.0.1\tlocalhost\n{self.ip}\t{self.config.hostname}\n")
+        network = self.status().network
+        own = [network.ip, *(more.ip for more in network.additional_ips)]
+        names = "".join(f"{address}\t{self.config.hostname}\n" for address in own)
+        hosts.write_text(f"127.0.0.1\tlocalhost\n{names}")
         ending.touch()
         return [
             Mount(hosts, "/etc/hosts", readonly=False),

@@ -15,6 +15,7 @@ from bed.dismantle import BRIDGE, sweep
 from bed.images import BUSYBOX_IMAGE, LAYERS, LAYERS_IMAGE
 from bed.lane import Lane
 from bed.leaks import holdings, processes, shim_sockets
+from bed.network import has_ipv6
 from bed.pod import Pod
 
 SLEEP = ["sleep", "1000"]
@@ -27,10 +28,11 @@ def test_a_pod_has_an_address_that_answers(lane: Lane) -> None:
         server = pod.container("app", BUSYBOX_IMAGE, ["sh", "-c", serve]).start()
         wait = "until wget -q -O - http://127.0.0.1:8000/; do sleep 0.05; done"
         assert server.exec(["sh", "-c", wait]).stdout == "hello\n"
-        connection = HTTPConnection(pod.ip, 8000, timeout=10)
-        connection.request("GET", "/index.html")
-        assert connection.getresponse().read() == b"hello\n"
-        connection.close()
+        for address in [pod.ip, pod.ip6] if has_ipv6() else [pod.ip]:
+            connection = HTTPConnection(address, 8000, timeout=10)
+            connection.request("GET", "/index.html")
+            assert connection.getresponse().read() == b"hello\n"
+            connection.close()
 
 
 def test_exec_gives_output_and_exit_code(lane: Lane) -> None:
@@ -88,6 +90,7 @@ def test_what_a_killed_run_left_is_swept() -> None:
         f"pod.container('app', '{BUSYBOX_IMAGE}', ['sleep', '1000']).start();"
         "print(lane.places.folder, flush=True); time.sleep(1000)"
     )
+    forwarding = machine_forwards()
     environment = {**os.environ, "PYTHONPATH": str(Path(bed.__file__).parents[1])}
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
@@ -102,6 +105,12 @@ def test_what_a_killed_run_left_is_swept() -> None:
     assert not folder.exists()
     assert not any(holdings(folder, bridge))
     assert not any(socket.exists() for socket in sockets)
+    assert machine_forwards() == forwarding, "the network of pods is the lane's affair"
+
+
+def machine_forwards() -> list[str]:
+    """Whether the machine forwards packets, by family."""
+    return [path.read_text() for path in Path("/proc/sys/net").glob("ipv[46]/conf/all/forwarding")]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

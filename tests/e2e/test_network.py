@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from typing import Any, NamedTuple
 
 import pytest
 from bed.lane import Lane
 from bed.pod import Container, Pod
+from outside import Greeter, WebServer
 from workers import (
     FAIL,
     SNAPSHOT,
@@ -27,9 +28,10 @@ pytestmark = [pytest.mark.one_lane]
 
 OUTRIGHT, WILDCARD, LOOPBACK, DATAGRAMS, OWN = range(8000, 8005)
 
-# Has a connection to a server outside, two wholly inside, and tells of them on every listener.
+# Has a connection to a server outside, one to a web server that it keeps as a pool does, and two
+# wholly inside; tells of them on every listener, and by HTTP.
 WORKER = """\
-import json, select, socket, struct, time
+import http.client, json, select, socket, struct, time
 def gateway():
     rows = [line.split() for line in open("/proc/net/route")][1:]
     [found] = [row[2] for row in rows if row[1] == "00000000"]
@@ -42,6 +44,16 @@ def dial():
     except OSError as error:
         said["server"] = type(error).__name__
         return None
+def fetched():
+    try:
+        # As pools do: what can be read before anything was asked is the end of the connection.
+        if pool.sock and select.select([pool.sock], [], [], 0)[0]:
+            pool.close()
+        pool.request("GET", "/")
+        return pool.getresponse().read().decode()
+    except (OSError, http.client.HTTPException) as error:
+        pool.close()
+        return type(error).__name__
 def pair(listener):
     made = socket.create_connection(listener.getsockname())
     return made, listener.accept()[0]
@@ -51,6 +63,8 @@ def works(one, other):
     return one.recv(64).decode()
 said = {"ended": 0}
 outside = dial()
+pool = http.client.HTTPConnection(gateway(), %d, 5)
+fetched()
 own = outside.getsockname()[0]
 listeners = [socket.create_server(at) for at in
     ((own, 8000), ("0.0.0.0", 8001), ("127.0.0.1", 8002), (own, 8004))]
@@ -71,11 +85,13 @@ while True:
             if made.recv(64) == b"":
                 said["ended"] += 1
                 outside = dial()
-        elif made.recv(64):
+        elif asked := made.recv(1024):
             names = [s.getsockname()[0] for s in listeners]
             tell = {**said, "names": names, "clients": len(clients),
-                "loopback": works(*loopback), "inside": works(*inside)}
-            made.sendall(json.dumps(tell).encode() + b"\\n")
+                "loopback": works(*loopback), "inside": works(*inside), "fetched": fetched()}
+            text = json.dumps(tell).encode() + b"\\n"
+            head = b"HTTP/1.1 200 OK\\r\\nContent-Length: %%d\\r\\n\\r\\n" %% len(text)
+            made.sendall(head + text if asked.startswith(b"GET") else text)
         else:
             clients.remove(made)
 """
@@ -97,52 +113,42 @@ while True:
 """
 
 
-class Server:
-    """Greets who connects, from outside of all pods, and keeps the connection."""
+class Outside(NamedTuple):
+    """The servers that the worker is connected to."""
 
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("0.0.0.0", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self.peers: list[str] = []
-        self._connections: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
+    greeter: Greeter
+    web: WebServer
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, peer = self._listener.accept()
-            except OSError:
-                return
-            self.peers.append(peer[0])
-            self._connections.append(connection)
-            connection.sendall(f"hello {len(self.peers)}".encode())
+    @property
+    def worker(self) -> str:
+        return WORKER % (self.greeter.port, self.web.port)
 
     def close(self) -> None:
-        """End all that it has, with its peers; it may be closed already."""
-        if self._thread.is_alive():
-            self._listener.shutdown(socket.SHUT_RDWR)
-            self._thread.join()
-        for made in (self._listener, *self._connections):
-            made.close()
+        self.greeter.close()
+        self.web.close()
 
 
 @contextmanager
-def dumped(lane: Lane) -> Iterator[tuple[Server, str, str]]:
-    """A server, the name of a snapshot of a worker that is connected to it, its pod's address."""
-    server = Server()
-    try:
+def dumped(lane: Lane) -> Iterator[tuple[Outside, str, str]]:
+    """The servers, the name of a snapshot of a worker that is connected to them, its address."""
+    with closing(Greeter()) as greeter, closing(WebServer()) as web:
+        outside = Outside(greeter, web)
         with lane.pod("old") as pod:
-            worker = host_python(pod, WORKER % server.port).start()
+            worker = host_python(pod, outside.worker).start()
             worker.wait_for_log("booted")
-            with socket.create_connection((pod.ip, WILDCARD), 5) as client:
+            kept = HTTPConnection(pod.ip, WILDCARD, timeout=10)
+            with socket.create_connection((pod.ip, WILDCARD), 5) as client, closing(kept):
                 assert told(client)["server"] == "hello 1"
+                assert got(kept)["fetched"] == "connection 1"
+                by = kept.sock
                 checkpoint(lane, worker, "connected")
                 assert told(client)["server"] == "hello 1", "the dump has not hurt it"
-            old = pod.ip
-        yield server, "connected", old
-    finally:
-        server.close()
+                assert got(kept)["fetched"] == "connection 1"
+                assert kept.sock is by
+                old = pod.ip
+                pod.remove()
+                assert ends(kept.sock), "a client does not wait for an answer that never comes"
+        yield outside, "connected", old
 
 
 def told(client: socket.socket) -> dict[str, Any]:
@@ -152,17 +158,33 @@ def told(client: socket.socket) -> dict[str, Any]:
         return answer
 
 
+def got(client: HTTPConnection) -> dict[str, Any]:
+    client.request("GET", "/")
+    answer: dict[str, Any] = json.loads(client.getresponse().read())
+    return answer
+
+
+def ends(client: socket.socket) -> bool:
+    """Whether the peer ends the connection, rather than leave us waiting."""
+    try:
+        return client.recv(64) == b""
+    except ConnectionResetError:
+        return True
+    except TimeoutError:
+        return False
+
+
 def asked(pod: Pod, port: int) -> dict[str, Any]:
     with socket.create_connection((pod.ip, port), 5) as client:
         return told(client)
 
 
-def restored(lane: Lane, pod: Pod, server: Server, closed: int = 2) -> Container:
-    container = host_python(pod, WORKER % server.port).start()
+def restored(lane: Lane, pod: Pod, outside: Outside, closed: int = 4) -> Container:
+    container = host_python(pod, outside.worker).start()
     line = outcome(lane, container)
     assert line.message == "restored", line
     # Two listeners, two ends of a connection and a datagram socket; the ends on loopback are kept
-    # where they are; the server's, and a client's, are closed.
+    # where they are; those to two servers, and from two clients, are closed.
     assert line.fields["sockets"] == f"5 moved, 4 kept, {closed} closed"
     assert not booted_cold(container)
     return container
@@ -170,13 +192,13 @@ def restored(lane: Lane, pod: Pod, server: Server, closed: int = 2) -> Container
 
 def test_the_worker_is_on_its_new_pods_network(lane: Lane) -> None:
     with (
-        dumped(lane) as (server, name, old),
+        dumped(lane) as (outside, name, old),
         lane.pod("new", annotations={SNAPSHOT: name, **FAIL}) as pod,
     ):
         assert pod.ip != old
-        container = restored(lane, pod, server)
-        wait_until(lambda: len(server.peers) > 1, "another connection")
-        assert server.peers == [old, pod.ip]
+        container = restored(lane, pod, outside)
+        wait_until(lambda: len(outside.greeter.peers) > 1, "another connection")
+        assert outside.greeter.peers == [old, pod.ip]
         for port in (OUTRIGHT, WILDCARD, OWN):
             answer = asked(pod, port)
             assert answer == {
@@ -186,7 +208,10 @@ def test_the_worker_is_on_its_new_pods_network(lane: Lane) -> None:
                 "clients": 1,
                 "loopback": "ping pong",
                 "inside": "ping pong",
+                "fetched": "connection 2",
             }
+        with closing(HTTPConnection(pod.ip, OUTRIGHT, timeout=10)) as client:
+            assert got(client)["server"] == "hello 2"
         assert json.loads(python(container, ASK))["server"] == "hello 2"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
             made.settimeout(5)
@@ -195,17 +220,19 @@ def test_the_worker_is_on_its_new_pods_network(lane: Lane) -> None:
             assert made.recv(64) == b"there back"
         checkpoint(lane, container, "again")
         with lane.pod("third", annotations={SNAPSHOT: "again", **FAIL}) as third:
-            restored(lane, third, server, closed=1)
-            assert asked(third, OUTRIGHT)["ended"] == 2
+            restored(lane, third, outside, closed=2)
+            answer = asked(third, OUTRIGHT)
+            assert (answer["ended"], answer["fetched"]) == (2, "connection 3")
 
 
-def test_a_server_that_is_gone(lane: Lane) -> None:
-    with dumped(lane) as (server, name, _):
-        server.close()
+def test_servers_that_are_gone(lane: Lane) -> None:
+    with dumped(lane) as (outside, name, _):
+        outside.close()
         with lane.pod("alone", annotations={SNAPSHOT: name, **FAIL}) as pod:
-            restored(lane, pod, server)
+            restored(lane, pod, outside)
             answer = asked(pod, OUTRIGHT)
             assert (answer["server"], answer["ended"]) == ("ConnectionRefusedError", 1)
+            assert answer["fetched"] == "ConnectionRefusedError"
             assert (answer["loopback"], answer["inside"]) == ("ping pong", "ping pong")
 
 

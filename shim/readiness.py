@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import time
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable
+from functools import partial
+from http.client import HTTPException
 
 from shim.annotations import Probe
 from shim.errors import NotFound, ThawError
 from shim.namespaces import inside
 from shim.work import Work
-from shim.worker.actions import Worker, execute
+from shim.worker.actions import Worker, ask_status, connection, execute
 from shim.worker.control import find
 
 _FIRST = 0.02  # seconds between two questions, at first …
 _LAST = 1.0  # … and after a while
 _PATIENCE = 5.0  # seconds for one answer
-_LONGEST_LINE = 4096  # bytes
-_LOOPBACK = ("127.0.0.1", "::1")
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -62,38 +60,13 @@ def ready(probe: Probe, work: Work) -> bool:
         if probe.kind == "file":
             return _exists(f"/proc/{init}/root", probe.target)
         if probe.kind == "tcp":
-            return _in_network(init, lambda: _answers(init, int(probe.target)))
+            return _in_network(init, partial(_answers, int(probe.target)))
         if probe.kind == "http":
             port, _, path = probe.target.partition("/")
-            return _in_network(init, lambda: _serves(init, int(port), f"/{path}"))
+            return _in_network(init, partial(_serves, int(port), f"/{path}"))
         return execute(probe.target, Worker(work.id, init, work.runc), _PATIENCE).status == 0
-    except (OSError, ThawError):
+    except (OSError, HTTPException, ThawError):
         return False
-
-
-def addresses(init: int) -> list[str]:
-    """The addresses in the network namespace of a process, loopback first.
-
-    From /proc/PID/net: fib_trie lists the local IPv4 ones, if_inet6 those of IPv6.
-    """
-    found = list(_LOOPBACK)
-    with open(f"/proc/{init}/net/fib_trie") as file:
-        lines = [line.strip() for line in file]
-    for before, line in pairwise(lines):
-        if line == "/32 host LOCAL":
-            found.append(before.removeprefix("|-- "))
-    try:
-        with open(f"/proc/{init}/net/if_inet6") as file:
-            found += [_dotted(line.split()) for line in file]
-    except FileNotFoundError:
-        pass  # without IPv6
-    return list(dict.fromkeys(found))
-
-
-def _dotted(fields: list[str]) -> str:
-    address = socket.inet_ntop(socket.AF_INET6, bytes.fromhex(fields[0]))
-    link_local = fields[3] == "20"
-    return f"{address}%{int(fields[1], 16)}" if link_local else address
 
 
 def _exists(root: str, path: str) -> bool:
@@ -110,48 +83,18 @@ def _exists(root: str, path: str) -> bool:
         os.close(fd)
 
 
-def _in_network(init: int, question: object) -> bool:
-    assert callable(question)
-    return bool(inside(f"/proc/{init}/ns/net", "net", question))
-
-
-def _answers(init: int, port: int) -> bool:
-    return any(True for _ in _connections(init, port))
-
-
-def _serves(init: int, port: int, path: str) -> bool:
-    """Whether a GET is answered with 200 to 399, as kubelet's probes want it."""
-    for connected in _connections(init, port):
-        request = f"GET {path} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n"
-        connected.sendall(request.encode("ascii"))
-        version, _, rest = _first_line(connected).partition(b" ")
-        status = rest[:3]
-        return version.startswith(b"HTTP/1.") and status.isdigit() and 200 <= int(status) < 400
-    return False
-
-
-def _first_line(connected: socket.socket) -> bytes:
-    """What a server says first. It may say anything, for as long as it likes: not to us."""
+def _in_network(init: int, question: Callable[[float], bool]) -> bool:
+    """Ask it there, with the moment of the monotonic clock at which there must be an answer."""
     ends = time.monotonic() + _PATIENCE
-    said = b""
-    while b"\r\n" not in said and len(said) < _LONGEST_LINE:
-        connected.settimeout(max(0.001, ends - time.monotonic()))
-        more = connected.recv(_LONGEST_LINE)
-        if not more or time.monotonic() > ends:
-            return b""
-        said += more
-    return said.partition(b"\r\n")[0]
+    return inside(f"/proc/{init}/ns/net", "net", lambda: question(ends))
 
 
-def _connections(init: int, port: int) -> Iterator[socket.socket]:
-    """A connection to the first address that takes one."""
-    for address in addresses(init):
-        try:
-            connected = socket.create_connection((address, port), timeout=_PATIENCE)
-        except OSError:
-            continue
-        try:
-            yield connected
-        finally:
-            connected.close()
-        return
+def _answers(port: int, ends: float) -> bool:
+    with connection(port, ends) as connected:
+        return connected is not None
+
+
+def _serves(port: int, path: str, ends: float) -> bool:
+    """Whether a GET is answered with 200 to 399, as kubelet's probes want it."""
+    with connection(port, ends) as connected:
+        return connected is not None and 200 <= ask_status(connected, path) < 400

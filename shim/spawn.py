@@ -57,18 +57,23 @@ def spawn(
     fds: Mapping[int, int],
     *,
     group: bool = False,
+    alone: bool = False,
 ) -> int:
     """Start `argv` and return its pid.
 
     `fds` maps the child's descriptor numbers to ours; whatever is not named is closed by
-    close-on-exec, and 0, 1, 2 default to /dev/null. With `group` the child leads a process group
-    of its own. Raises FileNotFoundError if the program is not there.
+    close-on-exec, with `alone` even what is meant for other programs that we start, and 0, 1, 2
+    default to /dev/null. With `group` the child leads a process group of its own. Raises
+    FileNotFoundError if the program is not there.
     """
     program = find(argv[0], env.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"))
     # Our numbers are lifted above every target first, so that no dup2 clobbers a later source.
     floor = max((*fds.keys(), 2)) + 1
     lifted = {child: _lift(ours, floor) for child, ours in fds.items()}
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_CLOSE, fd) for fd in (_inheritable() if alone else ())
+    ]
+    actions += [
         (os.POSIX_SPAWN_OPEN, number, "/dev/null", os.O_RDWR, 0)
         for number in (0, 1, 2)
         if number not in fds
@@ -116,6 +121,18 @@ class Capture:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
+
+
+def _inheritable() -> list[int]:
+    """Our descriptors beyond the standard ones that a program would get from us."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                found.append(int(name))
+        except OSError:
+            continue  # it was the one that lists them, or another thread's
+    return found
 
 
 def _lift(fd: int, floor: int) -> int:

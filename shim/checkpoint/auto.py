@@ -1,4 +1,5 @@
-"""`auto`: waiting until a worker that was booted cold is warm, for the snapshot that is made of it.
+"""Waiting until a worker that was booted cold is warm, for the snapshot that is made of it, under
+the name that its pod gives or one that is derived (`auto`).
 
 One engine waits and then dumps, so that the lease on the name, which keeps other containers and
 other nodes from making the same snapshot, is held from the beginning to the end.
@@ -13,7 +14,7 @@ from shim import names
 from shim.annotations import Probe
 from shim.errors import StoreFull
 from shim.readiness import ensure_running, wait
-from shim.reference import parse
+from shim.reference import AUTO, check_name, parse
 from shim.snapshot.derived import key_of, name_of
 from shim.snapshot.host import this_host
 from shim.snapshot.image import image_of
@@ -43,7 +44,7 @@ def there(work: Work, reference: str) -> bool:
 
 
 def _refuse_a_full_store(work: Work) -> None:
-    """Nobody has asked for this one snapshot in particular: it may not take the last room."""
+    """No operator has asked for this one snapshot: it may not take the last room."""
     folder = Stores.of(work.config).first.folder
     room = os.statvfs(folder)
     if room.f_bavail < room.f_blocks * _RESERVE:
@@ -61,7 +62,8 @@ class Making:
 
     def wait(self, work: Work) -> dict[str, Any]:
         """Wait until the worker is warm; answers the name, or why nothing is to be done."""
-        name = derived_name(work)
+        make = work.details["make"]
+        name = derived_name(work) if make == AUTO else check_name(make)
         anew = bool(work.details.get("anew"))  # what is there could not be restored
         if not anew and not self._take(work, name):
             return {"name": "", "because": f"{name} is there"}

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from shim import spawn
-from shim.errors import CheckpointFailed, FailedPrecondition
+from shim.errors import CheckpointFailed, FailedPrecondition, InvalidArgument
 from shim.snapshot.config import Connections
 from shim.snapshot.host import on_tmpfs
 from shim.snapshot.tree import copy_tree, opened
 from shim.work import Work
+from shim.worker.control import place_of
 
 SHARED_MEMORY = "/dev/shm"
 _ESTABLISHED = "01"
@@ -57,19 +58,30 @@ def survey(spec: Mapping[str, Any], work: Work) -> Contents:
 def tmpfs_volumes(spec: Mapping[str, Any], used: set[str]) -> Iterator[Volume]:
     """The writable binds of a tmpfs that are /dev/shm or hold a file that the worker uses.
 
-    Secrets and tokens are on tmpfs too, but mounted read-only: they are the new pod's own.
+    Secrets and tokens are on tmpfs too, but mounted read-only: they are the new pod's own. So is
+    the control directory: what is said there is said to one container.
     """
+    control = _control_place(spec)
     for mount in spec.get("mounts") or []:
         options = mount.get("options") or []
         destination = os.path.normpath(mount["destination"])
         bound = "bind" in options or "rbind" in options or mount.get("type") == "bind"
-        if not bound or "ro" in options or not os.path.isdir(mount["source"]):
+        if not bound or "ro" in options or destination == control:
+            continue
+        if not os.path.isdir(mount["source"]):
             continue
         wanted = destination == SHARED_MEMORY or any(
             path.startswith(destination + "/") for path in used
         )
         if wanted and on_tmpfs(mount["source"]):
             yield Volume(mount["source"], destination)
+
+
+def _control_place(spec: Mapping[str, Any]) -> str:
+    try:
+        return place_of(spec)
+    except InvalidArgument:
+        return ""  # a container that Thaw was asked nothing for may call anything so
 
 
 def _used_paths(pids: list[int]) -> set[str]:

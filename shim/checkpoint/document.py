@@ -28,7 +28,7 @@ _DESCRIPTORS = "descriptors.json"  # runc's, among CRIU's images
 
 
 def made_by(work: Work) -> str:
-    """Who has asked for a checkpoint: "thaw checkpoint", "containerd" or "auto"."""
+    """Who has asked for a checkpoint: "thaw checkpoint", "containerd", "annotation" or "auto"."""
     asked: str = work.details.get("by", "")
     return asked or ("thaw checkpoint" if work.details["name"] else "containerd")
 

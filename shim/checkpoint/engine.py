@@ -22,6 +22,7 @@ from shim.budget import available, budget_of
 from shim.checkpoint.contents import save_difference, save_volumes
 from shim.checkpoint.document import Moment, made_by
 from shim.checkpoint.pages import Pages, Parallel, Plain
+from shim.checkpoint.quiet import Quiet
 from shim.criu import GHOST_LIMIT, NETWORK_LOCK, Steering, log_tail
 from shim.errors import (
     AlreadyExists,
@@ -46,31 +47,38 @@ from shim.work import Work
 def checkpoint(work: Work) -> dict[str, Any]:
     """Dump `work`'s container into the store, or into the folder that containerd named.
 
-    Answers path, id, bytes on disk, seconds, and seconds that the container stood still. Raises
-    CheckpointFailed with the tail of CRIU's log, StoreFull, AlreadyExists; the container runs on
-    then, and nothing is left of the snapshot.
+    Answers path, id, bytes on disk, seconds, those for which the container stood still (`frozen`)
+    and for which its worker was not at work (`quiet`), and why that could not be resumed, if so.
+    Raises CheckpointFailed with the tail of CRIU's log, WorkerFailed, StoreFull, AlreadyExists; the
+    container runs on then, and nothing is left of the snapshot.
     """
     timeline = Timeline()
+    quiet = Quiet(work, timeline)
     # What others could write is refused when it is restored from; containerd's umask may be 0.
     umask = os.umask(0o077)
     try:
         if work.details["name"]:
-            reply = _into_store(work, timeline)
+            reply = _into_store(work, timeline, quiet)
         else:
-            reply = _into_folder(work, Path(work.details["path"]), timeline)
-    except (ThawError, OSError) as error:
-        reason = error.reason if isinstance(error, ThawError) else str(error)
-        _record(work, outcome="failed", reason=reason)
+            reply = _into_folder(work, Path(work.details["path"]), timeline, quiet)
+    except OSError as error:
+        _record(work, outcome="failed", reason=str(error))
+        raise
+    except ThawError as error:
+        _record(work, outcome="failed", reason=error.reason)
+        if quiet.failure:
+            raise quiet.explained(error) from error
         raise
     finally:
         os.umask(umask)
     _record(work, outcome="made", id=reply.get("id", ""))
     if work.details["name"]:
         retention.apply(Stores.of(work.config).first, work.config)
+    reply |= {"quiet": quiet.seconds, "unresumed": quiet.failure}
     return {**reply, "seconds": time.monotonic() - timeline.began}
 
 
-def _into_store(work: Work, timeline: Timeline) -> dict[str, Any]:
+def _into_store(work: Work, timeline: Timeline, quiet: Quiet) -> dict[str, Any]:
     _refuse_hopeless(work)
     store = Stores.of(work.config).first
     with (
@@ -84,8 +92,9 @@ def _into_store(work: Work, timeline: Timeline) -> dict[str, Any]:
             publish=lambda: _publish(work, draft),
         )
         target.images.mkdir(mode=0o700)
-        reply = _make(work, target, timeline)
-        _publish(work, draft)
+        with quiet:
+            reply = _make(work, target, timeline, quiet)
+            _publish(work, draft)
         return {**reply, "path": str(draft.path), "id": draft.id}
 
 
@@ -95,15 +104,15 @@ def _publish(work: Work, draft: Draft) -> None:
     draft.publish()
 
 
-def _into_folder(work: Work, images: Path, timeline: Timeline) -> dict[str, Any]:
+def _into_folder(work: Work, images: Path, timeline: Timeline, quiet: Quiet) -> dict[str, Any]:
     """CRIU's images as they are in the folder itself, and our part in one file beside them."""
     extras = images / FOLDER
     shutil.rmtree(extras, ignore_errors=True)
     extras.mkdir(mode=0o700, parents=True)
     target = _Target(images, extras, None, lambda: pack(images))
     try:
-        with _room(images):
-            reply = _make(work, target, timeline)
+        with _room(images), quiet:
+            reply = _make(work, target, timeline, quiet)
             if not work.details["exit"]:
                 pack(images)
     finally:
@@ -150,8 +159,8 @@ class _Target:
     publish: Callable[[], None]
 
 
-def _make(work: Work, target: _Target, timeline: Timeline) -> dict[str, Any]:
-    """Dump. A container that shall end does so only once all is published."""
+def _make(work: Work, target: _Target, timeline: Timeline, quiet: Quiet) -> dict[str, Any]:
+    """Dump a quiet worker. A container that shall end does so only once all is published."""
     with timeline.span("survey"):
         taken = Moment(work, target.images, target.extras, target.pages)
 
@@ -184,6 +193,7 @@ def _make(work: Work, target: _Target, timeline: Timeline) -> dict[str, Any]:
             with pages:
                 _dump(work, target.images, log, pages, at_post_dump, timeline)
                 pages.ensure_saved()
+                quiet.over()
                 if not work.details["exit"]:
                     finish(pages)
             break

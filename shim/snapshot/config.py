@@ -108,7 +108,7 @@ class Maker:
 
     version: str = ""  # of Thaw
     node: str = ""  # host name
-    by: str = ""  # "thaw checkpoint", "containerd" or "auto"
+    by: str = ""  # "thaw checkpoint", "containerd", "annotation" or "auto"
 
 
 @dataclass(frozen=True)

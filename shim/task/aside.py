@@ -1,114 +1,205 @@
 """What happens beside a container that has booted cold, for the sake of the next one.
 
-Its snapshot is made once it is warm (`auto`), or the artifact that it was to come from is pulled.
-Both are an engine's work; here is a thread that waits for it, and that ends it with the container.
+Its snapshot is made once it is warm, or the artifact that it was to come from is pulled. Both are
+an engine's work; here are the threads that wait for it, and what follows: a container whose
+snapshot was all that was wanted is ended, and a worker that waits for a snapshot which will not be
+made is told to go on.
 """
 
 from __future__ import annotations
 
 from shim import log
+from shim.conduct import CONTRACT
 from shim.errors import Cancelled, ThawError
-from shim.lean.threads import Lock, start
+from shim.lean.threads import Event, Lock, start
+from shim.reference import AUTO
 from shim.task.engine import Engine
 from shim.task.restoration import describe
-from shim.task.source import MAKE
+from shim.worker.control import RESTORED, SAVED, Control, find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
+    from shim.conduct import Checkpointing
     from shim.task.container import Container
     from shim.task.source import Origins
 
+GRACE = 10.0  # seconds for a worker to end by itself, and then on SIGTERM
+_TERM, _KILL = 15, 9
+_FIRST = 0.05  # seconds between two looks into the control directory, at first …
+_LAST = 1.0  # … and after a while
+
 
 class Aside:
-    """One such piece of work: begun at most once, cancelled when the container is over."""
+    """All of it: begun at most once, cancelled when the container is over."""
 
     def __init__(self, container: Container, origins: Origins) -> None:
         self._container = container
         self._origins = origins
         self._lock = Lock()
-        self._engine: Engine | None = None
-        self._over = False
+        self._engines: list[Engine] = []  # those that nothing is lost with
+        self._over = Event()
         self._anew = False
 
     def begin(self, *, anew: bool) -> None:
-        """Go about it in a thread; what goes wrong is only logged.
+        """Go about it in threads; what goes wrong is only logged.
 
         `anew`: there is a snapshot, of which nothing can be restored here.
         """
-        self._anew = anew
-        if self._origins.aside and not self._over:
-            start(self._run)
+        origins = self._origins
+        making, source = origins.making, origins.source
+        # What somebody has named is not ours to replace, nor is another one than was asked for.
+        derived = making is not None and making.auto and source is not None and source.name == AUTO
+        self._anew = anew and derived
+        if origins.pull:
+            start(self._pull)
+        if making is not None or origins.waits:
+            start(self._see_it_off)
 
     def cancel(self) -> None:
         """End it, now or before it begins. A dump that is under way ends by itself."""
         with self._lock:
-            self._over = True
-            if self._engine is not None:
-                self._engine.dismiss()
+            self._over.set()
+            for engine in self._engines:
+                engine.dismiss()
 
-    def _run(self) -> None:
-        container, what = self._container, self._origins.aside
+    def _attempt(self, what: str, work: Callable[[], bool]) -> bool:
+        """Whether it came to what it was meant for."""
+        container = self._container
         try:
-            if what == MAKE:
-                self._make()
-            else:
-                self._ask("pull", {"name": self._origins.name})
-                log.info("pulled", container=container.id, snapshot=self._origins.name)
+            return work()
         except Cancelled:
             log.debug("not done, the container is over", container=container.id, what=what)
         except (ThawError, OSError) as error:
             log.warning(f"could not {what} a snapshot", container=container.id, error=error)
+        return False
 
-    def _make(self) -> None:
+    def _pull(self) -> None:
+        self._attempt("pull", self._fetch)
+
+    def _fetch(self) -> bool:
+        container, name = self._container, self._origins.pull
+        engine = self._begun()
+        try:
+            engine.ask(self._request("pull", name=name), [], None)
+        finally:
+            self._done_with(engine)
+        log.info("pulled", container=container.id, snapshot=name)
+        return True
+
+    def _see_it_off(self) -> None:
+        """Make the snapshot, if one is to be made; then the worker ends or goes on."""
+        making = self._origins.making
+        if making is None or not self._attempt("make", lambda: self._make(making)):
+            if self._origins.waits:
+                self._let_go_on()
+        elif making.exits:
+            self._end(making)
+
+    def _make(self, making: Checkpointing) -> bool:
         from shim.task.checkpointing import dump
 
-        container, ready = self._container, self._origins.ready
-        assert ready is not None
-        probe = {"kind": ready.kind, "target": ready.target}
-        details = {"ready": probe, "pid": container.init.pid, "anew": self._anew}
+        container, ready = self._container, making.ready
         engine = self._begun()
         try:
             reply = engine.ask(
-                {**describe(container, container.host), "verb": "await", **details}, [], None
+                self._request(
+                    "await",
+                    make=making.name,
+                    ready={"kind": ready.kind, "target": ready.target},
+                    pid=container.init.pid,
+                    anew=self._anew,
+                ),
+                [],
+                None,
             )
             if not reply["name"]:
                 log.info("no snapshot made", container=container.id, because=reply["because"])
-                return
-            work = {"name": reply["name"], "path": "", "exit": False, "by": "auto"}
-            work["replace"] = self._anew
+                return False
+            work = {"name": reply["name"], "path": "", "exit": False, "ends": making.exits}
+            work.update(by=AUTO if making.auto else "annotation", replace=self._anew)
             made = dump(container, work, self._keep(engine))
-            log.info(
-                "snapshot made",
-                container=container.id,
-                snapshot=reply["name"],
-                frozen=f"{made['frozen']:.3f}",
-            )
         finally:
-            engine.close()
+            self._done_with(engine)
+        fields = {"container": container.id, "snapshot": reply["name"]}
+        fields["frozen"] = f"{made['frozen']:.3f}"
+        fields["quiet"] = f"{made['quiet']:.3f}"
+        if made["unresumed"]:
+            log.warning("snapshot made, its worker not resumed", error=made["unresumed"], **fields)
+        else:
+            log.info("snapshot made", **fields)
+        return True
 
-    def _ask(self, verb: str, details: dict[str, Any]) -> dict[str, Any]:
-        engine = self._begun()
+    def _end(self, making: Checkpointing) -> None:
+        """End the container: a worker of the contract does so by itself, if it is given time."""
+        container = self._container
+        self._tell(SAVED)
+        if making.ready.kind == CONTRACT.kind and self._over.wait(GRACE):
+            return
         try:
-            request = {**describe(self._container, self._container.host), "verb": verb, **details}
-            return engine.ask(request, [], None)
-        finally:
-            engine.close()
+            container.kill("", _TERM, everyone=False)
+            if not self._over.wait(GRACE):
+                container.kill("", _KILL, everyone=False)
+        except ThawError as error:
+            if not self._over.is_set():
+                log.warning("not ended after its snapshot", container=container.id, error=error)
+
+    def _let_go_on(self) -> None:
+        """Wait until the worker waits, too: one that opens the FIFO must not miss the event."""
+        control = self._control()
+        pause = _FIRST
+        try:
+            while control is not None and not control.ready():
+                if self._over.wait(pause):
+                    return
+                pause = min(pause * 1.5, _LAST)
+        except (ThawError, OSError) as error:
+            if not self._over.is_set():  # its directory goes with it
+                log.warning("cannot see the worker", container=self._container.id, error=error)
+            return
+        self._tell(RESTORED)
+
+    def _tell(self, event: str) -> None:
+        control = self._control()
+        if control is None:
+            return
+        try:
+            control.tell(event)
+        except (ThawError, OSError) as error:
+            log.warning("worker not told", container=self._container.id, event=event, error=error)
+
+    def _control(self) -> Control | None:
+        try:
+            return find(self._container.bundle.spec())
+        except (ThawError, OSError) as error:
+            log.debug("no control directory", container=self._container.id, error=error)
+            return None
+
+    def _request(self, verb: str, **details: Any) -> dict[str, Any]:
+        return {**describe(self._container, self._container.host), "verb": verb, **details}
 
     def _begun(self) -> Engine:
         """The engine for it. Children stay when it dies: one of them may be a CRIU that dumps."""
         container = self._container
         with self._lock:
-            if self._over:
+            if self._over.is_set():
                 raise Cancelled(f"container {container.id} is over")
-            self._engine = Engine(container.host.reaper, container.runc.env, children_go_too=False)
-            return self._engine
+            engine = Engine(container.host.reaper, container.runc.env, children_go_too=False)
+            self._engines.append(engine)
+            return engine
 
     def _keep(self, engine: Engine) -> Engine:
         """Leave it alone from here on: a dump that is broken off would leave its tasks frozen."""
         with self._lock:
-            if self._over:
+            if self._over.is_set():
                 raise Cancelled(f"container {self._container.id} is over")
-            self._engine = None
+            self._engines.remove(engine)
         return engine
+
+    def _done_with(self, engine: Engine) -> None:
+        with self._lock:
+            if engine in self._engines:
+                self._engines.remove(engine)
+        engine.close()

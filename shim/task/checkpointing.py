@@ -7,17 +7,27 @@ kept in the bundle as `criu-dump.log`.
 from __future__ import annotations
 
 from shim import log
-from shim.errors import FailedPrecondition, InvalidArgument, ThawError, Unimplemented
+from shim.bundle import annotations_of
+from shim.conduct import actions
+from shim.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    RestoreFailed,
+    ThawError,
+    Unimplemented,
+    WorkerFailed,
+)
 from shim.proto.control_pb import CheckpointResponse
 from shim.reference import check_name
 from shim.task.engine import Engine
 from shim.task.restoration import describe
-from shim.task.state import RUNNING
+from shim.task.state import PAUSED, RUNNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from shim.conduct import Actions
     from shim.proto.control_pb import CheckpointRequest
     from shim.proto.task_pb import CheckpointTaskRequest
     from shim.task.container import Container
@@ -38,6 +48,7 @@ def checkpoint_to_name(container: Container, request: CheckpointRequest) -> Chec
             hint="a restored process cannot get its pids back there",
         )
     reply = dump(container, work)
+    _check_resumed(reply)
     return CheckpointResponse(
         path=reply["path"],
         bytes=reply["bytes"],
@@ -62,15 +73,20 @@ def checkpoint_to_path(container: Container, request: CheckpointTaskRequest) -> 
     work = {"name": "", "path": path, "exit": options.exit, "work_path": options.work_path}
     if options.cgroups_mode:
         work["cgroups_mode"] = options.cgroups_mode
-    dump(container, work)
+    _check_resumed(dump(container, work))
 
 
 def dump(
     container: Container, work: dict[str, Any], engine: Engine | None = None
 ) -> dict[str, Any]:
-    """Have an engine, a new one by default, dump a container, and let the container go on."""
+    """Have an engine, a new one by default, dump a container, and let the container go on.
+
+    Answers what shim.checkpoint.engine does; `unresumed` says so if the snapshot is made, but the
+    worker could not be resumed.
+    """
     with container.verbs:
         container.state.check_checkpoint()
+        acts = _allowed_actions(container)
         request = {**describe(container, container.host), **work}
         request["verb"] = "checkpoint"
         request["pid"] = container.init.pid
@@ -85,11 +101,46 @@ def dump(
             if reply.get("refused"):
                 log.info("dumped by CRIU alone", container=container.id, because=reply["refused"])
             return reply
-        except ThawError:
+        except ThawError as error:
             _thaw(container)
+            if isinstance(error, RestoreFailed) and acts.resume is not None:
+                _resume(container)  # the engine died, and nobody else does
             raise
         finally:
             engine.close()
+
+
+def _allowed_actions(container: Container) -> Actions:
+    """What the engine will do to the worker. Raises what keeps it from doing that."""
+    acts = actions(annotations_of(container.bundle.spec()))
+    if container.state.status == PAUSED and (acts.quiesce or acts.resume):
+        raise FailedPrecondition(
+            f"container {container.id} is paused, and its worker can do nothing",
+            hint="thaw.dev/quiesce and thaw.dev/resume need it to run",
+        )
+    return acts
+
+
+def _check_resumed(reply: dict[str, Any]) -> None:
+    if reply.get("unresumed"):
+        raise WorkerFailed(
+            f"the snapshot {reply['path']} is made, but {reply['unresumed']}",
+            hint="see thaw.dev/resume",
+        )
+
+
+def _resume(container: Container) -> None:
+    """Have the worker resumed whose dump was broken off when it may have been quiet."""
+    if container.state.status != RUNNING:
+        return
+    engine = Engine(container.host.reaper, container.runc.env)
+    try:
+        request = {**describe(container, container.host), "verb": "resume"}
+        engine.ask({**request, "pid": container.init.pid}, [], None)
+    except ThawError as error:
+        log.warning("worker not resumed", container=container.id, error=error)
+    finally:
+        engine.close()
 
 
 def _thaw(container: Container) -> None:

@@ -7,25 +7,25 @@ from __future__ import annotations
 
 from shim import audit, log, names
 from shim.annotations import (
+    CHECKPOINT,
     POD_NAME,
     POD_NAMESPACE,
-    Probe,
     fail_instead_of_cold_start,
+    is_annotated,
     probe,
     pull_first,
     wish,
 )
-from shim.errors import BadAnnotation, Denied, NoSuchSnapshot, ThawError
-from shim.reference import Reference, parse
+from shim.conduct import CONTRACT, Checkpointing, checkpointing
+from shim.errors import Denied, NoSuchSnapshot, ThawError
+from shim.reference import AUTO, Reference, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from shim.annotations import Wish
     from shim.config import Config
-
-MAKE = "make"
-PULL = "pull"
 
 
 class Source:
@@ -48,24 +48,30 @@ class Source:
 class Origins:
     """Where a container comes from: a snapshot or, without a source, a cold boot.
 
-    `aside` is what follows a cold boot: MAKE its snapshot once `ready` says that it is warm, PULL
-    the artifact `name` for the next one, or nothing.
+    What follows a cold boot: `making` is the snapshot that is made of it, `pull` the artifact that
+    is pulled for the next one. `waits`: its worker may be one that waits for its snapshot, and must
+    be told to go on if there will be none.
     """
 
-    __slots__ = ("aside", "name", "ready", "source")
+    __slots__ = ("making", "pull", "source", "waits")
 
     def __init__(
         self,
         source: Source | None = None,
         *,
-        aside: str = "",
-        name: str = "",
-        ready: Probe | None = None,
+        making: Checkpointing | None = None,
+        pull: str = "",
+        waits: bool = False,
     ) -> None:
         self.source = source
-        self.aside = aside
-        self.name = name
-        self.ready = ready
+        self.making = making
+        self.pull = pull
+        self.waits = waits
+
+    @property
+    def aside(self) -> bool:
+        """Whether there is anything to be done beside a cold boot."""
+        return self.making is not None or bool(self.pull) or self.waits
 
 
 def origins_of(
@@ -74,33 +80,35 @@ def origins_of(
     """What a Create request asks for. Raises only if it must not boot cold."""
     if checkpoint:
         return Origins(Source(checkpoint, "", outright=True, must=True))
-    wanted = wish(notes)
-    if wanted is None:
+    if not is_annotated(notes):
         return Origins()
-    must = False
+    wanted = wish(notes)
+    must, waits, found = False, False, Origins()
+    making: Checkpointing | None = None
     try:
         must = fail_instead_of_cold_start(notes)
-        return _look_up(parse(wanted.name), wanted.outright, must, notes, config)
+        ready = probe(notes) or CONTRACT
+        making = checkpointing(notes)
+        # Without either annotation it may be meant for `thaw checkpoint`: then it waits for that.
+        waits = ready.kind == CONTRACT.kind and (wanted is not None or making is not None)
+        if wanted is not None:
+            found = _look_up(wanted, must, notes, config)
     except ThawError as error:
-        refused(config, container, wanted.name, notes, error, cold=not must)
+        refused(config, container, wanted.name if wanted else "", notes, error, cold=not must)
         if must:
             raise
-        return Origins()
+    if making is not None:
+        found.making = _allowed(making, container, notes, config)
+    found.waits = waits
+    return found
 
 
-def _look_up(
-    reference: Reference, outright: bool, must: bool, notes: Mapping[str, str], config: Config
-) -> Origins:
-    ready = probe(notes)
-    source = Source("", reference.text, outright=outright, must=must)
+def _look_up(wanted: Wish, must: bool, notes: Mapping[str, str], config: Config) -> Origins:
+    reference = parse(wanted.name)
+    source = Source("", reference.text, outright=wanted.outright, must=must)
     if reference.auto:
-        if ready is None:
-            raise BadAnnotation(
-                "thaw.dev/snapshot: auto without thaw.dev/ready",
-                hint="nothing says when the worker is warm",
-            )
         _allow_auto(notes.get(POD_NAMESPACE, ""), config)
-        return Origins(source, aside=MAKE, ready=ready)
+        return Origins(source, making=checkpointing({**notes, CHECKPOINT: AUTO}))
     path = names.find(config.several("snapshots"), reference)
     if path is not None:
         source.path = path
@@ -113,11 +121,26 @@ def _look_up(
     return _pulled(reference, source, pull_first(notes), config)
 
 
+def _allowed(
+    making: Checkpointing, container: str, notes: Mapping[str, str], config: Config
+) -> Checkpointing | None:
+    """The snapshot that may be made; a pod whose may not is restored, or boots, all the same."""
+    try:
+        _allow_auto(notes.get(POD_NAMESPACE, ""), config)
+    except Denied as error:
+        log.warning(
+            "no snapshot will be made", container=container, snapshot=making.name, error=error
+        )
+        note("refuse", config, container, making.name, notes, error, "not made")
+        return None
+    return making
+
+
 def _allow_auto(namespace: str, config: Config) -> None:
     allowed = config.several("policy.auto", " ")
     if "*" not in allowed and namespace not in allowed:
         raise Denied(
-            f"pods of namespace {namespace!r} may not have snapshots made by auto",
+            f"pods of namespace {namespace!r} may not have snapshots made",
             hint="see policy.auto in the configuration",
         )
 
@@ -138,7 +161,7 @@ def _pulled(reference: Reference, source: Source, when: str, config: Config) -> 
     if source.must:
         raise missing
     log.info("booting cold while it is pulled", snapshot=reference.text)
-    return Origins(aside=PULL, name=reference.text)
+    return Origins(pull=reference.text)
 
 
 def refused(

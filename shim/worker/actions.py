@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,6 +33,9 @@ LOOPBACK = ("127.0.0.1", "::1")
 _PAUSE = 0.01  # seconds between two attempts to connect, at first …
 _PAUSE_MOST = 0.2  # … and after a while
 _NOT_YET = 503  # RFC 9110: the server cannot at present, but will
+_WANTED = {"http": "it must be 200 to 299", "exec": "it must be 0"}
+_SAYS_MORE = "the worker's own log may say more"
+_TAKES_LONGER = "an annotation may give it more time"
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ def act(action: Action, worker: Worker, seconds: float) -> None:
         good = 200 <= answer.status < 300
     if not good:
         raise WorkerFailed(
-            f"{action}: {_status(action)} {answer.status}: {excerpt(answer.body)}".rstrip(": ")
+            f"{action}: {_status(action)} {answer.status}: {excerpt(answer.body)}".rstrip(": "),
+            hint=_WANTED[action.kind],
         )
 
 
@@ -95,11 +100,14 @@ def execute(command: str, worker: Worker, seconds: float, arguments: Sequence[st
             done = running.wait(seconds, LARGEST)
     except OSError as error:
         name = error.filename or "the runtime"
-        raise WorkerFailed(f"{what}: cannot run {name}: {error.strerror}") from error
+        raise WorkerFailed(
+            f"{what}: cannot run {name}: {error.strerror}", hint="is it in PATH?"
+        ) from error
     if done.timed_out:
-        raise WorkerFailed(f"{what}: not done after {seconds:g} s, killed")
+        raise WorkerFailed(f"{what}: not done after {seconds:g} s, killed", hint=_TAKES_LONGER)
     if done.too_much:
-        raise WorkerFailed(f"{what}: says more than {LARGEST} bytes, killed")
+        said = f"{what}: says more than {LARGEST} bytes, killed"
+        raise WorkerFailed(said, hint="it can write to a file")
     return Answer(done.status, done.stdout or (done.stderr if done.status else b""))
 
 
@@ -125,14 +133,14 @@ def request(
         except (OSError, http.client.HTTPException) as error:
             gone = f"{worker.id} has ended" if worker.ended else ""
             reason = gone or _reason(error, seconds, seen)
-            raise WorkerFailed(f"{action}: {reason}") from error
+            raise WorkerFailed(f"{action}: {reason}", hint=_SAYS_MORE) from error
         if answer is not None and (answer.status != _NOT_YET or awaited == _NOT_YET):
             return answer
         if worker.ended:
-            raise WorkerFailed(f"{action}: {worker.id} has ended")
+            raise WorkerFailed(f"{action}: {worker.id} has ended", hint=_SAYS_MORE)
         seen = "nobody listens" if answer is None else f"answers {answer.status}"
         if time.monotonic() + pause >= attempt.ends:
-            raise WorkerFailed(f"{action}: {seen}, for {seconds:g} s")
+            raise WorkerFailed(f"{action}: {seen}, for {seconds:g} s", hint=_SAYS_MORE)
         time.sleep(pause)
         pause = min(pause * 1.5, _PAUSE_MOST)
 
@@ -155,25 +163,31 @@ class _Attempt:
     ends: float
 
     def make(self) -> Answer | None:
-        for connected in self._connections():
-            return ask(
-                Timed(connected, self.ends), "localhost", self.method, self.action.path, self.body
-            )
-        return None
+        with connection(self.action.port, self.ends) as connected:
+            if connected is None:
+                return None
+            return ask(connected, "localhost", self.method, self.action.path, self.body)
 
-    def _connections(self) -> Iterator[socket.socket]:
-        for address in own_addresses():
-            try:
-                left = max(self.ends - time.monotonic(), 0.001)
-                connected = socket.create_connection((address, self.action.port), timeout=left)
-            except ConnectionRefusedError:
-                continue
-            except OSError as error:
-                if isinstance(error, TimeoutError):
-                    raise
-                continue  # no such family here
-            with connected:
-                yield connected
+
+@contextmanager
+def connection(port: int, ends: float) -> Iterator[Timed | None]:
+    """A connection to the first address of this thread's network namespace that takes one.
+
+    It ends at that moment of the monotonic clock. None if there is no such address. Raises
+    TimeoutError if that moment comes first.
+    """
+    for address in own_addresses():
+        try:
+            left = max(ends - time.monotonic(), 0.001)
+            connected = socket.create_connection((address, port), timeout=left)
+        except TimeoutError:
+            raise
+        except OSError:
+            continue  # nobody listens, or there is no such family here
+        with connected:
+            yield Timed(connected, ends)
+        return
+    yield None
 
 
 def ask(sock: Any, host: str, method: str, path: str, body: bytes | None) -> Answer:
@@ -181,19 +195,34 @@ def ask(sock: Any, host: str, method: str, path: str, body: bytes | None) -> Ans
 
     Raises OSError, http.client.HTTPException; TimeoutError when the connection's time is over.
     """
-    connection = http.client.HTTPConnection(host)
-    connection.sock = sock
-    headers = {"Connection": "close", "User-Agent": "thaw"}
-    if body:
-        headers["Content-Type"] = "application/json"
-    connection.request(method, path, body, headers)
-    with connection.getresponse() as response:
+    with _response(sock, host, method, path, body) as response:
         found = response.read(LARGEST + 1)
         if len(found) > LARGEST:
             raise OSError(f"answers more than {LARGEST} bytes")
         if response.length:  # http.client takes a short one for the whole
             raise http.client.IncompleteRead(found, response.length)
         return Answer(response.status, found)
+
+
+def ask_status(sock: Any, path: str) -> int:
+    """The status of a GET over a connection; the rest of the answer is not waited for.
+
+    Raises as `ask` does.
+    """
+    with _response(sock, "localhost", "GET", path, None) as response:
+        return response.status
+
+
+def _response(
+    sock: Any, host: str, method: str, path: str, body: bytes | None
+) -> http.client.HTTPResponse:
+    asking = http.client.HTTPConnection(host)
+    asking.sock = sock
+    headers = {"Connection": "close", "User-Agent": "thaw"}
+    if body:
+        headers["Content-Type"] = "application/json"
+    asking.request(method, path, body, headers)
+    return asking.getresponse()
 
 
 def own_addresses() -> list[str]:

@@ -58,7 +58,8 @@ class Command:
         self._fds = [out, error]
         try:
             fds = {1: out_child, 2: error_child}
-            self._pid = spawn.spawn(self._call(self._pid_file), self._env, fds)
+            # Should we be killed over it, it goes on, and must not look to the daemon like us.
+            self._pid = spawn.spawn(self._call(self._pid_file), self._env, fds, alone=True)
             self._fds.append(os.pidfd_open(self._pid))
         except BaseException:
             self._close()

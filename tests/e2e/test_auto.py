@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from bed.images import BUSYBOX_IMAGE
@@ -21,6 +22,7 @@ from workers import (
     ask,
     booted_cold,
     children,
+    host_python,
     outcome,
     shim_lines,
     shim_pid,
@@ -29,6 +31,7 @@ from workers import (
 
 pytestmark = [pytest.mark.one_lane]
 
+POLLING = Path(__file__).parents[2] / "runtimeclass/example/polling.py"
 # Warm once somebody says so.
 ARGS = ["sh", "-c", WORKER]
 AUTO = {SNAPSHOT: "auto", "thaw.dev/ready": "file:/tmp/warm"}
@@ -103,6 +106,20 @@ def test_of_two_at_a_time_one_makes_it(lane: Lane) -> None:
                 message,
             )
     assert len(ids(lane)) == 1
+
+
+def test_a_worker_of_the_contract_needs_no_probe(lane: Lane) -> None:
+    """It says by itself when it is warm, and is told each time that it can go on."""
+    polling = POLLING.read_text()
+    with lane.pod("polling", annotations={SNAPSHOT: "auto"}) as pod:
+        container = host_python(pod, polling).start()
+        wait_until(lambda: "snapshot made" in messages(lane, container), "a snapshot")
+        container.wait_for_log("registered")
+    with lane.pod("polling-again", annotations={SNAPSHOT: "auto", **FAIL}) as pod:
+        container = host_python(pod, polling).start()
+        assert outcome(lane, container).message == "restored"
+        container.wait_for_log("registered")
+        assert "warm" not in container.log()
 
 
 def test_it_never_gets_warm(lane: Lane) -> None:

@@ -111,7 +111,6 @@ CASES = {
     "absent": Case("NoSuchSnapshot", "no snapshot named absent", name="absent"),
     "parent": Case("BadSnapshotName", "bad snapshot reference", name="../x"),
     "path": Case("BadSnapshotName", "bad snapshot reference", name="/var/lib/thaw/snapshots/x"),
-    "auto": Case("BadAnnotation", "auto without thaw.dev/ready", name="auto"),
     "tag": Case("BadSnapshotName", "reference", name="a/b:c"),
     "digest": Case("NoSuchSnapshot", "x@sha256:0", name="x@sha256:" + "0" * 64),
     "half a digest": Case("BadSnapshotName", "bad digest", name="x@sha256:" + "0" * 63),

@@ -165,12 +165,3 @@ def test_the_container_ends_first(tmp_path: Path) -> None:
         readiness.wait(Probe("file", str(tmp_path / "never")), work(process.pid))
     process.wait()
     assert len(os.listdir("/proc/self/fd")) == fds
-
-
-def test_addresses() -> None:
-    found = readiness.addresses(os.getpid())
-    assert found[:2] == ["127.0.0.1", "::1"]
-    assert len(set(found)) == len(found)
-    for address in found:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        socket.inet_pton(family, address.partition("%")[0])

@@ -63,6 +63,20 @@ def test_only_named_descriptors_are_inherited() -> None:
     os.close(write)
 
 
+def test_alone_it_has_not_even_what_others_get() -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    script = f"if [ -e /proc/self/fd/{write} ]; then echo there; else echo not; fi"
+    with Capture() as capture:
+        named = {**capture.fds, write: capture.fds[1]}
+        for fds, alone in ((capture.fds, False), (capture.fds, True), (named, True)):
+            os.waitpid(spawn(["sh", "-c", script], ENV, fds, alone=alone), 0)
+        assert capture.read().split() == [b"there", b"not", b"there"]
+    assert os.get_inheritable(write)
+    os.close(read)
+    os.close(write)
+
+
 def test_unnamed_streams_are_null() -> None:
     out = sh("readlink /proc/self/fd/0").strip()
     assert out == b"/dev/null"

@@ -17,7 +17,7 @@ from shim import names
 from shim.checkpoint import auto
 from shim.checkpoint.auto import Making
 from shim.config import Config
-from shim.errors import NotFound, StoreFull
+from shim.errors import BadName, NotFound, StoreFull
 from shim.snapshot.lease import Lease
 from shim.work import Work
 
@@ -43,12 +43,12 @@ def init() -> Iterator[subprocess.Popen[bytes]]:
 class Asked:
     """The request of one container's engine; `say_warm` makes its probe answer."""
 
-    def __init__(self, folder: Path, init: int, *, anew: bool = False) -> None:
+    def __init__(self, folder: Path, init: int, *, anew: bool = False, make: str = "auto") -> None:
         self.store = folder / "store"
         self.store.mkdir(exist_ok=True)
         self._flag = folder / "warm"
         ready = {"kind": "file", "target": str(self._flag)}
-        details = {"pid": init, "ready": ready, "anew": anew}
+        details = {"pid": init, "make": make, "ready": ready, "anew": anew}
         config = Config({"snapshots": str(self.store)})
         self.work = cast(Work, SimpleNamespace(id="c", details=details, config=config))
 
@@ -111,6 +111,21 @@ def test_it_waits_until_the_worker_is_warm(asked: Asked) -> None:
     assert asked.leases() == [NAME], "held for the dump that follows"
     assert waiting.result() == {"name": NAME, "because": ""}
     assert asked.leases() == []
+
+
+def test_under_a_name_that_the_pod_gives(
+    tmp_path: Path, init: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "derived_name", lambda _work: pytest.fail("it has a name"))
+    asked = Asked(tmp_path, init.pid, make="warm")
+    asked.say_warm()
+    waiting = Waiting(asked.work)
+    assert waiting.result() == {"name": "warm", "because": ""}
+    other = Lease.take(asked.store, "warm")
+    assert other is not None, "it was the lease on that name, and is free again"
+    other.release()
+    with pytest.raises(BadName):
+        Making().wait(Asked(tmp_path, init.pid, make="../warm").work)
 
 
 def test_there_is_one(asked: Asked) -> None:

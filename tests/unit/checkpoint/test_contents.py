@@ -99,6 +99,27 @@ def test_surveyed(shm: Path, tmp_path: Path) -> None:
         assert survey(spec, work).volumes == (Volume(str(shm), str(shm)),)
 
 
+@pytest.mark.parametrize(
+    ("place", "env", "saved"),
+    [
+        ("/snapshot-control", [], []),
+        ("/snapshot-control/", [], []),
+        ("/work/control", ["SNAPSHOT_CONTROL_DIR=/work/control"], []),
+        ("/work/control", ["DYN_SNAPSHOT_CONTROL_DIR=/work/control"], []),
+        ("/work/control", [], ["/work/control"]),
+        ("/work/control", ["SNAPSHOT_CONTROL_DIR=elsewhere"], ["/work/control"]),
+    ],
+)
+def test_the_control_directory_is_each_containers_own(
+    shm: Path, place: str, env: list[str], saved: list[str]
+) -> None:
+    """Even if the worker has its FIFO open: what was said to one is not said to its clones."""
+    mount = {"destination": place, "source": str(shm), "options": ["rbind"]}
+    spec = {"mounts": [mount], "process": {"env": env}}
+    found = tmpfs_volumes(spec, {f"{os.path.normpath(place)}/wake"})
+    assert [volume.destination for volume in found] == saved
+
+
 # Connections
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue\n"

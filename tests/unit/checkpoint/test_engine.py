@@ -9,15 +9,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+from fakes.dumping import Criu, left, made, native, work_of
 from fakes.snapshots import CONFIG, file_of, make
-from fakes.work import make_work, runc_calls
+from fakes.work import runc_calls
 
 from shim import __version__
 from shim.checkpoint import engine
@@ -29,107 +27,14 @@ from shim.errors import (
     BadName,
     CheckpointFailed,
     FailedPrecondition,
-    RuntimeFailed,
     StoreFull,
     Unavailable,
     Unfit,
 )
-from shim.runc import Runc
 from shim.snapshot.index import Index
 from shim.snapshot.pack import unpacked
-from shim.snapshot.store import Snapshot, Store, Stores, check_whole, open_at
+from shim.snapshot.store import Store, Stores, check_whole, open_at
 from shim.work import Work
-
-SPEC: dict[str, Any] = {
-    "linux": {"namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "mount"}]}
-}
-
-
-class Criu:
-    """Plays `runc checkpoint`: images, a log, and the question at post-dump."""
-
-    def __init__(self, folder: Path) -> None:
-        self.options: list[str] = []
-        self.configuration: list[str] = []
-        self.answer = ""
-        self.dumps: list[list[str]] = []  # what was in the folder for the images, each time
-        self.fails_after: str | None = None  # what runc says once post-dump has been
-        self.published: list[str] = []  # what there was then
-        self.pages: dict[str, bytes] = {}  # what it writes as files of pages
-        self._state = folder / "state"
-        self._store = Store(str(folder / "snapshots"))
-
-    def dump(self, options: Sequence[str]) -> None:
-        self.options = list(options)
-        self.configuration = (self._state / "criu.conf").read_text().splitlines()
-        assert self._ask("pre-dump") == "ok"
-        self.dumps.append(sorted(os.listdir(self.folder("--image-path"))))
-        (self.folder("--image-path") / "core-1.img").write_bytes(b"core")
-        (self.folder("--image-path") / f"only-{len(self.dumps)}").touch()
-        for name, data in self.pages.items():
-            (self.folder("--image-path") / name).write_bytes(data)
-        (self.folder("--work-path") / "dump.log").write_text("(00.1) Error (x.c:1): the cause\n")
-        self.answer = self._ask("post-dump")
-        if self.answer != "ok":
-            raise RuntimeFailed("criu failed: the script said no")
-        self.published = list(self._store.names())
-        if self.fails_after:
-            raise RuntimeFailed(self.fails_after)
-
-    def folder(self, option: str) -> Path:
-        return Path(self.options[self.options.index(option) + 1])
-
-    def _ask(self, stage: str) -> str:
-        here = os.open(self._state, os.O_PATH)
-        with socket.socket(socket.AF_UNIX) as hook:
-            hook.connect(f"/proc/self/fd/{here}/hook.sock")
-            os.close(here)
-            hook.sendall(f"{stage} 42\n".encode())
-            return hook.makefile().readline().strip()
-
-
-@pytest.fixture
-def criu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Criu:
-    made = Criu(tmp_path)
-    monkeypatch.setattr(Runc, "checkpoint", lambda _self, options: made.dump(options))
-    return made
-
-
-def made(folder: Path) -> Snapshot:
-    """The snapshot `one`, which is the only thing in the store, and whole."""
-    store = Store(folder / "snapshots")
-    snapshot = Stores([store]).open("one")
-    check_whole(snapshot, skeleton=True)
-    assert store.ids() == [snapshot.id]
-    assert not [name for name in os.listdir(store.folder) if name.startswith(".")]
-    return snapshot
-
-
-def left(folder: Path) -> list[str]:
-    """What of a failed checkpoint is in the store."""
-    store = Store(folder / "snapshots")
-    hidden = [name for name in os.listdir(store.folder) if name.startswith(".")]
-    return [*store.ids(), *store.names(), *hidden]
-
-
-def work_of(folder: Path, spec: dict[str, Any] | None = None, **changes: Any) -> Work:
-    asked = {
-        "verb": "checkpoint",
-        "name": "one",
-        "path": "",
-        "exit": False,
-        "pid": os.getpid(),
-        "cgroup_pids": [],
-    }
-    return make_work(folder, SPEC if spec is None else spec, **{**asked, **changes})
-
-
-@pytest.fixture
-def work(tmp_path: Path) -> Work:
-    """A running container that has written a file; this process stands for its init."""
-    made = work_of(tmp_path)
-    (tmp_path / "upper" / "written").write_text("by the worker")
-    return made
 
 
 def test_into_the_store(work: Work, criu: Criu, tmp_path: Path) -> None:
@@ -261,12 +166,6 @@ def test_a_difference_that_cannot_be_copied(work: Work, criu: Criu, tmp_path: Pa
         checkpoint(work)
     assert criu.answer.startswith("CheckpointFailed: cannot copy")
     assert left(tmp_path) == []
-
-
-def native(work: Work, engine: str = "native", **changes: Any) -> Work:
-    """The same, with another engine for the memory."""
-    config = {**changes.pop("config", work.raw["config"]), "checkpoint.engine": engine}
-    return Work.parse({**work.raw, "config": config, **changes})
 
 
 def test_criu_writes_the_memory_if_it_is_told_to(work: Work, criu: Criu, tmp_path: Path) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import select
 import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from fakes.pod import Pod
 
 from shim.proto import events_pb as pb
+from shim.task import aside
 from shim.task.container import Container
 
 FOREVER = ("sleep", "1000")
 AUTO = {"thaw.dev/snapshot": "auto", "thaw.dev/ready": "file:/ready"}
 ARTIFACT = {"thaw.dev/snapshot": "r.example/a:1"}
+NAMED = {"thaw.dev/checkpoint": "warm", "thaw.dev/ready": "file:/ready"}
+MADE = {"frozen": 0.5, "quiet": 0.7, "refused": "", "unresumed": ""}
 
 
 class Group:
@@ -23,9 +29,14 @@ class Group:
         return []
 
 
-def started(pod: Pod, notes: dict[str, str]) -> Container:
-    pod.settings["policy.auto"] = "*"
-    container = pod.create("c", *FOREVER, spec={"annotations": notes})
+def started(pod: Pod, notes: dict[str, str], *args: str) -> Container:
+    """A container that has booted cold, with a volume at the place of its control directory."""
+    pod.settings.setdefault("policy.auto", "*")
+    folder = pod.folder / "control"
+    folder.mkdir(exist_ok=True)
+    mount = {"destination": "/snapshot-control", "type": "bind", "source": str(folder)}
+    spec = {"annotations": notes, "mounts": [{**mount, "options": ["rbind"]}]}
+    container = pod.create("c", *(args or FOREVER), spec=spec)
     group: Any = Group()
     container._cgroup = group
     pod.start("c")
@@ -44,18 +55,156 @@ def test_the_first_of_its_kind_is_snapshotted_once_it_is_warm(
 ) -> None:
     plays.fail("restore", "NoSuchSnapshot", "auto-1 is not there yet")
     plays.set("await", play="reply", reply={"name": "auto-1", "because": ""})
-    plays.set("checkpoint", play="reply", reply={"frozen": 0.5, "refused": ""})
+    plays.set("checkpoint", play="reply", reply=MADE)
     container = started(pod, AUTO)
     assert container.init.pid > 0
     eventually(lambda: "snapshot made" in logged())
     assert plays.verbs == ["restore", "await", "checkpoint"]
     asked = plays.seen[1]
+    assert asked["make"] == "auto"
     assert asked["ready"] == {"kind": "file", "target": "/ready"}
     assert asked["pid"] == container.init.pid
     assert (plays.seen[2]["name"], plays.seen[2]["exit"]) == ("auto-1", False)
-    assert plays.seen[2]["by"] == "auto"
+    assert (plays.seen[2]["by"], plays.seen[2]["ends"]) == ("auto", False)
     assert (asked["anew"], plays.seen[2]["replace"]) == (False, False)
     assert "level=warning" not in logged(), "a first boot is nothing to worry about"
+
+
+def test_a_snapshot_that_has_a_name(pod: Pod, plays: Any, logged: Callable[[], str]) -> None:
+    plays.set("await", play="reply", reply={"name": "warm", "because": ""})
+    plays.set("checkpoint", play="reply", reply=MADE)
+    started(pod, NAMED)
+    eventually(lambda: "snapshot made" in logged())
+    assert plays.verbs == ["await", "checkpoint"]
+    assert plays.seen[0]["make"] == "warm"
+    assert (plays.seen[1]["name"], plays.seen[1]["by"]) == ("warm", "annotation")
+    assert "frozen=0.500 quiet=0.700" in logged()
+
+
+@pytest.mark.parametrize("wanted", ["warm", "auto", "other"])
+def test_what_has_a_name_is_never_replaced(pod: Pod, plays: Any, wanted: str) -> None:
+    """Whoever may name a snapshot could put something unfit in its place."""
+    for name in ("warm", "other"):
+        pod.snapshot(name)
+    plays.fail("restore", "Unfit", "this CPU lacks levitate")
+    plays.set("await", play="reply", reply={"name": "", "because": "warm is there"})
+    started(pod, {**NAMED, "thaw.dev/snapshot": wanted})
+    eventually(lambda: "await" in plays.verbs)
+    assert plays.seen[-1]["anew"] is False
+
+
+def test_another_derived_one_is_not_replaced_either(pod: Pod, plays: Any) -> None:
+    pod.snapshot("warm")
+    plays.fail("restore", "Unfit", "this CPU lacks levitate")
+    plays.set("await", play="reply", reply={"name": "", "because": "auto-1 is there"})
+    auto = {"thaw.dev/checkpoint": "auto", "thaw.dev/ready": "file:/ready"}
+    started(pod, {**auto, "thaw.dev/snapshot": "warm"})
+    eventually(lambda: "await" in plays.verbs)
+    assert (plays.seen[-1]["make"], plays.seen[-1]["anew"]) == ("auto", False)
+
+
+def test_the_worker_is_not_resumed(pod: Pod, plays: Any, logged: Callable[[], str]) -> None:
+    """The snapshot is there all the same."""
+    plays.set("await", play="reply", reply={"name": "warm", "because": ""})
+    plays.set("checkpoint", play="reply", reply={**MADE, "unresumed": "http:1/up: no answer"})
+    started(pod, NAMED)
+    eventually(lambda: "snapshot made, its worker not resumed" in logged())
+    assert "http:1/up: no answer" in logged()
+
+
+# What becomes of the worker
+
+CONTRACT = {"thaw.dev/checkpoint": "warm", "thaw.dev/after-checkpoint": "exit"}
+EXIT = {**NAMED, "thaw.dev/after-checkpoint": "exit"}
+OBEDIENT = """
+trap "exit 9" TERM
+echo > "$0/ready-for-snapshot"
+until [ -e "$0/snapshot-complete" ]; do sleep 0.02; done
+exit 3
+"""
+POLITE = 'trap "exit 9" TERM; while :; do sleep 0.02; done'
+STUBBORN = 'trap "" TERM; while :; do sleep 0.02; done'
+
+
+def ending(pod: Pod, plays: Any, notes: dict[str, str], script: str) -> int:
+    """How a container ends whose snapshot has been made."""
+    plays.set("await", play="reply", reply={"name": "warm", "because": ""})
+    plays.set("checkpoint", play="reply", reply=MADE)
+    started(pod, notes, "sh", "-c", script, str(pod.folder / "control"))
+    status: int = pod.wait("c").get().exit_status
+    assert (plays.seen[1]["exit"], plays.seen[1]["ends"]) == (False, True), "it runs until then"
+    assert (pod.folder / "control/snapshot-complete").exists()
+    assert not (pod.folder / "control/restore-complete").exists()
+    return status
+
+
+def test_a_worker_of_the_contract_ends_by_itself(pod: Pod, plays: Any) -> None:
+    assert ending(pod, plays, CONTRACT, OBEDIENT) == 3
+
+
+def test_another_is_told_to_end(pod: Pod, plays: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aside, "GRACE", 1000.0)
+    assert ending(pod, plays, EXIT, POLITE) == 9
+
+
+@pytest.mark.parametrize("notes", [EXIT, CONTRACT])
+def test_one_that_does_not_end(
+    pod: Pod, plays: Any, monkeypatch: pytest.MonkeyPatch, notes: dict[str, str]
+) -> None:
+    monkeypatch.setattr(aside, "GRACE", 0.1)
+    assert ending(pod, plays, notes, STUBBORN) == 128 + 9
+
+
+def test_without_a_snapshot_it_does_not_end(
+    pod: Pod, plays: Any, logged: Callable[[], str]
+) -> None:
+    plays.set("await", play="reply", reply={"name": "warm", "because": ""})
+    plays.fail("checkpoint", "WorkerFailed", "no snapshot is made, it cannot be quiesced")
+    started(pod, EXIT, "sh", "-c", POLITE)
+    eventually(lambda: "it cannot be quiesced" in logged())
+    assert not (pod.folder / "control/snapshot-complete").exists()
+    assert "kill" not in pod.verbs()
+
+
+@pytest.mark.parametrize("why", ["there", "failed", "denied", "missing"])
+def test_a_worker_that_waits_in_vain_is_told_to_go_on(
+    pod: Pod, plays: Any, logged: Callable[[], str], why: str
+) -> None:
+    """Not before it waits: who listens to the FIFO from then on would miss it."""
+    plays.set("await", play="reply", reply={"name": "", "because": "warm is there"})
+    notes = {**CONTRACT, "thaw.dev/snapshot": "missing"}
+    if why == "failed":
+        plays.fail("await", "StoreFull", "no room")
+    elif why == "missing":
+        del notes["thaw.dev/checkpoint"]
+    elif why == "denied":
+        notes["thaw.dev/snapshot"] = "auto"
+        notes["io.kubernetes.cri.sandbox-namespace"] = "team"
+        pod.settings["policy.auto"] = "other"
+    control = pod.folder / "control"
+    started(pod, notes)
+    wake = os.open(control / "wake", os.O_RDWR)
+    assert not (control / "restore-complete").exists()
+    (control / "ready-for-snapshot").touch()
+    eventually((control / "restore-complete").exists)
+    assert select.select([wake], [], [], 10)[0]
+    assert os.read(wake, 64) == b"restore-complete\n"
+    os.close(wake)
+    assert not (control / "snapshot-complete").exists()
+    assert pod.state("c").status != 0
+    assert ("could not make" in logged()) == (why == "failed")
+
+
+def test_one_that_ends_instead_is_not_waited_for(
+    pod: Pod, plays: Any, logged: Callable[[], str]
+) -> None:
+    started(pod, {"thaw.dev/snapshot": "missing"})
+    pod.kill("c", 9)
+    pod.wait("c").get()
+    pod.delete("c")
+    assert plays.verbs == []
+    assert not (pod.folder / "control/restore-complete").exists()
+    assert "cannot see the worker" not in logged()
 
 
 def test_one_that_does_not_fit_any_longer_is_made_anew(
@@ -63,7 +212,7 @@ def test_one_that_does_not_fit_any_longer_is_made_anew(
 ) -> None:
     plays.fail("restore", "Unfit", "this CPU lacks levitate")
     plays.set("await", play="reply", reply={"name": "auto-1", "because": ""})
-    plays.set("checkpoint", play="reply", reply={"frozen": 0.5, "refused": ""})
+    plays.set("checkpoint", play="reply", reply=MADE)
     started(pod, AUTO)
     eventually(lambda: "snapshot made" in logged())
     assert plays.seen[1]["anew"] is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 from fakes.pod import Behind, Pod
 
 from shim.errors import (
+    BadAnnotation,
     BadName,
     CheckpointFailed,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    RestoreFailed,
     Unimplemented,
+    WorkerFailed,
 )
 from shim.proto import events_pb, runc_pb
 from shim.proto import task_pb as pb
@@ -177,6 +181,67 @@ def test_a_paused_container_stays_paused(running: Pod, plays: Any) -> None:
     with pytest.raises(CheckpointFailed):
         to_path(running)
     assert "resume" not in running.verbs()
+
+
+ACTIONS = {"thaw.dev/quiesce": "http:8000/sleep", "thaw.dev/resume": "http:8000/wake_up"}
+
+
+def acted_on(pod: Pod, notes: dict[str, str] | None = None) -> None:
+    folder = pod.folder / "control"
+    folder.mkdir()
+    mount = {"destination": "/snapshot-control", "source": str(folder), "options": ["rbind"]}
+    annotations = ACTIONS if notes is None else notes
+    container = pod.create("c", *FOREVER, spec={"annotations": annotations, "mounts": [mount]})
+    pod.start("c")
+    group: Any = Group()
+    container._cgroup = group
+
+
+def test_a_snapshot_that_left_its_worker_asleep(pod: Pod, plays: Any) -> None:
+    acted_on(pod)
+    reply = {**REPLY, "unresumed": "its worker cannot be resumed: http:8000/wake_up: answered 500"}
+    plays.set("checkpoint", play="reply", reply=reply)
+    for dump in (to_name, to_path):
+        with pytest.raises(WorkerFailed, match=r"snapshot /snapshots/warm is made, but .* 500"):
+            dump(pod)
+
+
+def test_a_paused_worker_can_do_nothing(pod: Pod, plays: Any) -> None:
+    """It would not answer, and nobody could resume it meanwhile."""
+    acted_on(pod)
+    pod.service.containers["c"].pause()
+    with pytest.raises(FailedPrecondition, match="is paused"):
+        to_name(pod)
+    assert plays.seen == []
+
+
+def test_a_bad_action_is_refused(pod: Pod, plays: Any) -> None:
+    acted_on(pod, {"thaw.dev/quiesce": "gently"})
+    with pytest.raises(BadAnnotation, match="quiesce"):
+        to_name(pod)
+    assert plays.seen == []
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_engine_dies_over_a_quiet_worker(pod: Pod, plays: Any, resume: bool) -> None:
+    """Another one resumes it."""
+    acted_on(pod, ACTIONS if resume else {})
+    plays.set("checkpoint", play="die")
+    plays.set("resume", play="reply", reply={})
+    with pytest.raises(RestoreFailed, match="died"):
+        to_name(pod)
+    assert plays.verbs == ["checkpoint", *(["resume"] if resume else [])]
+    if resume:
+        assert plays.seen[1]["pid"] == pod.service.containers["c"].init.pid
+
+
+def test_it_cannot_be_resumed_either(pod: Pod, plays: Any, logged: Callable[[], str]) -> None:
+    acted_on(pod)
+    plays.set("checkpoint", play="die")
+    plays.fail("resume", "WorkerFailed", "http:8000/wake_up: nobody listens")
+    with pytest.raises(RestoreFailed):
+        to_name(pod)
+    assert "nobody listens" in logged()
 
 
 def test_other_verbs_wait_and_kill_does_not(running: Pod, plays: Any) -> None:

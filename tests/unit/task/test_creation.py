@@ -89,7 +89,7 @@ BAD = [
     ("warm@sha256", BadName, "BadSnapshotName"),
     ("registry/warm", BadName, "BadSnapshotName"),
     ("warm:1", BadName, "BadSnapshotName"),
-    ("auto", BadAnnotation, "BadAnnotation"),  # without a probe
+    ("auto", Denied, "Denied"),  # nobody has allowed it
     ("r.example/warm:1", Denied, "Denied"),
     ("WARM", BadName, "BadSnapshotName"),
     ("", BadName, "BadSnapshotName"),

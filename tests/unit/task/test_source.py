@@ -11,9 +11,10 @@ from fakes.pod import Pod
 
 from shim.config import Config
 from shim.errors import BadAnnotation, Denied, NoSuchSnapshot
-from shim.task.source import MAKE, PULL, Origins, origins_of
+from shim.task.source import Origins, origins_of
 
 SNAPSHOT = "thaw.dev/snapshot"
+CHECKPOINT = "thaw.dev/checkpoint"
 ARTIFACT = "r.example/team/worker:1"
 PINNED = f"warm@sha256:{'0a' * 32}"
 ALLOWED = {"registry.allow": "r.example/team other.example"}
@@ -26,7 +27,14 @@ def asked(pod: Pod, notes: dict[str, str], **settings: Any) -> Origins:
 
 def test_a_cold_pod(pod: Pod) -> None:
     found = asked(pod, {})
-    assert (found.source, found.aside) == (None, "")
+    assert (found.source, found.aside) == (None, False)
+
+
+def made(found: Origins) -> tuple[str, str, bool]:
+    """Name, probe and end of the snapshot that will be made."""
+    assert found.making is not None
+    ready = found.making.ready
+    return found.making.name, f"{ready.kind}:{ready.target}", found.making.exits
 
 
 def test_a_name(pod: Pod) -> None:
@@ -55,16 +63,102 @@ def test_a_digest(pod: Pod) -> None:
     assert (source.path, source.name) == (str(made), PINNED)
 
 
-def test_auto_wants_to_know_when_it_is_warm(pod: Pod, logged: Callable[[], str]) -> None:
-    found = asked(pod, {SNAPSHOT: "auto"})
-    assert (found.source, found.aside) == (None, "")
-    assert "auto without thaw.dev/ready" in logged()
-    warm = {SNAPSHOT: "auto", "thaw.dev/ready": "tcp:8000"}
-    found = asked(pod, warm, policy__auto="*")
+def test_auto_is_made_once_it_is_warm(pod: Pod) -> None:
+    found = asked(pod, {SNAPSHOT: "auto"}, policy__auto="*")
     assert found.source is not None
-    assert (found.source.path, found.source.name, found.aside) == ("", "auto", MAKE)
-    assert found.ready is not None
-    assert (found.ready.kind, found.ready.target) == ("tcp", "8000")
+    assert (found.source.path, found.source.name) == ("", "auto")
+    assert made(found) == ("auto", "contract:", False)
+    more = {SNAPSHOT: "auto", "thaw.dev/ready": "tcp:8000", "thaw.dev/after-checkpoint": "exit"}
+    assert made(asked(pod, more, policy__auto="*")) == ("auto", "tcp:8000", True)
+
+
+@pytest.mark.parametrize("name", ["warm", "auto"])
+def test_a_snapshot_that_is_to_be_made(pod: Pod, name: str) -> None:
+    found = asked(pod, {CHECKPOINT: name, "thaw.dev/ready": "exec:true"}, policy__auto="default *")
+    assert found.source is None
+    assert made(found) == (name, "exec:true", False)
+
+
+def test_the_container_that_is_named_makes_it(pod: Pod) -> None:
+    notes = {f"{CHECKPOINT}.app": "warm", "io.kubernetes.cri.container-name": "app"}
+    assert made(asked(pod, notes, policy__auto="*"))[0] == "warm"
+    notes["io.kubernetes.cri.container-name"] = "proxy"
+    assert not asked(pod, notes, policy__auto="*").aside
+
+
+def test_a_sandbox_makes_none(pod: Pod) -> None:
+    notes = {CHECKPOINT: "warm", "io.kubernetes.cri.container-type": "sandbox"}
+    assert not asked(pod, notes, policy__auto="*").aside
+
+
+def test_one_is_restored_and_another_made_if_it_boots_cold(pod: Pod) -> None:
+    path = pod.snapshot("old")
+    found = asked(pod, {SNAPSHOT: "old", CHECKPOINT: "new"}, policy__auto="*")
+    assert found.source is not None
+    assert (found.source.path, made(found)[0]) == (str(path), "new")
+    found = asked(pod, {SNAPSHOT: "auto", CHECKPOINT: "new"}, policy__auto="*")
+    assert found.source is not None
+    assert (found.source.name, made(found)[0]) == ("auto", "new")
+
+
+def test_one_that_is_missing_is_made(pod: Pod, logged: Callable[[], str]) -> None:
+    found = asked(pod, {SNAPSHOT: "warm", CHECKPOINT: "warm"}, policy__auto="*")
+    assert (found.source, made(found)[0]) == (None, "warm")
+    assert "no snapshot named warm" in logged()
+
+
+def test_one_is_pulled_and_another_made(pod: Pod) -> None:
+    notes = {SNAPSHOT: ARTIFACT, CHECKPOINT: "warm"}
+    found = asked(pod, notes, policy__auto="*", registry__allow="r.example")
+    assert (found.pull, made(found)[0]) == (ARTIFACT, "warm")
+
+
+@pytest.mark.parametrize(
+    ("notes", "waits"),
+    [
+        ({SNAPSHOT: "missing"}, True),
+        ({SNAPSHOT: "missing", "thaw.dev/ready": "contract"}, True),
+        ({SNAPSHOT: "missing", "thaw.dev/ready": "tcp:8000"}, False),
+        ({CHECKPOINT: "warm"}, True),
+        ({"thaw.dev/ready": "contract"}, False),
+        ({"thaw.dev/canary": "http:8000/"}, False),
+    ],
+)
+def test_a_worker_of_the_contract_waits(pod: Pod, notes: dict[str, str], waits: bool) -> None:
+    """Without a word of snapshots that are restored or made it is left to `thaw checkpoint`."""
+    for allowed in ("*", ""):
+        assert asked(pod, notes, policy__auto=allowed).waits == waits
+
+
+def test_one_that_may_not_be_made(pod: Pod, logged: Callable[[], str]) -> None:
+    """It is no reason not to restore what is there, nor not to boot."""
+    path = pod.snapshot("warm")
+    strict = {CHECKPOINT: "warm", "thaw.dev/on-failure": "fail"}
+    found = asked(pod, {**strict, SNAPSHOT: "warm"})
+    assert found.source is not None
+    assert (found.source.path, found.making) == (str(path), None)
+    assert asked(pod, strict).making is None
+    assert logged().count("no snapshot will be made") == 2
+    assert "policy.auto" in logged()
+    entry = json.loads((pod.folder / "audit.log").read_text().splitlines()[-1])
+    assert (entry["event"], entry["name"], entry["reason"]) == ("refuse", "warm", "Denied")
+    assert entry["outcome"] == "not made"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {CHECKPOINT: "a/b:c"},
+        {CHECKPOINT: "warm", "thaw.dev/after-checkpoint": "stop"},
+        {CHECKPOINT: "warm", "thaw.dev/ready": "soon"},
+    ],
+)
+def test_bad_annotations(pod: Pod, bad: dict[str, str], logged: Callable[[], str]) -> None:
+    found = asked(pod, bad, policy__auto="*")
+    assert (found.source, found.aside) == (None, False)
+    assert "BadAnnotation" in logged()
+    with pytest.raises(BadAnnotation, match=r"thaw\.dev/"):
+        asked(pod, {**bad, "thaw.dev/on-failure": "fail"}, policy__auto="*")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +173,7 @@ def test_who_may_have_snapshots_made(pod: Pod, allowed: str, good: bool) -> None
         "io.kubernetes.cri.sandbox-namespace": "team",
     }
     if good:
-        assert asked(pod, notes, policy__auto=allowed).aside == MAKE
+        assert made(asked(pod, notes, policy__auto=allowed))[0] == "auto"
         return
     with pytest.raises(Denied, match="'team'"):
         asked(pod, notes, policy__auto=allowed)
@@ -100,17 +194,15 @@ def test_an_artifact_that_is_here(pod: Pod) -> None:
 
 
 @pytest.mark.parametrize(
-    ("when", "source", "aside"),
-    [("wait", True, ""), ("background", False, PULL), ("", False, PULL)],
+    ("when", "source", "pull"),
+    [("wait", True, ""), ("background", False, ARTIFACT), ("", False, ARTIFACT)],
 )
-def test_an_artifact_that_is_not(pod: Pod, when: str, source: bool, aside: str) -> None:
+def test_an_artifact_that_is_not(pod: Pod, when: str, source: bool, pull: str) -> None:
     notes = {SNAPSHOT: ARTIFACT, **({"thaw.dev/pull": when} if when else {})}
     found = asked(pod, notes, registry__allow=ALLOWED["registry.allow"])
-    assert (found.source is not None, found.aside) == (source, aside)
+    assert (found.source is not None, found.pull) == (source, pull)
     if found.source is not None:
         assert (found.source.path, found.source.name) == ("", ARTIFACT)
-    else:
-        assert found.name == ARTIFACT
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,16 @@ from fakes.talkers import answer, talker
 from oci_hooks.hold import hold, release
 from shim.conduct import Action
 from shim.errors import WorkerFailed
-from shim.worker.actions import LARGEST, Worker, act, execute, request
+from shim.worker.actions import (
+    LARGEST,
+    Worker,
+    act,
+    ask_status,
+    connection,
+    execute,
+    own_addresses,
+    request,
+)
 
 
 def post(port: int, path: str = "wake_up") -> Action:
@@ -49,6 +58,7 @@ def test_bad_statuses(worker: Worker, status: int) -> None:
     assert failed.value.message == (
         f"http:{server.port}/wake_up: answered {status}: no such?[31m thing"
     )
+    assert failed.value.hint == "it must be 200 to 299"
 
 
 def test_it_is_asked_in_the_pods_network() -> None:
@@ -78,6 +88,29 @@ def test_it_is_asked_while_the_network_is_held() -> None:
                 with talker(answer(200), pod.within(partial(_listen, address))) as server:
                     act(post(server.port), worker, 2)
         release(pod.path)
+
+
+def test_own_addresses() -> None:
+    """Loopback first: whether it is up or not, a server may be there."""
+    found = own_addresses()
+    assert found[:2] == ["127.0.0.1", "::1"]
+    assert len(set(found)) == len(found)
+    with Network() as network:
+        pod = network.pod(1)
+        assert pod.within(own_addresses) == ["127.0.0.1", "::1", pod.address4, pod.address6]
+
+
+def test_a_status_is_not_kept_waiting_for_the_rest() -> None:
+    """A health page may be a stream of events without an end."""
+    with talker(endless) as server, connection(server.port, time.monotonic() + 5) as connected:
+        assert connected is not None
+        assert ask_status(connected, "/health") == 202
+    assert server.heard[0].startswith(b"GET /health HTTP/1.1\r\n")
+
+
+def endless(connection: socket.socket, _request: bytes) -> None:
+    connection.sendall(b"HTTP/1.1 202 Some\r\nContent-Type: text/event-stream\r\n\r\n")
+    connection.recv(1)  # until we are left alone
 
 
 def _listen(address: str) -> socket.socket:
@@ -146,7 +179,7 @@ def garbage(connection: socket.socket, _request: bytes) -> None:
 
 @pytest.mark.parametrize("talk", [nothing, garbage, answer(200, b"half", length=9)])
 def test_broken_off(worker: Worker, talk: object) -> None:
-    with talker(talk) as server, pytest.raises(WorkerFailed, match="broke off"):  # type: ignore[arg-type]
+    with talker(talk) as server, pytest.raises(WorkerFailed, match=r"broke off.* own log"):  # type: ignore[arg-type]
         request(post(server.port), worker, 2, method="GET")
 
 
@@ -199,7 +232,7 @@ def test_a_command_that_hangs_is_killed(worker: Worker, tmp_path: Path, command:
     """With all that it has started."""
     pids = tmp_path / "pids"
     began = time.monotonic()
-    with pytest.raises(WorkerFailed, match=r"not done after 0.3 s, killed"):
+    with pytest.raises(WorkerFailed, match=r"not done after 0.3 s, killed \(an annot"):
         execute(command.format(pids=pids), worker, 0.3)
     assert time.monotonic() - began < 1.5
     pid = int(pids.read_text())

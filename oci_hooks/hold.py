@@ -11,7 +11,8 @@ than 5.16, sendto(2) says EPERM. A connection tried meanwhile goes on one second
 packet. All containers of the pod are held: they share its network.
 
 The hold ends in one transaction. It does not end with the process that made it: an engine that died
-must leave the worker unseen until the restore is undone.
+must leave the worker unseen until the restore is undone. Containers of one pod may be restored at
+the same time: each has a table of its own, and packets pass once the last of them is gone.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from oci_hooks.nftables import (
 from shim.errors import InvalidArgument, Unavailable
 from shim.namespaces import inside
 
-TABLE = "thaw"
+TABLE = "thaw"  # and -CONTAINER
 SECONDS = 2.0
 # Before connection tracking (-200), which would remember what is dropped.
 _PRIORITY = -300
@@ -51,41 +52,56 @@ _OFFSETS = {4: (12, 16), 6: (8, 24)}
 _NO_EGRESS = (errno.EOPNOTSUPP, errno.ENOENT, errno.EINVAL)
 
 
-def hold(namespace: str, allow: Sequence[str] = (), seconds: float = SECONDS) -> str:
+def hold(
+    namespace: str, allow: Sequence[str] = (), owner: str = "", seconds: float = SECONDS
+) -> str:
     """Let nothing in or out of the network namespace at a path; done again, it is as if done once.
 
-    `allow` are addresses from which a canary may come. Answers "egress" or "output", for where
-    packets are dropped that would leave. Raises OSError if there is no such namespace, Unavailable
-    if the kernel has no nftables, InvalidArgument for what is no address.
+    `allow` are addresses from which a canary may come; `owner` is the container's id. Answers
+    "egress" or "output", for where packets are dropped that would leave. Raises OSError if there is
+    no such namespace, Unavailable if the kernel has no nftables, InvalidArgument for what is no
+    address.
     """
     packed = [_address(text) for text in allow]
     with _refusing(namespace):
-        return inside(namespace, "net", lambda: _hold(packed, seconds))
+        return inside(namespace, "net", lambda: _hold(_table(owner), packed, seconds))
 
 
-def release(namespace: str, seconds: float = SECONDS) -> None:
-    """End the hold, all at once; there need not be one. Raises as `hold`.
+def let_pass(namespace: str, owner: str = "", seconds: float = SECONDS) -> None:
+    """End the owner's hold, all at once; there need not be one. Raises as `hold`.
 
-    Packets pass after a tenth of a millisecond. It returns when the tables are gone, for which the
-    kernel takes 10 to 30 ms: whoever is in a hurry calls it in a thread.
+    Its tables stay, without any effect: who is in a hurry has `release` remove them later.
     """
     with _refusing(namespace):
-        inside(namespace, "net", lambda: _release(seconds))
+        inside(namespace, "net", lambda: _let_pass(_table(owner), seconds))
 
 
-def is_held(namespace: str, seconds: float = SECONDS) -> bool:
-    """Whether the namespace is held. Raises as `hold`."""
+def release(namespace: str, owner: str = "", seconds: float = SECONDS) -> None:
+    """End the owner's hold, and remove its tables, for which the kernel takes 10 to 30 ms.
+
+    There need not be any. Raises as `hold`.
+    """
     with _refusing(namespace):
-        return inside(namespace, "net", lambda: has_table(INET, TABLE, seconds))
+        inside(namespace, "net", lambda: _release(_table(owner), seconds))
 
 
-def _hold(allow: list[bytes], seconds: float) -> str:
+def is_held(namespace: str, owner: str = "", seconds: float = SECONDS) -> bool:
+    """Whether the namespace is held for the owner. Raises as `hold`."""
+    with _refusing(namespace):
+        return inside(namespace, "net", lambda: has_table(INET, _table(owner), seconds))
+
+
+def _table(owner: str) -> str:
+    return f"{TABLE}-{owner}" if owner else TABLE
+
+
+def _hold(table: str, allow: list[bytes], seconds: float) -> str:
     # One that goes before the next line needs no hold; one that comes later is not the pod's.
     devices = tuple(name for _, name in socket.if_nameindex() if name != "lo")
     for egress in (devices, ()) if devices else ((),):
         for replacing in (False, True):  # the kernel takes 10 ms and more to delete a table
             try:
-                _rules(allow, egress, replacing=replacing).commit(seconds)
+                _rules(table, allow, egress, replacing=replacing).commit(seconds)
             except FileExistsError:
                 continue
             except OSError as error:
@@ -96,52 +112,64 @@ def _hold(allow: list[bytes], seconds: float) -> str:
     raise OSError(errno.EEXIST, "the table is made anew all the time")
 
 
-def _rules(allow: list[bytes], devices: tuple[str, ...], *, replacing: bool) -> Batch:
+def _rules(table: str, allow: list[bytes], devices: tuple[str, ...], *, replacing: bool) -> Batch:
     batch = Batch()
     if replacing:
-        batch.without_table(INET, TABLE)
+        batch.without_table(INET, table)
         if devices:
-            batch.without_table(NETDEV, TABLE)
-    batch.table(INET, TABLE, new=True)
-    batch.chain(INET, TABLE, "input", hook=INPUT, priority=_PRIORITY)
-    batch.accept(INET, TABLE, "input", meta("iif", "==", _LOOPBACK))
-    _accept(batch, INET, "input", allow, 0)
+            batch.without_table(NETDEV, table)
+    batch.table(INET, table, new=True)
+    batch.chain(INET, table, "input", hook=INPUT, priority=_PRIORITY)
+    batch.accept(INET, table, "input", meta("iif", "==", _LOOPBACK))
+    _accept(batch, INET, table, "input", allow, 0)
     if devices:
-        batch.table(NETDEV, TABLE, new=True)
-        batch.chain(NETDEV, TABLE, "egress", hook=EGRESS, priority=0, devices=devices)
-        batch.accept(NETDEV, TABLE, "egress", meta("protocol", "==", _ARP))
-        _accept(batch, NETDEV, "egress", allow, 1)
+        batch.table(NETDEV, table, new=True)
+        batch.chain(NETDEV, table, "egress", hook=EGRESS, priority=0, devices=devices)
+        batch.accept(NETDEV, table, "egress", meta("protocol", "==", _ARP))
+        _accept(batch, NETDEV, table, "egress", allow, 1)
     else:
-        batch.chain(INET, TABLE, "output", hook=OUTPUT, priority=_PRIORITY)
-        batch.accept(INET, TABLE, "output", meta("oif", "==", _LOOPBACK))
-        _accept(batch, INET, "output", allow, 1)
+        batch.chain(INET, table, "output", hook=OUTPUT, priority=_PRIORITY)
+        batch.accept(INET, table, "output", meta("oif", "==", _LOOPBACK))
+        _accept(batch, INET, table, "output", allow, 1)
     return batch
 
 
-def _accept(batch: Batch, family: int, chain: str, allow: list[bytes], end: int) -> None:
+def _accept(
+    batch: Batch, family: int, table: str, chain: str, allow: list[bytes], end: int
+) -> None:
     """Accept neighbour discovery, and packets of which that end is an allowed address."""
     ours = meta("protocol", "==", _IPV6) + meta("l4proto", "==", _ICMPV6)
     for low, high in _DISCOVERY:
         kind = (payload("transport", 0, op, bytes([n])) for op, n in ((">=", low), ("<=", high)))
-        batch.accept(family, TABLE, chain, ours, *kind)
+        batch.accept(family, table, chain, ours, *kind)
     for address in allow:
         version, protocol = (4, _IPV4) if len(address) == 4 else (6, _IPV6)
         place = payload("network", _OFFSETS[version][end], "==", address)
-        batch.accept(family, TABLE, chain, meta("protocol", "==", protocol), place)
+        batch.accept(family, table, chain, meta("protocol", "==", protocol), place)
 
 
-def _release(seconds: float) -> None:
-    # Rules take effect at once, where deleting waits for all processors to have seen it.
+def _let_pass(table: str, seconds: float) -> int | None:
+    """The family whose table drops what would leave; None if there is no hold.
+
+    Rules take effect at once, where deleting waits for all processors to have seen it.
+    """
     for family, chain in ((NETDEV, "egress"), (INET, "output")):
-        opened, deleted = Batch(), Batch()
-        opened.accept(INET, TABLE, "input")
-        opened.accept(family, TABLE, chain)
-        if _commit(opened, seconds):
-            deleted.without_table(INET, TABLE)
-            if family == NETDEV:
-                deleted.without_table(NETDEV, TABLE)
-            deleted.commit(seconds)
-            return
+        batch = Batch()
+        batch.accept(INET, table, "input")
+        batch.accept(family, table, chain)
+        if _commit(batch, seconds):
+            return family
+    return None
+
+
+def _release(table: str, seconds: float) -> None:
+    family = _let_pass(table, seconds)
+    if family is not None:
+        batch = Batch()
+        batch.without_table(INET, table)
+        if family == NETDEV:
+            batch.without_table(NETDEV, table)
+        batch.commit(seconds)
 
 
 def _commit(batch: Batch, seconds: float) -> bool:

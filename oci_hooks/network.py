@@ -35,10 +35,10 @@ from oci_hooks.announcing import Announcement
 from oci_hooks.interfaces import Interfaces
 from oci_hooks.state import State
 from oci_hooks.steps import Report, Step, Steps
-from shim.bundle import Bundle, namespace_path
+from shim.bundle import Bundle, hostname_of, namespace_path
 from shim.errors import ThawError
 from shim.namespaces import CLONE, join
-from shim.restore.hostname import hostname_of, set_hostname
+from shim.restore.hostname import set_hostname
 
 if TYPE_CHECKING:
     from argparse import Namespace as Options

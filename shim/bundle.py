@@ -1,15 +1,16 @@
 """A bundle: the folder that containerd made for one container, and what may be changed in it.
 
-`config.json` stays containerd's but for one annotation: `org.criu.config`. runc remembers it
-when the container is *created* and CRIU obeys it when the container is dumped or restored; its
-`action-script` runs as root on the host. So every container gets ours, and one that comes from
-the pod is dropped.
+`config.json` stays containerd's but for two things. One is an annotation, `org.criu.config`: runc
+remembers it when the container is *created* and CRIU obeys it when the container is dumped or
+restored; its `action-script` runs as root on the host. So every container gets ours, and one that
+comes from the pod is dropped. The other is the control directory; see task/contract.py.
 """
 
 from __future__ import annotations
 
 import os
 
+from shim.annotations import SANDBOX_ID
 from shim.errors import InvalidArgument
 from shim.lean import jsons
 
@@ -55,12 +56,14 @@ class Bundle:
             raise InvalidArgument(f"{self.config} is not a JSON object")
         return spec
 
-    def steer_criu(self, spec: dict[str, Any], criu_config: str) -> None:
-        """Make runc use our CRIU configuration for this container, and no other."""
-        annotations = spec["annotations"] = annotations_of(spec)
-        if annotations.get(CRIU_CONFIG) != criu_config:
-            annotations[CRIU_CONFIG] = criu_config
-            write_atomically(self.config, jsons.dumps(spec))
+    def save(self, spec: dict[str, Any]) -> None:
+        """Write the OCI spec."""
+        write_atomically(self.config, jsons.dumps(spec))
+
+
+def steer_criu(spec: dict[str, Any], criu_config: str) -> None:
+    """Make runc use our CRIU configuration for this container, and no other."""
+    spec["annotations"] = {**annotations_of(spec), CRIU_CONFIG: criu_config}
 
 
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
@@ -89,6 +92,16 @@ def annotations_of(spec: dict[str, Any]) -> dict[str, str]:
     """The spec's annotations; empty if it has none."""
     annotations: dict[str, str] = spec.get("annotations") or {}
     return annotations
+
+
+def hostname_of(spec: dict[str, Any], bundle: Bundle) -> str:
+    """The host name that the container's spec gives, or its sandbox's; empty if neither does."""
+    own: str = spec.get("hostname", "")
+    sandbox = annotations_of(spec).get(SANDBOX_ID, "")
+    if own or not sandbox:
+        return own
+    name: str = Bundle(f"{os.path.dirname(bundle.path)}/{sandbox}").spec().get("hostname", "")
+    return name
 
 
 def namespace_path(spec: dict[str, Any], kind: str) -> str | None:

@@ -136,6 +136,9 @@ class Canary:
         self.expected = expected
         self.timeout = timeout
 
+    def __str__(self) -> str:
+        return str(self.action)
+
 
 class Registration:
     """Where a worker is registered: `kind` is http, https, etcd or exec.

@@ -95,8 +95,8 @@ TABLE = (
         "policy.auto",
         str,
         "",
-        "Kubernetes namespaces whose pods may have snapshots made by `auto`, with spaces between "
-        "them; `*`: all.",
+        "Kubernetes namespaces whose pods may have snapshots made, by `thaw.dev/checkpoint` or "
+        "`auto`, with spaces between them; `*`: all.",
     ),
     Key(
         "audit.log",
@@ -123,6 +123,14 @@ TABLE = (
         "Registries that are asked without TLS, as HOST[:PORT], with spaces between them.",
     ),
     Key("registry.transfers", int, 4, "Blobs that are sent or fetched at the same time."),
+    Key(
+        "network.hook",
+        str,
+        "thaw-hook-network",
+        "The OCI hook that is run after a restore, in the pod's network: a program beside `thaw`, "
+        "or a path; empty: none.",
+    ),
+    Key("network.timeout", float, 5.0, "Seconds that the hook may take."),
     Key("log.level", str, "info", "debug, info, warning or error."),
     Key("BinaryName", str, "runc", "The OCI runtime: runc, or one that is called like it."),
     Key("Root", str, "/run/containerd/runc", "The runtime's state; the namespace is added."),
@@ -149,6 +157,7 @@ LIMITS = {
     "retention.size": (0.0, 1048576.0),
     "retention.age": (0.0, 36500.0),
     "registry.transfers": (1.0, 65.0),
+    "network.timeout": (0.001, 3600.0),
 }
 FOLDERS = ("state", "snapshots", "stripes")  # absolute paths, some of them several
 _SEVERAL = ("snapshots", "stripes")

@@ -29,7 +29,9 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from shim.config import Config
 from shim.errors import OtherContainer, ThawError
+from shim.restore.adoption import Adoption
 from shim.restore.bulk import ReadAhead
 from shim.work import Work
 
@@ -42,15 +44,14 @@ STREAMS = 8  # descriptors that may come with a request
 
 def main(arguments: list[str]) -> int:
     """Serve the one request; the exit status says whether it went well."""
-    ahead = ReadAhead()
+    begun = Begun()
     if arguments[:1] == ["undo"]:
         with open(arguments[1]) as file:
             request = json.load(file)
-        return 0 if "error" not in _answer(request, (), ahead, []) else 1
+        return 0 if "error" not in _answer(request, (), begun) else 1
     # runc and CRIU inherit it on purpose: should we be killed over a dump, the daemon hears of
     # it when CRIU, too, is done, and does not thaw what CRIU has frozen.
     daemon = socket.socket(fileno=SOCKET_FD)
-    making: list[Making] = []
     # Two descriptors for each file of pages and one for each task: more than the usual 1024 at
     # times. runc raises its own limit as Go does, CRIU too; what is restored gets its image's.
     # CRIU sets a thread's groups only if it had some (rst_prep_creds_args, criu/cr-restore.c): one
@@ -58,9 +59,23 @@ def main(arguments: list[str]) -> int:
     os.setgroups([])
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    threading.Thread(target=_end_with, args=(daemon, making), daemon=True).start()
+    threading.Thread(target=_end_with, args=(daemon, begun), daemon=True).start()
     _preload()
-    return _serve(_Requests(daemon), daemon, ahead, making)
+    return _serve(_Requests(daemon), daemon, begun)
+
+
+class Begun:
+    """What this process has begun, before it was told to or while it does it."""
+
+    def __init__(self) -> None:
+        self.ahead = ReadAhead()
+        self.adoption = Adoption()
+        self.making: list[Making] = []
+
+    def release(self) -> None:
+        """Let others make the snapshot."""
+        for one in self.making:
+            one.release()
 
 
 def _preload() -> None:
@@ -70,23 +85,23 @@ def _preload() -> None:
     import shim.restore.engine  # noqa: F401
 
 
-def _serve(
-    requests: _Requests, daemon: socket.socket, ahead: ReadAhead, making: list[Making]
-) -> int:
+def _serve(requests: _Requests, daemon: socket.socket, begun: Begun) -> int:
     while True:
         request, fds = requests.next()
         if request["verb"] == "read-ahead":  # wants no answer; what is wrong, the restore will say
-            ahead.begin(request)
+            begun.ahead.begin(request)
+            begun.adoption.start(Config(request["config"]))
             continue
-        ahead.called()
-        answer = _answer(request, fds, ahead, making)
+        begun.ahead.called()
+        answer = _answer(request, fds, begun)
         goes_on = request["verb"] == "await" and answer.get("name")
         if not goes_on:
-            _release(making)  # before the answer: the daemon may end us as soon as it has it
+            begun.release()  # before the answer: the daemon may end us as soon as it has it
         daemon.sendall(json.dumps(answer).encode() + b"\n")
         if goes_on:
             continue
         if answer.get("error", {}).get("class") != OtherContainer.__name__:
+            begun.adoption.finish()
             return 1 if "error" in answer else 0
         for fd in fds:  # what was read ahead is for another container of the pod
             os.close(fd)
@@ -118,20 +133,18 @@ class _Requests:
         return request, tuple(fds)
 
 
-def _end_with(daemon: socket.socket, making: list[Making]) -> None:
+def _end_with(daemon: socket.socket, begun: Begun) -> None:
     """The socket is our lifeline: when it closes, we and all that we started go."""
     poll = select.poll()
     poll.register(daemon, select.POLLRDHUP)
     poll.poll()
-    _release(making)
+    begun.release()
     os.killpg(0, signal.SIGKILL)
 
 
-def _answer(
-    request: Mapping[str, Any], fds: tuple[int, ...], ahead: ReadAhead, making: list[Making]
-) -> dict[str, Any]:
+def _answer(request: Mapping[str, Any], fds: tuple[int, ...], begun: Begun) -> dict[str, Any]:
     try:
-        verb = _verb(request["verb"], ahead, making)
+        verb = _verb(request["verb"], begun)
         return verb(Work.parse(request, fds))
     except ThawError as error:
         return _error(type(error).__name__, error.message, error.hint)
@@ -141,13 +154,13 @@ def _answer(
         return _error("Unknown", f"{type(error).__name__}: {error}", traceback.format_exc(limit=-6))
 
 
-def _verb(name: str, ahead: ReadAhead, making: list[Making]) -> Callable[[Work], dict[str, Any]]:
+def _verb(name: str, begun: Begun) -> Callable[[Work], dict[str, Any]]:
     """What a verb does. Each imports what it needs: a pod waits for a restore's, and no others."""
     if name == "restore":
         from shim.restore.engine import restore
         from shim.restore.source import located
 
-        return lambda work: restore(located(work), ahead)
+        return lambda work: restore(located(work), begun.ahead, begun.adoption)
     if name == "undo":
         from shim.restore.engine import undo
 
@@ -156,8 +169,12 @@ def _verb(name: str, ahead: ReadAhead, making: list[Making]) -> Callable[[Work],
         from shim.checkpoint.engine import checkpoint
 
         return checkpoint
+    if name == "resume":
+        from shim.checkpoint.quiet import resume
+
+        return resume
     if name == "await":
-        return lambda work: _await(work, making)
+        return lambda work: _await(work, begun)
     if name == "pull":
         from shim.restore.source import pull
 
@@ -165,16 +182,11 @@ def _verb(name: str, ahead: ReadAhead, making: list[Making]) -> Callable[[Work],
     raise ValueError(f"no verb {name!r}")
 
 
-def _await(work: Work, making: list[Making]) -> dict[str, Any]:
+def _await(work: Work, begun: Begun) -> dict[str, Any]:
     from shim.checkpoint.auto import Making
 
-    making.append(Making())
-    return making[-1].wait(work)
-
-
-def _release(making: list[Making]) -> None:
-    for one in making:
-        one.release()
+    begun.making.append(Making())
+    return begun.making[-1].wait(work)
 
 
 def _error(leaf: str, message: str, hint: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shim.doctor import gpu, handler, kernel, programs, resources, storage
+from shim.doctor import gpu, handler, kernel, network, programs, resources, storage
 from shim.doctor.node import Node
 from shim.doctor.verdict import ABSENT, BAD, OK, Verdict, bad
 from shim.errors import ThawError
@@ -60,6 +60,8 @@ CHECKS = (
     Check("criu", REQUIRED, programs.criu),
     Check("criu check", REQUIRED, programs.criu_check),
     Check("network lock", REQUIRED, programs.network_lock),
+    Check("network hold", REQUIRED, network.hold),
+    Check("network hook", REQUIRED, network.hook),
     Check("runc", REQUIRED, programs.runc),
     Check("containerd", REQUIRED, handler.daemon),
     Check("handler", REQUIRED, handler.handler),

@@ -2,7 +2,8 @@
 
     serving.py    requests come on descriptor 3, one JSON object a line, and answers go there
 
-    register      {…, "pid": init's, "identity": what identity.json says}
+    register      {…, "pid": init's, "identity": what identity.json says, "ready": the probe that is
+                  waited for, if any}
                   is answered with {"registered": true or false, "because": why not yet}; what
                   happens later is said on the same socket: {"event": "lost", "because": …}
     deregister    {…, "seconds": at most so many} is answered with {"event": "deregistered",
@@ -21,13 +22,16 @@ if __name__ == "__main__":
 
 import json
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from shim.annotations import Probe
 from shim.conduct import Registration, registration
-from shim.errors import FailedPrecondition, RegistrationFailed, ThawError
+from shim.errors import Cancelled, FailedPrecondition, RegistrationFailed, ThawError
+from shim.readiness import ensure_running, ready
 from shim.registration.backend import Backend
 from shim.registration.registrar import Registrar
 from shim.work import Work
@@ -36,6 +40,7 @@ from shim.worker.actions import Worker
 
 SOCKET_FD = 3
 LAST_SECONDS = 1.5  # for deregistering when nobody waits for it
+_FIRST, _LAST = 0.05, 1.0  # seconds between two questions whether a worker is ready
 
 Tell = Callable[[Mapping[str, Any]], None]
 
@@ -48,7 +53,9 @@ def main() -> None:
     def tell(line: Mapping[str, Any]) -> None:
         daemon.sendall(json.dumps(line).encode() + b"\n")
 
-    registering = Registering(tell)
+    poll = select.poll()
+    poll.register(daemon, select.POLLRDHUP)
+    registering = Registering(tell, lambda: bool(poll.poll(0)))
     try:
         with daemon.makefile("rb") as requests:
             for line in requests:
@@ -73,10 +80,14 @@ def _error(leaf: str, message: str, hint: str) -> dict[str, Any]:
 
 
 class Registering:
-    """One container's registration; `tell` sends the daemon a line."""
+    """One container's registration.
 
-    def __init__(self, tell: Tell) -> None:
+    `tell` sends the daemon a line, `gone` says whether it does not listen any longer.
+    """
+
+    def __init__(self, tell: Tell, gone: Callable[[], bool]) -> None:
         self._tell = tell
+        self._gone = gone
         self._registrar: Registrar | None = None
 
     def begin(self, work: Work) -> dict[str, Any]:
@@ -85,6 +96,7 @@ class Registering:
         asked = registration(spec.get("annotations") or {})
         if asked is None:
             raise FailedPrecondition(f"{work.id} asks for no registration")
+        self._await_ready(work)
         worker = Worker(work.id, int(work.details["pid"]), work.runc)
         if asked.kind != "exec":
             _enter(worker.pid, spec)
@@ -92,6 +104,17 @@ class Registering:
         self._registrar = Registrar(backend, asked, self._say)
         because = self._registrar.begin()
         return {"registered": not because, "because": because}
+
+    def _await_ready(self, work: Work) -> None:
+        """Wait until the worker is ready, if that is wanted. Raises NotFound once it has ended."""
+        if not work.details.get("ready"):
+            return
+        probe, pause = Probe(**work.details["ready"]), _FIRST
+        while not ready(probe, work):
+            ensure_running(work, pause)
+            if self._gone():
+                raise Cancelled(f"{work.id} shall not be registered any longer")
+            pause = min(pause * 1.5, _LAST)
 
     def end(self, work: Work) -> dict[str, Any]:
         """Deregister."""

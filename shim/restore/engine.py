@@ -12,6 +12,7 @@ from typing import Any
 from shim import audit
 from shim.annotations import POD_NAME, POD_NAMESPACE
 from shim.bundle import namespace_path, read_pid
+from shim.conduct import Canary
 from shim.config import Config
 from shim.errors import Damaged, RestoreFailed, ThawError, Unfit
 from shim.names import SNAPSHOTS
@@ -19,10 +20,11 @@ from shim.reference import parse
 from shim.restore import addresses, namespace
 from shim.restore import plan as planning
 from shim.restore.addresses import Rewritten
+from shim.restore.adoption import Adoption
 from shim.restore.bulk import Memory, ReadAhead
 from shim.restore.descriptors import check_flags
 from shim.restore.plan import Plan
-from shim.restore.steps import STEPS, Step, filled_by
+from shim.restore.steps import Step, steps_of
 from shim.snapshot import policy, privileges
 from shim.snapshot.artifact import check_digest
 from shim.snapshot.config import DAMAGED
@@ -34,17 +36,24 @@ from shim.snapshot.origin import origin_of
 from shim.snapshot.pack import unpacked
 from shim.snapshot.snapshot import check_sums
 from shim.snapshot.store import Snapshot, Stores, check_whole, held, open_at
+from shim.task import contract
 from shim.timeline import Timeline
 from shim.work import Work
+from shim.worker import control
 
 
-def restore(work: Work, ahead: ReadAhead | None = None) -> dict[str, Any]:
+def restore(
+    work: Work, ahead: ReadAhead | None = None, adoption: Adoption | None = None
+) -> dict[str, Any]:
     """Restore `work`'s container; answers its init's pid, the timeline, and how memory came.
+
+    What `ahead` and `adoption` have begun is made use of; the latter is the caller's to finish.
 
     Raises Unfit, Denied or NoSuchSnapshot before anything is touched, RestoreFailed and others
     after everything that was done has been undone again.
     """
     timeline = Timeline()
+    adoption = adoption or Adoption()
     path = Path(work.details["snapshot"])
     with held(path):
         with timeline.span("plan"):
@@ -52,8 +61,10 @@ def restore(work: Work, ahead: ReadAhead | None = None) -> dict[str, Any]:
         try:
             named = Stores.of(work.config).at(path) if work.details["name"] else None
             memory.read_ahead()
+            if plan.network:
+                adoption.start(work.config)
             work.remember()
-            _run(work, plan, filled_by(memory, STEPS), timeline)
+            _run(work, plan, steps_of(memory, adoption), timeline)
             work.marker.unlink()
         finally:
             memory.close()
@@ -67,6 +78,8 @@ def restore(work: Work, ahead: ReadAhead | None = None) -> dict[str, Any]:
         "timeline": timeline.as_dict(),
         "spans": timeline.as_list(),
         "memory": {**memory.report(), **_report(plan)},
+        "identity": dict(adoption.identity),
+        "warnings": adoption.warnings,
     }
 
 
@@ -125,7 +138,7 @@ def undo(work: Work) -> dict[str, Any]:
         plan = planning.bare(work, snapshot)
         if begun["name"]:
             plan = replace(plan, upper=work.upper, scratch=work.scratch)
-    take_back(STEPS, work, plan)
+    take_back(steps_of(Memory(None), Adoption()), work, plan)
     work.marker.unlink(missing_ok=True)
     return {}
 
@@ -151,6 +164,9 @@ def prepare(work: Work, ahead: ReadAhead | None = None) -> tuple[Plan, Memory]:
     spec = work.bundle.spec()
     name = work.details["name"]
     snapshot, images = _open(work.config, Path(work.details["snapshot"]), name)
+    uncontrolled = _is_uncontrolled(spec, snapshot)
+    if uncontrolled:
+        contract.withdraw(spec, str(work.folder))
     if snapshot is not None:
         _judge(work, spec, snapshot)
     memory = _memory(work, snapshot, images, ahead or ReadAhead())
@@ -161,12 +177,30 @@ def prepare(work: Work, ahead: ReadAhead | None = None) -> tuple[Plan, Memory]:
         privileges.check(images, spec)
         check_flags(images)
         index = memory.index.folder if memory.index is not None else None
-        plan = _plan(work, snapshot, images, index, _sockets(spec, snapshot, images))
+        sockets = _sockets(spec, snapshot, images)
+        plan = _plan(work, snapshot, images, index, sockets, uncontrolled=uncontrolled)
+        if plan.canary is not None:
+            _check_canary(plan.canary)
         _refuse_a_live_root(plan)
     except BaseException:
         memory.close()
         raise
     return plan, memory
+
+
+def _is_uncontrolled(spec: dict[str, Any], snapshot: Snapshot | None) -> bool:
+    """Whether the snapshot's container had no control directory where this one has its own."""
+    if snapshot is None:
+        return True
+    place = control.place_of(spec)
+    mounts = snapshot.config.origin.mounts
+    return not any(os.path.normpath(mount.destination) == place for mount in mounts)
+
+
+def _check_canary(canary: Canary) -> None:
+    from shim.worker.canary import check_pattern
+
+    check_pattern(canary)
 
 
 def _judge(work: Work, spec: dict[str, Any], snapshot: Snapshot) -> None:
@@ -212,12 +246,16 @@ def _plan(
     images: Path,
     index: Path | None = None,
     sockets: Rewritten | None = None,
+    *,
+    uncontrolled: bool = False,
 ) -> Plan:
     if snapshot is None:
         return planning.bare(work, images, index, sockets)
     spec = work.bundle.spec()
     config, path, pages = snapshot.config, snapshot.path, snapshot.pages
-    return planning.make(work, spec, config, path, images, index, pages, sockets)
+    return planning.make(
+        work, spec, config, path, images, index, pages, sockets, uncontrolled=uncontrolled
+    )
 
 
 def _open(config: Config, path: Path, name: str) -> tuple[Snapshot | None, Path]:

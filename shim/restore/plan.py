@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shim.bundle import namespace_path
+from shim.bundle import annotations_of, hostname_of, namespace_path
 from shim.cgroup import unified_path
+from shim.conduct import Action, Canary, actions, canary
 from shim.criu import NETWORK_LOCK
 from shim.errors import Unfit
 from shim.restore.addresses import Rewritten
-from shim.restore.hostname import hostname_of
 from shim.snapshot.archive import Archive
 from shim.snapshot.config import MountPoint, SnapshotConfig
 from shim.snapshot.pieces import parse
@@ -47,6 +47,11 @@ class Plan:
     criu_options: tuple[str, ...]
     mounts: tuple[MountPoint, ...]  # as they must be afterwards
     sockets: Rewritten | None = None  # at the pod's own addresses; None: not looked at
+    uncontrolled: bool = False  # the snapshot knows nothing of a control directory
+    network: str = ""  # the path of the pod's network namespace; empty: it is in none of a pod
+    resume: Action | None = None
+    resume_timeout: float = 0.0  # seconds
+    canary: Canary | None = None
 
     def describe(self) -> list[str]:
         """The plan in words, one step a line, in the order in which they are done."""
@@ -58,6 +63,8 @@ class Plan:
             lines.append(f"lay {self.difference} into {self.upper}, then mount the root on it")
         if self.assembled:
             lines.append(f"put the pages files together in {self.assembled}")
+        if self.network:
+            lines.append(f"let nothing pass in {self.network} until the worker shall be seen")
         lines.append(f"runc restore {' '.join(self.runc_options)}")
         lines += [f"  criu: {option}" for option in self.criu_options]
         if self.sockets is not None:
@@ -69,6 +76,16 @@ class Plan:
         lines.append(f"  memory: {filler}")
         if self.hostname:
             lines.append(f"set the host name to {self.hostname}")
+        return lines + self._describe_adoption()
+
+    def _describe_adoption(self) -> list[str]:
+        lines = ["run the network hook"] if self.network else []
+        if not self.uncontrolled:
+            lines.append("tell the worker who it is, and that it is restored")
+        if self.resume is not None:
+            lines.append(f"resume it within {self.resume_timeout:g} s: {self.resume}")
+        if self.canary is not None:
+            lines.append(f"have it prove itself within {self.canary.timeout:g} s: {self.canary}")
         return lines
 
 
@@ -81,6 +98,8 @@ def make(
     index: Path | None = None,
     pages: Sequence[Path] = (),
     sockets: Rewritten | None = None,
+    *,
+    uncontrolled: bool = False,
 ) -> Plan:
     """The plan for restoring the snapshot in `folder` into `work`'s container.
 
@@ -111,6 +130,8 @@ def make(
         criu_options=_criu_options(work, spec),
         mounts=tuple(config.mounts),
         sockets=sockets,
+        uncontrolled=uncontrolled,
+        **_adoption(spec),
     )
 
 
@@ -118,6 +139,7 @@ def bare(
     work: Work, images: Path, index: Path | None = None, sockets: Rewritten | None = None
 ) -> Plan:
     """The plan for images of which nothing is known but that containerd handed them over."""
+    spec = work.bundle.spec()
     return Plan(
         snapshot=str(images),
         images=images,
@@ -128,12 +150,26 @@ def bare(
         upper=None,
         scratch=None,
         volumes=(),
-        hostname=hostname_of(work.bundle.spec(), work.bundle),
+        hostname=hostname_of(spec, work.bundle),
         runc_options=_runc_options(work),
-        criu_options=_criu_options(work, work.bundle.spec()),
+        criu_options=_criu_options(work, spec),
         mounts=(),
         sockets=sockets,
+        uncontrolled=True,
+        **_adoption(spec),
     )
+
+
+def _adoption(spec: dict[str, Any]) -> dict[str, Any]:
+    """What the pod wants done to a restored worker before it is seen. Raises BadAnnotation."""
+    notes = annotations_of(spec)
+    asked = actions(notes)
+    return {
+        "network": namespace_path(spec, "network") or "",
+        "resume": asked.resume,
+        "resume_timeout": asked.resume_timeout,
+        "canary": canary(notes),
+    }
 
 
 def linked_images(work: Work) -> Path:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from shim.criu import Steering, log_tail
 from shim.errors import NotFound, RestoreFailed, ThawError
 from shim.mount import mount_all, unmount_all
 from shim.removal import remove_folder
+from shim.restore import adoption as adopting
+from shim.restore.adoption import Adoption
 from shim.restore.bulk import Memory
 from shim.restore.hostname import set_hostname
 from shim.restore.plan import Plan, linked_images
@@ -30,6 +32,7 @@ from shim.restore.stages import Stages
 from shim.snapshot.locks import claim
 from shim.snapshot.pieces import Pieces
 from shim.snapshot.tree import open_directory
+from shim.task import contract
 from shim.work import Work
 
 
@@ -40,6 +43,23 @@ class Step:
     name: str
     do: Callable[[Work, Plan], None]
     undo: Callable[[Work, Plan], None]
+
+
+def withdraw_control(work: Work, plan: Plan) -> None:
+    """Mounts come back as CRIU has dumped them: one more cannot be added."""
+    if plan.uncontrolled:
+        spec = work.bundle.spec()
+        if contract.withdraw(spec, str(work.folder)):
+            work.bundle.save(spec)
+
+
+def give_control_again(work: Work, plan: Plan) -> None:
+    """Undo `withdraw_control`."""
+    source = work.folder / contract.FOLDER
+    if source.is_dir():
+        spec = work.bundle.spec()
+        contract.inject(spec, str(source))
+        work.bundle.save(spec)
 
 
 def lay_difference(work: Work, plan: Plan) -> None:
@@ -132,14 +152,14 @@ def remove_assembled(work: Work, plan: Plan) -> None:
                 os.close(lock)
 
 
-def run_criu(work: Work, plan: Plan, memory: Memory | None = None) -> None:
+def run_criu(work: Work, plan: Plan, memory: Memory) -> None:
     """`runc restore`: CRIU makes the processes in the new pod's namespaces, cgroup and mounts.
 
     What is looked at, set and filled before any of them runs: stages.py.
     """
     log = work.folder / "criu-work"
     log.mkdir(mode=0o700, exist_ok=True)
-    stages = Stages(work, plan, memory or Memory(None))
+    stages = Stages(work, plan, memory)
     steering = Steering(work.folder, list(plan.criu_options), stages.actions())
     try:
         with steering:
@@ -199,18 +219,22 @@ def _cgroup(work: Work) -> Cgroup | None:
         return None
 
 
-STEPS = (
-    Step("volumes", lay_volumes, clear_volumes),
-    Step("difference", lay_difference, clear_upper),
-    Step("rootfs", mount_rootfs, unmount_rootfs),
-    Step("assemble", assemble, remove_assembled),
-    Step("criu", run_criu, end_processes),
-    Step("disassemble", remove_assembled, nothing),
-    Step("hostname", name_host, name_host_again),
-)
-
-
-def filled_by(memory: Memory, steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The same steps, with CRIU's leaving the bulk of memory to `memory`."""
-    filling = partial(run_criu, memory=memory)
-    return tuple(replace(step, do=filling) if step.do is run_criu else step for step in steps)
+def steps_of(memory: Memory, adoption: Adoption) -> tuple[Step, ...]:
+    """The steps of a restore, in order: CRIU leaves the bulk of memory to `memory`."""
+    return (
+        Step("control", withdraw_control, give_control_again),
+        Step("volumes", lay_volumes, clear_volumes),
+        Step("difference", lay_difference, clear_upper),
+        Step("rootfs", mount_rootfs, unmount_rootfs),
+        Step("assemble", assemble, remove_assembled),
+        Step("hold", adoption.hold, adopting.release),
+        Step("criu", partial(run_criu, memory=memory), end_processes),
+        Step("disassemble", remove_assembled, nothing),
+        Step("hostname", name_host, name_host_again),
+        Step("adopt", adoption.adopt, nothing),
+        Step("introduce", adoption.introduce, adopting.forget),
+        Step("complete", adoption.complete, nothing),
+        Step("resume", adoption.resume, nothing),
+        Step("canary", adoption.prove, nothing),
+        Step("release", adoption.let_pass, nothing),
+    )

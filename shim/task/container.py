@@ -10,7 +10,8 @@ import os
 import time
 
 from shim import log
-from shim.bundle import read_pid, write_atomically
+from shim.annotations import is_annotated
+from shim.bundle import hostname_of, read_pid, write_atomically
 from shim.cgroup import of_pid
 from shim.errors import AlreadyExists, Cancelled, FailedPrecondition, NotFound, ThawError
 from shim.lean.threads import Event, Lock, RLock
@@ -19,6 +20,7 @@ from shim.proto.known import timestamp
 from shim.task.aside import Aside
 from shim.task.execs import Exec, run_with_stdio
 from shim.task.exits import Exits
+from shim.task.membership import membership_of
 from shim.task.process import Process
 from shim.task.reaper import Exit
 from shim.task.state import (
@@ -35,6 +37,9 @@ from shim.task.state import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from shim.bundle import Bundle
     from shim.cgroup import Cgroup
     from shim.config import Config
@@ -64,6 +69,7 @@ class Container:
         shares_pids: bool,
         restoration: Restoration | None = None,
         origins: Origins | None = None,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
         self.host = host
         self.bundle = bundle
@@ -75,6 +81,9 @@ class Container:
         self.shares_pids = shares_pids
         self.restoration = restoration
         self._aside = Aside(self, origins) if origins is not None and origins.aside else None
+        self._annotated = is_annotated(notes or {})
+        self.membership = membership_of(self, notes or {})
+        self.identity: Mapping[str, Any] = {}
         self.init = Process(streams)
         self.execs: dict[str, Exec] = {}
         self.state: State = CreatedFromSnapshot(self) if restoration else Created(self)
@@ -125,6 +134,7 @@ class Container:
         with self.verbs:
             with self.exits.held():
                 self.state.start(deadline)
+                self._join()
                 self.host.events.publish(pb.TaskStart(container_id=self.id, pid=self.init.pid))
             if self._aside is not None and not self._restored:
                 self._aside.begin(anew=self.restoration is not None and self.restoration.unfit)
@@ -174,11 +184,19 @@ class Container:
         status, whole = self.exec(exec_id).status, self.state.status
         return whole if whole in (PAUSED, PAUSING) and status != STOPPED else status
 
-    def kill(self, exec_id: str, signal: int, everyone: bool) -> None:
-        """Signal a process; `everyone` goes with init only."""
+    def kill(
+        self, exec_id: str, signal: int, everyone: bool, deadline: float | None = None
+    ) -> None:
+        """Signal a process; `everyone` goes with init only.
+
+        Whoever is to end is taken out of the registry first, as far as the caller's `deadline`
+        (on the monotonic clock) allows.
+        """
         if exec_id:
             self.exec(exec_id).kill(self.host, signal)
             return
+        if self.membership is not None:
+            self.membership.end_before(signal, deadline)
         with self.exits.held():
             self.state.kill(signal, everyone)
 
@@ -203,6 +221,7 @@ class Container:
         """Remove everything of this container. Returns how init ended."""
         self.cancel_restore()
         self.cancel_aside()
+        self.leave()
         with self.verbs:
             self.state.delete()
             self.state = Deleted(self)
@@ -250,6 +269,21 @@ class Container:
         finally:
             os.unlink(path)
 
+    def introduce(self) -> None:
+        """Tell a worker that boots cold who it is, before its program runs."""
+        if not self._annotated:
+            return
+        from shim.worker.identity import introduce
+
+        spec = self.bundle.spec()
+        try:
+            name = hostname_of(spec, self.bundle)
+            told = introduce(spec, container=self.id, pid=self.init.pid, hostname=name)
+        except (ThawError, OSError) as error:
+            log.warning("the worker cannot be told who it is", container=self.id, error=error)
+        else:
+            self.identity = told
+
     def start_from_snapshot(self, deadline: float | None) -> None:
         """Restore; or boot cold, or stop, as the annotations say."""
         assert self.restoration is not None
@@ -279,6 +313,11 @@ class Container:
         if self.restoration is not None:
             self.restoration.cancel()
 
+    def leave(self) -> None:
+        """Take it out of the registry: it is over."""
+        if self.membership is not None:
+            self.membership.end()
+
     def cancel_aside(self) -> None:
         """End what goes on beside a container that is over."""
         if self._aside is not None:
@@ -307,8 +346,9 @@ class Container:
             self.init.stdio.drain(DRAIN)
         self.host.oom.remove(self.id)
         if not force:
-            # Without an init of ours, a restore has failed that perhaps could not be undone.
-            self.runc.delete(force=not self.init.pid)
+            # Without an end that is known, a restore has failed that perhaps could not be undone,
+            # or a worker that could not be registered is about to end.
+            self.runc.delete(force=self.exits.init_end is None)
         if self.restoration is not None:
             self.restoration.close()
         self.rootfs.unmount()
@@ -319,6 +359,15 @@ class Container:
         self.bundle.forget()
 
     # -- ours ----------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        """Register the worker; one that must be registered and cannot be is ended."""
+        if self.membership is not None:
+            try:
+                self.membership.begin(self.identity, restored=self._restored)
+            except BaseException:
+                self.refuse_start()
+                raise
 
     def _open(self, process: Process, *, held: bool = False) -> None:
         env = self._stream_env(self.id)

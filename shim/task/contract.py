@@ -1,4 +1,5 @@
-"""Giving a container its control directory, at Create: one mount and two variables in its spec.
+"""What a container's annotations ask for, agreed upon at Create, and its control directory: one
+mount and two variables in its spec.
 
 What is written there, and read, is worker/control.py's. The directory is a small file system of
 its own, so that a container cannot fill the node's /run with it. A pod that mounts a volume of its
@@ -10,19 +11,55 @@ from __future__ import annotations
 import os
 
 from shim import log
+from shim.annotations import ON_FAILURE, PREFIX, SNAPSHOT, is_annotated, unknown, value
+from shim.bundle import annotations_of
+from shim.conduct import check
+from shim.errors import FailedPrecondition, ThawError
 from shim.mount import mount_all
 from shim.proto.task_pb import Mount
+from shim.task.source import refused
 from shim.worker.control import VARIABLES, find, mount_of, place_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from shim.config import Config
     from shim.worker.control import Control
 
 FOLDER = "control"  # in the container's place under the state folder
 _OPTIONS = ["nosuid", "nodev", "noexec"]
 _LIMITS = ["mode=0777", "size=1m", "nr_inodes=64"]
+
+
+def agree(container: str, spec: dict[str, Any], folder: str, config: Config) -> dict[str, str]:
+    """Read all that is asked of us, and prepare for it; answers the annotations that count.
+
+    If one of them cannot be read, or the container can have no control directory, none of ours
+    counts, and it boots like any other: unless it shall fail then, which raises the reason.
+    """
+    notes = annotations_of(spec)
+    if not is_annotated(notes):
+        return notes
+    for key in unknown(notes):
+        log.warning("unknown annotation", container=container, key=key)
+    try:
+        check(notes)
+        _prepare(spec, folder)
+    except ThawError as error:
+        must = value(notes, ON_FAILURE) == "fail"
+        refused(config, container, value(notes, SNAPSHOT) or "", notes, error, cold=not must)
+        if must:
+            raise
+        return {key: said for key, said in notes.items() if not key.startswith(PREFIX)}
+    return notes
+
+
+def _prepare(spec: dict[str, Any], folder: str) -> None:
+    try:
+        prepare(spec, folder)
+    except OSError as error:
+        raise FailedPrecondition(f"no control directory: {error}") from error
 
 
 def prepare(spec: dict[str, Any], folder: str) -> Control | None:

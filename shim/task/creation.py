@@ -6,11 +6,12 @@ import os
 
 from shim import log
 from shim.annotations import POD_NAMESPACE, named_snapshots
-from shim.bundle import Bundle, annotations_of, namespace_path
+from shim.bundle import Bundle, namespace_path, steer_criu
 from shim.errors import ThawError
 from shim.runc import Runc
 from shim.task import options
 from shim.task.container import Container, remove_state
+from shim.task.contract import agree
 from shim.task.restoration import Restoration
 from shim.task.rootfs import Rootfs
 from shim.task.source import Origins, origins_of
@@ -39,14 +40,16 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
     options.keep(bundle, config)
     spec = bundle.spec()
     folder = container_folder(config, host.namespace, request.id)
-    origins = origins_of(request.id, request.checkpoint, annotations_of(spec), config)
     _make_folder(folder, host.socket)
     container = None
     try:
-        steer_criu(bundle, spec, folder)
-        container = _assemble(host, request, bundle, config, spec, folder, origins)
+        notes = agree(request.id, spec, folder, config)
+        origins = origins_of(request.id, request.checkpoint, notes, config)
+        steer_criu(spec, _criu_config(folder))
+        bundle.save(spec)
+        container = _assemble(host, request, bundle, config, spec, folder, origins, notes)
         container.create()
-        _read_ahead(host, container, annotations_of(spec))
+        _read_ahead(host, container, notes)
         return container
     except BaseException:
         if container is not None:
@@ -69,12 +72,12 @@ def container_folder(config: Config, namespace: str, container_id: str) -> str:
     return f"{config.text('state')}/{namespace}/{container_id}"
 
 
-def steer_criu(bundle: Bundle, spec: dict[str, Any], folder: str) -> None:
-    """Give the container a CRIU configuration of ours, rewritten before each use."""
+def _criu_config(folder: str) -> str:
+    """Make a CRIU configuration of ours, which is rewritten before each use."""
     path = f"{folder}/criu.conf"
     with open(path, "w"):
         pass
-    bundle.steer_criu(spec, path)
+    return path
 
 
 def _make_folder(folder: str, socket: str) -> None:
@@ -93,6 +96,7 @@ def _assemble(
     spec: dict[str, Any],
     folder: str,
     origins: Origins,
+    notes: dict[str, str],
 ) -> Container:
     runc = Runc(config, host.namespace, request.id, bundle.log, host.reaper.run)
     rootfs = Rootfs(bundle.rootfs, request.rootfs)
@@ -107,6 +111,7 @@ def _assemble(
         shares_pids=namespace_path(spec, "pid") != "",
         restoration=Restoration(host, origins.source) if origins.source else None,
         origins=origins,
+        notes=notes,
     )
 
 

@@ -43,6 +43,7 @@ class Engine:
         self._children_go_too = children_go_too  # what it has started, if it dies over that
         self._reaper = reaper
         self._killed = False
+        self._left = False
         self._said = b""  # beyond the line that was wanted
         self._ended = Event()
         self._socket, theirs = pair()
@@ -121,8 +122,14 @@ class Engine:
         """Whether it has neither ended nor been told to."""
         return not self._killed and not self._ended.is_set()
 
+    def leave(self) -> None:
+        """Let it end when it is done: its socket stays open until then."""
+        self._left = True
+        if self._ended.is_set():
+            self._socket.close()
+
     def release(self) -> None:
-        """Let it end, without waiting for that."""
+        """Make it end, without waiting for that."""
         self._socket.close()
 
     def close(self) -> None:
@@ -156,6 +163,8 @@ class Engine:
         except (ProcessLookupError, PermissionError):
             pass
         self._ended.set()
+        if self._left:
+            self._socket.close()
 
 
 class Engines:

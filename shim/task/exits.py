@@ -48,6 +48,8 @@ class Exits:
         container = self._container
         self.init_end = exit
         container.cancel_aside()
+        if container.membership is not None:
+            start(container.leave)
         container.host.oom.check(container.id)  # an OOM event comes before the exit that it caused
         frozen = container.state.status == PAUSED  # looked at before it becomes Stopped
         if container.shares_pids or frozen:

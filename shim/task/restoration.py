@@ -74,12 +74,15 @@ class Restoration:
         except ThawError as error:
             self._give_up(container, error)
             return False
-        self.close()
+        self._leave()
         container.init.pid = int(reply["pid"])
+        container.identity = reply["identity"]
         assert container.init.stdio is not None
         container.init.stdio.started()
         container.init.stdio.release()
         spans = " ".join(f"{name}={seconds:.3f}" for name, seconds in reply["timeline"].items())
+        for text in reply["warnings"]:
+            log.warning("restored, but", container=container.id, because=text)
         log.info(
             "restored",
             container=container.id,
@@ -107,6 +110,13 @@ class Restoration:
         self._over = True
         if engine is not None:
             engine.release()
+
+    def _leave(self) -> None:
+        """The engine has answered, and ends by itself once it has put away what it used."""
+        engine, self._engine = self._engine, None
+        self._over = True
+        if engine is not None:
+            engine.leave()
 
     def _hand_on(self) -> None:
         """Leave the engine, and what it has read ahead, to the container that is meant."""

@@ -123,9 +123,10 @@ class TaskService:
         process.when_ended(ended)
         return deferred
 
-    def kill(self, request: pb.KillRequest, _call: Call) -> Empty:
+    def kill(self, request: pb.KillRequest, call: Call) -> Empty:
         """Send a signal."""
-        self.container(request.id).kill(request.exec_id, request.signal, request.all)
+        container = self.container(request.id)
+        container.kill(request.exec_id, request.signal, request.all, call.deadline)
         return Empty()
 
     def delete(self, request: pb.DeleteRequest, _call: Call) -> pb.DeleteResponse:

@@ -82,6 +82,7 @@ class Created(_Alive):
     word = "created"
 
     def start(self, deadline: float | None) -> None:
+        self.container.introduce()
         try:
             self.container.runc.start()
         except BaseException:

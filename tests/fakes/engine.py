@@ -50,6 +50,7 @@ def serve(daemon: socket.socket) -> bool:
     if play["play"] == "restore":
         play["reply"] = {"pid": launch(play["args"], fds), "timeline": {"criu": 0.5}}
         play["reply"]["memory"] = {"memory": "native"}
+        play["reply"].update(identity={}, warnings=[])
     for fd in fds if play["play"] == "fds" else ():
         os.write(fd, play["write"].encode())
     reply = play.get("reply", {"fds": len(fds), "request": request})

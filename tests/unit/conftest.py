@@ -15,6 +15,7 @@ from fakes.pod import FAKES, Pod
 from hypothesis import settings
 
 from shim import log
+from shim.mount import unmount_all
 from shim.task import engine
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -41,6 +42,7 @@ def pod(node: Node, tmp_path: Path) -> Iterator[Pod]:
     made = Pod(node, tmp_path)
     yield made
     made.release()
+    unmount_all(str(tmp_path))  # control directories of containers that nobody has deleted
 
 
 class Plays:

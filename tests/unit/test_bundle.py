@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from shim.annotations import SANDBOX_ID
 from shim.bundle import (
     CRIU_CONFIG,
     Bundle,
     annotations_of,
+    hostname_of,
     namespace_path,
     read_pid,
+    steer_criu,
     write_atomically,
 )
 from shim.errors import InvalidArgument
@@ -57,8 +60,8 @@ def test_no_spec(tmp_path: Path) -> None:
 )
 def test_criu_is_steered_by_us_alone(tmp_path: Path, spec: dict[str, Any]) -> None:
     bundle = with_config(tmp_path, json.dumps(spec))
-    bundle.steer_criu(bundle.spec(), "/run/thaw/x/criu.conf")
     found = bundle.spec()
+    steer_criu(found, "/run/thaw/x/criu.conf")
     assert found["annotations"][CRIU_CONFIG] == "/run/thaw/x/criu.conf"
     others = {k: v for k, v in (spec.get("annotations") or {}).items() if k != CRIU_CONFIG}
     assert {k: v for k, v in found["annotations"].items() if k != CRIU_CONFIG} == others
@@ -67,17 +70,12 @@ def test_criu_is_steered_by_us_alone(tmp_path: Path, spec: dict[str, Any]) -> No
 def test_nothing_else_of_the_spec_changes(tmp_path: Path) -> None:
     spec = {"z": 1, "a": {"deep": [1, 2.5, None, True, "\u2028"]}, "annotations": {}}
     bundle = with_config(tmp_path, json.dumps(spec))
-    bundle.steer_criu(bundle.spec(), "/c")
+    changed = bundle.spec()
+    steer_criu(changed, "/c")
+    bundle.save(changed)
     found = bundle.spec()
     assert found.pop("annotations") == {CRIU_CONFIG: "/c"}
     assert found == {"z": 1, "a": spec["a"]}
-
-
-def test_a_spec_that_is_right_is_not_written(tmp_path: Path) -> None:
-    bundle = with_config(tmp_path, json.dumps({"annotations": {CRIU_CONFIG: "/c"}}))
-    before = os.stat(bundle.config)
-    bundle.steer_criu(bundle.spec(), "/c")
-    assert os.stat(bundle.config).st_ino == before.st_ino
 
 
 def test_the_marker(tmp_path: Path) -> None:
@@ -139,3 +137,34 @@ def test_annotations() -> None:
 )
 def test_namespaces(linux: Any, path: str | None) -> None:
     assert namespace_path({"linux": linux}, "pid") == path
+
+
+@pytest.fixture
+def bundle_of_a_pod(tmp_path: Path) -> Bundle:
+    (tmp_path / "sandbox").mkdir()
+    (tmp_path / "sandbox" / "config.json").write_text(json.dumps({"hostname": "sandboxes"}))
+    return Bundle(str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ({}, ""),
+        ({"hostname": "own"}, "own"),
+        ({"annotations": None}, ""),
+        ({"annotations": {SANDBOX_ID: "sandbox"}}, "sandboxes"),
+        ({"annotations": {SANDBOX_ID: "sandbox"}, "hostname": "own"}, "own"),
+    ],
+)
+def test_whose_name(bundle_of_a_pod: Bundle, spec: dict[str, Any], name: str) -> None:
+    assert hostname_of(spec, bundle_of_a_pod) == name
+
+
+def test_a_sandbox_without_a_name(bundle_of_a_pod: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "sandbox" / "config.json").write_text("{}")
+    assert hostname_of({"annotations": {SANDBOX_ID: "sandbox"}}, bundle_of_a_pod) == ""
+
+
+def test_a_sandbox_that_is_gone(bundle_of_a_pod: Bundle) -> None:
+    with pytest.raises(InvalidArgument, match=r"gone/config\.json"):
+        hostname_of({"annotations": {SANDBOX_ID: "gone"}}, bundle_of_a_pod)

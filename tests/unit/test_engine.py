@@ -18,7 +18,6 @@ from fakes.host import PATIENCE
 
 from shim import engine
 from shim.errors import Unfit
-from shim.restore.bulk import ReadAhead
 
 # As `python3 -IS shim/engine.py`, but for an environment in which Thaw need not be installed.
 PROGRAM = "import sys; from shim import engine; sys.exit(engine.main(sys.argv[1:]))"
@@ -46,7 +45,7 @@ import sys
 from shim import engine
 from shim.errors import OtherContainer
 import shim.restore.engine
-def other(work, ahead):
+def other(*_):
     raise OtherContainer("not this one")
 shim.restore.engine.restore = other
 sys.exit(engine.main([]))
@@ -132,11 +131,11 @@ def test_errors_are_answers(daemon: Daemon, tmp_path: Path) -> None:
 
 
 def test_leaves_keep_their_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unfit(_work: object, _ahead: object) -> dict[str, Any]:
+    def unfit(*_: object) -> dict[str, Any]:
         raise Unfit("another image", hint="use that")
 
     monkeypatch.setattr("shim.restore.engine.restore", unfit)
-    assert engine._answer(request(tmp_path, verb="restore"), (), ReadAhead(), []) == {
+    assert engine._answer(request(tmp_path, verb="restore"), (), engine.Begun()) == {
         "error": {"class": "Unfit", "message": "another image", "hint": "use that"}
     }
 
@@ -146,7 +145,7 @@ def test_system_errors_need_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device", "/x")
 
     monkeypatch.setattr("shim.checkpoint.engine.checkpoint", full)
-    error = engine._answer(request(tmp_path, verb="checkpoint"), (), ReadAhead(), [])["error"]
+    error = engine._answer(request(tmp_path, verb="checkpoint"), (), engine.Begun())["error"]
     assert "No space left on device: '/x'" in error["message"]
     assert error["hint"] == ""
 

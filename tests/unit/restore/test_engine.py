@@ -17,6 +17,7 @@ from fakes.inet_images import entry, states
 from fakes.snapshots import CONFIG, file_of, tar_of, write
 from fakes.work import make_work, runc_calls
 
+from oci_hooks import hold
 from shim.errors import (
     BadName,
     Damaged,
@@ -30,9 +31,12 @@ from shim.errors import (
 from shim.mount import mount_points
 from shim.proto import criu_pb as pb
 from shim.restore import engine, namespace, stages
+from shim.restore.adoption import Adoption
+from shim.restore.bulk import Memory
 from shim.restore.engine import prepare, restore, take_back, undo
+from shim.restore.hook import Hook
 from shim.restore.plan import Plan
-from shim.restore.steps import STEPS, Step
+from shim.restore.steps import Step, steps_of
 from shim.snapshot import privileges as judging
 from shim.snapshot.artifact import seal
 from shim.snapshot.config import SnapshotConfig
@@ -44,6 +48,7 @@ from shim.work import Work
 
 ID = "0123456789abcdef"
 
+STEPS = steps_of(Memory(None), Adoption())
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
 
@@ -335,7 +340,7 @@ class Steps:
 
 
 def with_steps(monkeypatch: pytest.MonkeyPatch, steps: Steps) -> Steps:
-    monkeypatch.setattr(engine, "STEPS", steps.all())
+    monkeypatch.setattr(engine, "steps_of", lambda *_: steps.all())
     return steps
 
 
@@ -530,6 +535,9 @@ def pod(work: Work, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return ["eth0 10.0.0.9"]
 
     monkeypatch.setattr(namespace, "addresses", addresses)
+    for what in ("hold", "let_pass", "release"):  # there is no such namespace
+        monkeypatch.setattr(hold, what, lambda path, owner: asked.append(f"{path} of {owner}"))
+    monkeypatch.setattr(Hook, "start", lambda *_: None)  # it would look at this machine's network
     path = Path(work.bundle.path) / "config.json"
     spec = json.loads(path.read_text())
     spec["linux"]["namespaces"][1]["path"] = "/run/netns/pod"
@@ -561,7 +569,9 @@ def test_sockets_are_moved(
     assert plan.sockets is not None
     assert plan.sockets.describe() == "1 moved, 0 kept, 0 closed"
     assert "  sockets: 1 moved, 0 kept, 0 closed" in plan.describe()
+    del pod[:]
     reply = restore(work)
+    assert set(pod) == {"/run/netns/pod", f"/run/netns/pod of {work.id}"}
     assert reply["memory"]["sockets"] == "1 moved, 0 kept, 0 closed"
     given = (work.folder / "images" / "files.img").read_bytes()
     assert states(given) == [("10.0.0.9", 80, 10)]

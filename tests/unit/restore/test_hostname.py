@@ -1,22 +1,16 @@
-"""A host name is read from specs and written into a UTS namespace, from outside."""
+"""A host name is written into a UTS namespace, from outside."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from shim.bundle import Bundle
-from shim.errors import InvalidArgument
-from shim.restore.hostname import hostname_of, set_hostname
-
-SANDBOX_ID = "io.kubernetes.cri.sandbox-id"
+from shim.restore.hostname import set_hostname
 
 
 @pytest.fixture
@@ -56,34 +50,3 @@ def test_what_is_no_namespace(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="setns") as caught:
         set_hostname(str(tmp_path / "file"), "x")
     assert caught.value.filename == str(tmp_path / "file")
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Bundle:
-    (tmp_path / "sandbox").mkdir()
-    (tmp_path / "sandbox" / "config.json").write_text(json.dumps({"hostname": "sandboxes"}))
-    return Bundle(str(tmp_path / "c"))
-
-
-@pytest.mark.parametrize(
-    ("spec", "name"),
-    [
-        ({}, ""),
-        ({"hostname": "own"}, "own"),
-        ({"annotations": None}, ""),
-        ({"annotations": {SANDBOX_ID: "sandbox"}}, "sandboxes"),
-        ({"annotations": {SANDBOX_ID: "sandbox"}, "hostname": "own"}, "own"),
-    ],
-)
-def test_whose_name(bundle: Bundle, spec: dict[str, Any], name: str) -> None:
-    assert hostname_of(spec, bundle) == name
-
-
-def test_a_sandbox_without_a_name(bundle: Bundle, tmp_path: Path) -> None:
-    (tmp_path / "sandbox" / "config.json").write_text("{}")
-    assert hostname_of({"annotations": {SANDBOX_ID: "sandbox"}}, bundle) == ""
-
-
-def test_a_sandbox_that_is_gone(bundle: Bundle) -> None:
-    with pytest.raises(InvalidArgument, match=r"gone/config\.json"):
-        hostname_of({"annotations": {SANDBOX_ID: "gone"}}, bundle)

@@ -98,6 +98,7 @@ def test_described(tmp_path: Path) -> None:
         f"  check {len(CONFIG.mounts)} mounts, and that the pod's spec asks for each",
         "  memory: we fill it past CRIU",
         "set the host name to pod",
+        "tell the worker who it is, and that it is restored",
     ]
     moved = replace(plan, sockets=Rewritten(b"", 3, 2, 1)).describe()
     assert "  sockets: 3 moved, 2 kept, 1 closed" in moved

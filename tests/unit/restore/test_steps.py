@@ -19,8 +19,9 @@ from shim.errors import Damaged, RestoreFailed, Unfit
 from shim.mount import mount_points
 from shim.restore import plan as planning
 from shim.restore import stages, steps
+from shim.restore.adoption import Adoption
+from shim.restore.bulk import Memory
 from shim.restore.plan import Plan, SavedVolume
-from shim.restore.steps import STEPS
 from shim.runc import Runc
 from shim.snapshot.archive import Archive, pack
 from shim.snapshot.store import Store
@@ -28,6 +29,7 @@ from shim.work import Work
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and owners need root")
 
+STEPS = steps.steps_of(Memory(None), Adoption())
 PATIENCE = 15_000  # milliseconds
 SPEC = {"linux": {"cgroupsPath": "/thaw-test-no-such-group", "namespaces": [{"type": "pid"}]}}
 
@@ -95,6 +97,9 @@ def test_every_step_has_a_name_of_its_own() -> None:
     assert len({step.name for step in STEPS}) == len(STEPS)
     order = [step.name for step in STEPS]
     assert order.index("difference") < order.index("rootfs") < order.index("criu")
+    assert order.index("hold") < order.index("criu") < order.index("introduce")
+    assert order.index("introduce") < order.index("complete") < order.index("canary")
+    assert order[-1] == "release"
     assert order.index("assemble") < order.index("criu") < order.index("disassemble")
 
 
@@ -240,7 +245,7 @@ def test_a_root_file_system_that_somebody_else_mounted(work: Work, plan: Plan) -
 
 def test_criu_and_the_end_of_what_it_made(work: Work, plan: Plan, tmp_path: Path) -> None:
     steps.assemble(work, plan)
-    steps.run_criu(work, plan)
+    steps.run_criu(work, plan, Memory(None))
     pid = read_pid(work.bundle.pid_file)
     verb, *words = runc_calls(tmp_path)[-1]
     assert verb == "restore"
@@ -267,7 +272,7 @@ def test_criu_is_told_its_options_for_this_once(
     monkeypatch.setattr(Runc, "restore", lambda *_: told.append(configuration.read_text()))
     plan = replace(plan, assembled=None, criu_options=("tcp-close", "link-remap"))
     with pytest.raises(RestoreFailed, match="CRIU did not stop"):
-        steps.run_criu(work, plan)
+        steps.run_criu(work, plan, Memory(None))
     assert told == [f"tcp-close\nlink-remap\naction-script {work.folder}/hook\n"]
     assert configuration.read_text() == ""
 
@@ -286,7 +291,7 @@ def test_what_is_refused_before_a_process_runs(
 
     monkeypatch.setattr(stages, "check_mounts", refuse)
     with pytest.raises(RestoreFailed, match="mounts differ") as caught:
-        steps.run_criu(work, replace(plan, assembled=None))
+        steps.run_criu(work, replace(plan, assembled=None), Memory(None))
     assert caught.value.hint == "a hole"
     [(init, there)] = seen
     assert there
@@ -303,7 +308,7 @@ def test_criu_fails(work: Work, plan: Plan, tmp_path: Path, log: str) -> None:
     if log:
         (work.folder / "criu-work" / "restore.log").write_text(log)
     with pytest.raises(RestoreFailed, match="criu failed: type NOTIFY") as caught:
-        steps.run_criu(work, plan)
+        steps.run_criu(work, plan, Memory(None))
     assert ("Error (mem.c:1): no pages" in caught.value.message) == bool(log)
     assert ("criu check" in caught.value.hint) != bool(log)
     assert (work.folder / "criu.conf").read_text() == ""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shim.errors import InvalidArgument
+from shim.annotations import CANARY, ON_FAILURE, SNAPSHOT
+from shim.config import Config
+from shim.errors import BadAnnotation, FailedPrecondition, InvalidArgument
 from shim.mount import mount_points
 from shim.removal import remove_folder
-from shim.task.contract import inject, prepare, withdraw
+from shim.task.contract import agree, inject, prepare, withdraw
 from shim.worker.control import PLACE
 
 SPEC: dict[str, Any] = {
@@ -127,3 +129,55 @@ def test_taking_it_out_again(spec: dict[str, Any], folder: Path) -> None:
     assert withdraw(spec, str(folder))
     assert spec["mounts"] == SPEC["mounts"]
     assert not withdraw(spec, str(folder))
+
+
+OTHER = {"io.kubernetes.cri.container-name": "main"}
+
+
+def agreed(spec: dict[str, Any], folder: Path, **notes: str) -> dict[str, str]:
+    spec["annotations"] = {**OTHER, **notes}
+    folder.mkdir(exist_ok=True)
+    return agree("c", spec, str(folder), Config({"audit.log": str(folder / "audit.log")}))
+
+
+def test_nothing_is_asked(spec: dict[str, Any], folder: Path) -> None:
+    assert agreed(spec, folder) == OTHER
+    assert spec["mounts"] == SPEC["mounts"]
+    assert os.listdir(folder) == []
+
+
+def test_all_is_agreed(spec: dict[str, Any], folder: Path, logged: Callable[[], str]) -> None:
+    notes = {CANARY: "http:80/health", "thaw.dev/canari": "http:80/"}
+    assert agreed(spec, folder, **notes) == {**OTHER, **notes}
+    assert spec["mounts"][-1]["destination"] == PLACE
+    assert 'unknown annotation" container=c key=thaw.dev/canari' in logged()
+
+
+def test_one_that_cannot_be_read(
+    spec: dict[str, Any], folder: Path, logged: Callable[[], str]
+) -> None:
+    """The pod boots as any other would: with half of what was asked, it would be a wrong one."""
+    notes = {SNAPSHOT: "warm", CANARY: "ftp:80"}
+    assert agreed(spec, folder, **notes) == OTHER
+    assert spec["mounts"] == SPEC["mounts"]
+    (line,) = logged().splitlines()
+    for word in ("booting cold", "reason=BadAnnotation", CANARY, "ftp:80", "http:PORT/PATH"):
+        assert word in line
+    assert "warm" in (folder / "audit.log").read_text()
+    with pytest.raises(BadAnnotation, match="ftp:80"):
+        agreed(spec, folder, **notes, **{ON_FAILURE: "fail"})
+
+
+def test_no_control_directory(
+    spec: dict[str, Any], folder: Path, tmp_path: Path, logged: Callable[[], str]
+) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir(mode=0o700)
+    own = {"destination": PLACE, "type": "bind", "source": str(volume), "options": ["rbind"]}
+    spec["mounts"].append(own)
+    assert agreed(spec, folder, **{SNAPSHOT: "warm"}) == OTHER
+    assert "reason=FailedPrecondition" in logged()
+    assert "not writable" in logged()
+    own["source"] = str(tmp_path / "nowhere")
+    with pytest.raises(FailedPrecondition, match="No such file"):
+        agreed(spec, folder, **{SNAPSHOT: "warm", ON_FAILURE: "fail"})

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.pod import Pod
+from fakes.pod import READ_GATE, Pod, open_gate
 from fakes.talkers import answer, talker
 
-from shim.annotations import REGISTER, REGISTER_FAILURE
+from shim.annotations import READY, REGISTER, REGISTER_FAILURE
 from shim.errors import RegistrationFailed
 from shim.task import membership
-from shim.task.membership import Membership, membership_of
-from shim.worker import identity
+from shim.task.container import Container
+from shim.task.membership import membership_of
+from shim.task.state import RUNNING, STOPPED
 
 FOREVER = ("sleep", "1000")
-MADE = identity.make({}, container="c", hostname="", ips=["10.0.0.1"])
-
 
 # As installed, the program finds everything beside itself; a checkout's libraries are elsewhere.
 PROGRAM = """
@@ -45,13 +47,19 @@ def eventually(what: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def member(pod: Pod, port: int, **notes: str) -> Membership:
+def create(pod: Pod, port: int, *args: str, **notes: str) -> Container:
     annotations = {REGISTER: f"http:{port}/workers", **notes}
-    container = pod.create("c", *FOREVER, spec={"annotations": annotations})
+    return pod.create("c", *(args or FOREVER), spec={"annotations": annotations})
+
+
+def start(pod: Pod, port: int, **notes: str) -> Container:
+    container = create(pod, port, **notes)
     pod.start("c")
-    made = membership_of(container, annotations)
-    assert made is not None
-    return made
+    return container
+
+
+def wait(event: threading.Event) -> None:
+    event.wait(10)
 
 
 def methods(server: Any) -> list[str]:
@@ -60,69 +68,159 @@ def methods(server: Any) -> list[str]:
 
 def test_no_membership(pod: Pod) -> None:
     container = pod.create("c", *FOREVER)
+    assert container.membership is None
     assert membership_of(container, {REGISTER: "none"}) is None
 
 
-def test_from_the_first_to_the_last(pod: Pod, logged: Callable[[], str]) -> None:
+@pytest.mark.parametrize("more", [{}, {REGISTER_FAILURE: "fail"}])
+def test_from_the_first_to_the_last(
+    pod: Pod, logged: Callable[[], str], more: dict[str, str]
+) -> None:
     with talker(answer(200)) as server:
-        made = member(pod, server.port)
-        made.end()
-        made.begin(MADE)
-        assert methods(server) == ["POST"]
-        made.end()
+        create(pod, server.port, **more)
+        assert methods(server) == []
+        pod.start("c")
+        eventually(lambda: methods(server) == ["POST"])
+        eventually(lambda: "msg=registered" in logged())
+        body = json.loads(server.heard[0].partition(b"\r\n\r\n")[2])
+        assert (body["container"], body["restored"]) == ("c", False)
+        assert "entropy" not in body
+        pod.kill("c", 17)
+        assert methods(server) == ["POST"], "a signal that ends nobody"
+        pod.kill("c", 9)
         assert methods(server) == ["POST", "DELETE"]
-        made.end()
+        pod.wait("c").get()
+        pod.delete("c")
         assert methods(server) == ["POST", "DELETE"]
-    assert "msg=registered" in logged()
     assert "msg=deregistered" in logged()
     assert "registration:" not in logged(), "nothing to worry about"
 
 
+def test_before_the_signal_comes(pod: Pod) -> None:
+    """Whoever sends it work must know better before it cannot do any."""
+    gone: list[bool] = []
+
+    def look(connection: socket.socket, request: bytes) -> None:
+        if request.startswith(b"DELETE"):
+            gone.append(pod.state("c").status == RUNNING)
+        answer(200)(connection, request)
+
+    with talker(look) as server:
+        start(pod, server.port)
+        eventually(lambda: methods(server) == ["POST"])
+        pod.kill("c", 15)
+        assert gone == [True]
+
+
+def test_it_ends_by_itself(pod: Pod) -> None:
+    with talker(answer(200)) as server:
+        create(pod, server.port, "sh", "-c", READ_GATE, str(pod.gate("own")))
+        pod.start("c")
+        eventually(lambda: methods(server) == ["POST"])
+        open_gate(pod.folder / "runc/gate/own")
+        pod.wait("c").get()
+        eventually(lambda: methods(server) == ["POST", "DELETE"])
+
+
 def test_a_process_that_dies(pod: Pod, logged: Callable[[], str]) -> None:
     with talker(answer(200)) as server:
-        made = member(pod, server.port)
-        made.begin(MADE)
+        made = start(pod, server.port).membership
+        eventually(lambda: "msg=registered" in logged())
+        assert made is not None
         assert made._engine is not None
         os.kill(made._engine.pid, 9)
         eventually(lambda: "its process has died" in logged())
-        made.end()
+        pod.kill("c", 9)
 
 
 def test_a_registry_that_comes_late(pod: Pod, logged: Callable[[], str]) -> None:
     with talker(answer(500)) as server:
-        made = member(pod, server.port)
-        made.begin(MADE)
-        assert "not registered yet" in logged()
+        start(pod, server.port)
+        eventually(lambda: "not registered yet" in logged())
         server.talk = answer(200)
         eventually(lambda: "registration: registered" in logged())
-        made.end()
+        pod.kill("c", 9)
         assert methods(server)[-1] == "DELETE"
 
 
 def test_or_there_is_no_container(pod: Pod, logged: Callable[[], str]) -> None:
     with talker(answer(403, b"not you")) as server:
-        made = member(pod, server.port, **{REGISTER_FAILURE: "fail"})
+        create(pod, server.port, **{REGISTER_FAILURE: "fail"})
         with pytest.raises(RegistrationFailed, match="answered 403: not you"):
-            made.begin(MADE)
-        made.end()
+            pod.start("c")
+        assert pod.state("c").status == STOPPED
+        pod.delete("c")
     assert methods(server) == ["POST"]
+    assert pod.calls()[-1][:2] in (["delete", "--force"], ["delete", "c"])
+
+
+def test_registered_once_it_is_ready(pod: Pod, logged: Callable[[], str], tmp_path: Path) -> None:
+    with talker(answer(404)) as worker, talker(answer(200)) as server:
+        ready = {READY: f"http:{worker.port}/health", REGISTER_FAILURE: "fail"}
+        start(pod, server.port, **ready)
+        eventually(lambda: len(worker.heard) > 1)
+        assert methods(server) == []
+        worker.talk = answer(200)
+        eventually(lambda: methods(server) == ["POST"])
+        pod.kill("c", 9)
+        assert methods(server) == ["POST", "DELETE"]
+
+
+def test_one_that_never_gets_ready_is_never_registered(pod: Pod) -> None:
+    with talker(answer(404)) as worker, talker(answer(200)) as server:
+        container = start(pod, server.port, **{READY: f"http:{worker.port}/health"})
+        eventually(lambda: len(worker.heard) > 1)
+        assert container.membership is not None
+        engine = container.membership._engine
+        assert engine is not None
+        pod.kill("c", 15)
+        worker.talk = answer(200)
+        eventually(engine._ended.is_set)
+        assert methods(server) == []
+
+
+def test_refused_once_it_is_ready(pod: Pod, logged: Callable[[], str]) -> None:
+    """It runs by then: it is ended."""
+    with talker(answer(200)) as worker, talker(answer(403)) as server:
+        start(pod, server.port, **{READY: f"http:{worker.port}/", REGISTER_FAILURE: "fail"})
+        assert pod.wait("c").get().exit_status == 137
+    assert "as it must be registered" in logged()
+
+
+def test_killed_while_it_is_being_registered(pod: Pod) -> None:
+    """An attempt is under way, which may succeed: then it is taken back."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: socket.socket, request: bytes) -> None:
+        asked.set()
+        assert go_on.wait(10)
+        answer(200)(connection, request)
+
+    with talker(slow) as server:
+        start(pod, server.port)
+        assert asked.wait(10)
+        pod.kill("c", 9)
+        pod.wait("c").get()
+        go_on.set()
+        eventually(lambda: methods(server) == ["POST", "DELETE"])
 
 
 def test_a_registry_that_does_not_let_go(pod: Pod, logged: Callable[[], str]) -> None:
     with talker(answer(200)) as server:
-        made = member(pod, server.port)
-        made.begin(MADE)
+        start(pod, server.port)
+        eventually(lambda: "msg=registered" in logged())
         server.talk = answer(500)
-        made.end()
+        pod.kill("c", 9)
         eventually(lambda: "not deregistered" in logged())
 
 
 def test_a_registry_that_hangs_keeps_no_kill_waiting(pod: Pod, logged: Callable[[], str]) -> None:
+    over = threading.Event()
     with talker(answer(200)) as server:
-        made = member(pod, server.port)
-        made.begin(MADE)
-        server.talk = lambda *_: time.sleep(1)
-        began = time.monotonic()
-        made.end(0.2)
-        assert time.monotonic() - began < 1.5
-        eventually(lambda: "not deregistered" in logged())
+        made = start(pod, server.port).membership
+        eventually(lambda: "msg=registered" in logged())
+        server.talk = lambda *_: wait(over)
+        assert made is not None
+        made.end_before(15, time.monotonic() + membership._OWN + 0.2)
+        assert "not deregistered in time" in logged()
+        over.set()

@@ -40,7 +40,7 @@ VERBS: dict[str, Callable[[State], None]] = {
 # state → the verbs that it allows, with what they do to the container
 ALLOWED: dict[type[State], dict[str, list[str]]] = {
     Created: {
-        "start": ["runc.start", "become Running"],
+        "start": ["introduce", "runc.start", "become Running"],
         "update": ["run_update"],
         "exec in": [],
         "kill": ["runc.kill 15 everyone=False"],
@@ -173,7 +173,7 @@ def test_a_start_that_fails_is_refused_for_good() -> None:
     container.failing = "runc.start"
     with pytest.raises(RuntimeFailed):
         state.start(None)
-    assert container.done == ["runc.start", "refuse_start"]
+    assert container.done == ["introduce", "runc.start", "refuse_start"]
 
 
 def test_while_it_is_being_paused() -> None:

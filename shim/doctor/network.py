@@ -1,0 +1,54 @@
+"""What a restored worker's network needs: the hold, and the hook."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+
+from oci_hooks import hold as holding
+from shim.doctor.node import Node
+from shim.doctor.verdict import Verdict, absent, bad, ok
+from shim.errors import ThawError
+from shim.namespaces import CLONE
+from shim.restore.hook import program_of
+
+
+def hold(_node: Node) -> Iterator[Verdict]:
+    """A pod's network can be held until its worker has proved itself: tried in a new one."""
+    failed: list[Exception] = []
+    thread = threading.Thread(target=_try, args=(failed,))
+    thread.start()
+    thread.join()
+    if failed:
+        fix = "the kernel needs nf_tables with the inet family (CONFIG_NF_TABLES_INET), and root"
+        yield bad(f"nothing can be held: {failed[0]}", fix)
+    else:
+        yield ok("a pod can be held by nftables")
+
+
+def _try(failed: list[Exception]) -> None:
+    try:
+        if ctypes.CDLL(None, use_errno=True).unshare(CLONE["net"]):
+            number = ctypes.get_errno()
+            raise OSError(number, f"no new network namespace: {os.strerror(number)}")
+        here = f"/proc/self/task/{threading.get_native_id()}/ns/net"
+        namespace = f"/proc/{os.getpid()}/{here.removeprefix('/proc/self/')}"
+        holding.hold(namespace)
+        holding.release(namespace)
+    except (OSError, ThawError) as error:
+        failed.append(error)
+
+
+def hook(node: Node) -> Iterator[Verdict]:
+    """The program that is run after each restore is there."""
+    program = program_of(node.config)
+    if not program:
+        yield absent(
+            "no pod's network is looked at after a restore", "set network.hook, if it shall be"
+        )
+    elif os.access(program, os.X_OK) and not os.path.isdir(program):
+        yield ok(program)
+    else:
+        yield bad(f"cannot run {program}", "see network.hook in the configuration")

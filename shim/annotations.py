@@ -155,15 +155,16 @@ _READ_AHEAD = 4  # snapshots of one pod
 
 
 class Wish:
-    """What the annotations ask for one container; `name` is as written, not yet checked.
+    """What the annotations ask for one container; `name` is what `key` says, not yet checked.
 
     `outright` says that the container was named in the key, so that the snapshot's own container
     name does not matter.
     """
 
-    __slots__ = ("name", "outright")
+    __slots__ = ("key", "name", "outright")
 
-    def __init__(self, name: str, outright: bool) -> None:
+    def __init__(self, key: str, name: str, outright: bool) -> None:
+        self.key = key
         self.name = name
         self.outright = outright
 
@@ -174,12 +175,13 @@ def wish(annotations: Mapping[str, str]) -> Wish | None:
         return None
     container = annotations.get(CONTAINER_NAME)
     if container is not None:
-        name = annotations.get(f"{SNAPSHOT}.{container}")
+        key = f"{SNAPSHOT}.{container}"
+        name = annotations.get(key)
         if name is not None:
-            return Wish(name, True)
+            return Wish(key, name, True)
     name = annotations.get(SNAPSHOT)
     # Without CRI there are no container names: the annotated container is the one that is meant.
-    return None if name is None else Wish(name, container is None)
+    return None if name is None else Wish(SNAPSHOT, name, container is None)
 
 
 def named_snapshots(annotations: Mapping[str, str]) -> list[str]:

@@ -55,7 +55,7 @@ def main() -> None:
 
     poll = select.poll()
     poll.register(daemon, select.POLLRDHUP)
-    registering = Registering(tell, lambda: bool(poll.poll(0)))
+    registering = Registering(tell, lambda seconds: bool(poll.poll(seconds * 1000)))
     try:
         with daemon.makefile("rb") as requests:
             for line in requests:
@@ -82,10 +82,10 @@ def _error(leaf: str, message: str, hint: str) -> dict[str, Any]:
 class Registering:
     """One container's registration.
 
-    `tell` sends the daemon a line, `gone` says whether it does not listen any longer.
+    `tell` sends the daemon a line, `gone` waits so many seconds for it to listen no longer.
     """
 
-    def __init__(self, tell: Tell, gone: Callable[[], bool]) -> None:
+    def __init__(self, tell: Tell, gone: Callable[[float], bool]) -> None:
         self._tell = tell
         self._gone = gone
         self._registrar: Registrar | None = None
@@ -111,8 +111,8 @@ class Registering:
             return
         probe, pause = Probe(**work.details["ready"]), _FIRST
         while not ready(probe, work):
-            ensure_running(work, pause)
-            if self._gone():
+            ensure_running(work, 0)
+            if self._gone(pause):
                 raise Cancelled(f"{work.id} shall not be registered any longer")
             pause = min(pause * 1.5, _LAST)
 

@@ -117,6 +117,10 @@ class Engine:
         except OSError:
             pass
 
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended by then."""
+        return self._ended.wait(seconds)
+
     @property
     def alive(self) -> bool:
         """Whether it has neither ended nor been told to."""

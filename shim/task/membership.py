@@ -10,7 +10,7 @@ import os
 import time
 
 from shim import log
-from shim.annotations import READY, probe, value
+from shim.annotations import READY, is_annotated, probe, value
 from shim.conduct import registration
 from shim.errors import Cancelled, ThawError
 from shim.lean.threads import Event, Lock, start
@@ -91,11 +91,16 @@ class Membership:
             engine.tell({**request, "verb": "deregister", "seconds": seconds})
         elif engine is not None:
             engine.dismiss()  # an attempt is under way: what comes of it, the process takes back
+            if not engine.wait(seconds):
+                self._too_late()
             return
         if not self._left.wait(seconds):
-            log.warning("not deregistered in time", container=self._container.id, at=self._asked)
+            self._too_late()
         if engine is not None:
             engine.dismiss()
+
+    def _too_late(self) -> None:
+        log.warning("not deregistered in time", container=self._container.id, at=self._asked)
 
     def _register_aside(
         self, engine: Engine, identity: Mapping[str, Any], ready: Probe | None
@@ -174,7 +179,7 @@ class Membership:
 
 def membership_of(container: Container, notes: Mapping[str, str]) -> Membership | None:
     """The membership that a container's annotations ask for. Raises BadAnnotation."""
-    asked = registration(notes)
+    asked = registration(notes) if is_annotated(notes) else None
     if asked is None:
         return None
     ready = probe(notes) if value(notes, READY) is not None else None

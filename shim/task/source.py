@@ -17,7 +17,7 @@ from shim.annotations import (
     wish,
 )
 from shim.conduct import CONTRACT, Checkpointing, checkpointing
-from shim.errors import Denied, NoSuchSnapshot, ThawError
+from shim.errors import BadName, Denied, NoSuchSnapshot, ThawError
 from shim.reference import AUTO, Reference, parse
 
 TYPE_CHECKING = False
@@ -103,8 +103,15 @@ def origins_of(
     return found
 
 
+def _parsed(wanted: Wish) -> Reference:
+    try:
+        return parse(wanted.name)
+    except BadName as error:
+        raise BadName(f"{wanted.key}: {error.message}", hint=error.hint) from None
+
+
 def _look_up(wanted: Wish, must: bool, notes: Mapping[str, str], config: Config) -> Origins:
-    reference = parse(wanted.name)
+    reference = _parsed(wanted)
     source = Source("", reference.text, outright=wanted.outright, must=must)
     if reference.auto:
         _allow_auto(notes.get(POD_NAMESPACE, ""), config)

@@ -21,6 +21,8 @@ from bed.install import installed
 from bed.lane import CRI_NAMESPACE, Lane, opened
 from bed.leaks import command_line, processes
 from bed.model import ask, model_server, wait_until_healthy
+from serving import annotated, said, speaking
+from workers import outcome
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
 
@@ -28,6 +30,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 RUNS = int(os.environ.get("THAW_BENCH_RUNS", "3"))
 SHIMS = ("runc", "thaw")
 PROMPT = "Once upon a time, a container"
+# What makes a restored worker a new member, in the order in which it is done.
+HOOK = ("hold", "adopt", "introduce", "complete", "release")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,42 @@ def test_small_restore(lane: Lane, tell: Callable[[str], None]) -> None:
     lane.thaw("rm", "small")
     median = statistics.median(seconds) * 1000
     tell(f"StartContainer of a small worker, restored: {median:.0f} ms (median of {RUNS})")
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.5])
+def test_a_new_identity(lane: Lane, tell: Callable[[str], None], pause: float) -> None:
+    """The hook's share of a restore, step by step; the canary's time is the worker's own.
+
+    What it imports is begun when the sandbox is made, and is done by then if there is a pause.
+    """
+    with lane.pod("identity", handler="thaw") as pod:
+        container = speaking(pod, annotated(ready="contract")).start()
+        said(container, "booted")
+        lane.thaw("checkpoint", container.id, "identity", "--namespace", CRI_NAMESPACE)
+    timelines = []
+    notes = annotated(snapshot="identity", on_failure="fail", canary="exec:true")
+    for number in range(RUNS):
+        with lane.pod(f"identity-{number}", annotations=notes, handler="thaw") as pod:
+            container = speaking(pod, {})
+            time.sleep(pause)
+            container.start()
+            said(container, "restore-complete")
+            timelines.append(spans(outcome(lane, container).fields["timeline"]))
+    lane.thaw("rm", "identity")
+    medians = {step: statistics.median(line[step] for line in timelines) for step in HOOK}
+    whole = statistics.median(sum(line[step] for step in HOOK) for line in timelines)
+    each = ", ".join(f"{step} {milliseconds:.0f}" for step, milliseconds in medians.items())
+    canary = statistics.median(line["canary"] for line in timelines)
+    tell(
+        f"a new identity, {pause:g} s after its sandbox: {whole:.0f} ms ({each}), "
+        f"an exec as its canary {canary:.0f} ms"
+    )
+
+
+def spans(timeline: str) -> dict[str, float]:
+    """Milliseconds of each step, from a line of the log."""
+    pairs = (word.partition("=") for word in timeline.split())
+    return {step: float(seconds) * 1000 for step, _, seconds in pairs}
 
 
 def test_model_server(lane: Lane, tell: Callable[[str], None]) -> None:

@@ -28,7 +28,7 @@ def work_of(request: dict[str, Any]) -> Work:
 
 
 def main() -> None:
-    registering = Registering(tell, lambda: False)
+    registering = Registering(tell, lambda _: False)
     for line in sys.stdin:
         request = json.loads(line)
         verbs = {"register": registering.begin, "deregister": registering.end}

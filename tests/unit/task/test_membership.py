@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.pod import READ_GATE, Pod, open_gate
+from fakes.pod import READ_GATE, Behind, Pod, open_gate
 from fakes.talkers import answer, talker
 
 from shim.annotations import READY, REGISTER, REGISTER_FAILURE
@@ -70,6 +70,8 @@ def test_no_membership(pod: Pod) -> None:
     container = pod.create("c", *FOREVER)
     assert container.membership is None
     assert membership_of(container, {REGISTER: "none"}) is None
+    sandbox = {REGISTER: "http:1/", "io.kubernetes.cri.container-type": "sandbox"}
+    assert membership_of(container, sandbox) is None, "it has the annotations of the pod, too"
 
 
 @pytest.mark.parametrize("more", [{}, {REGISTER_FAILURE: "fail"}])
@@ -199,10 +201,10 @@ def test_killed_while_it_is_being_registered(pod: Pod) -> None:
     with talker(slow) as server:
         start(pod, server.port)
         assert asked.wait(10)
-        pod.kill("c", 9)
-        pod.wait("c").get()
+        kill = Behind(lambda: pod.kill("c", 9))
         go_on.set()
-        eventually(lambda: methods(server) == ["POST", "DELETE"])
+        kill.get()
+        assert methods(server) == ["POST", "DELETE"], "before the signal"
 
 
 def test_a_registry_that_does_not_let_go(pod: Pod, logged: Callable[[], str]) -> None:

@@ -24,10 +24,11 @@ INTERPRETER = Path("/usr/bin/python3")
 def environment(name: str, arguments: Sequence[str], sources: str = "") -> Path:
     """The folder of the environment `name`, with `pip install ARGUMENTS` done in it.
 
-    `sources` is a fingerprint of what the arguments stand for, when they name a folder.
+    `sources` is what the arguments stand for, when they name files: any checkout's are as good.
     """
     place = cache_folder() / name
-    wanted = hashlib.sha256(repr((list(arguments), sources, sys.version)).encode()).hexdigest()
+    made_from = sources or repr(list(arguments))
+    wanted = hashlib.sha256(repr((made_from, sys.version)).encode()).hexdigest()
     with _locked(place):
         stamp = place / "complete"
         if not stamp.exists() or stamp.read_text() != wanted:

@@ -37,9 +37,10 @@ def model_environment() -> Path:
     CPU build: the default index may give the build for GPUs, which works too and is much bigger.
     """
     arguments = ["-r", str(EXAMPLE / "requirements.txt")]
-    if index := os.environ.get("THAW_TORCH_INDEX"):
+    index = os.environ.get("THAW_TORCH_INDEX", "")
+    if index:
         arguments += ["--extra-index-url", index]
-    return environment("model-env", arguments, (EXAMPLE / "requirements.txt").read_text())
+    return environment("model-env", arguments, (EXAMPLE / "requirements.txt").read_text() + index)
 
 
 def model_server(pod: Pod, name: str = NAME, **more: Any) -> Container:

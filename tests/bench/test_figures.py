@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +25,8 @@ from bed.leaks import command_line, processes
 from bed.model import ask, model_server, wait_until_healthy
 from serving import annotated, said, speaking
 from workers import outcome
+
+from shim.worker.control import RESTORED, WAKE, Control, User
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
 
@@ -133,6 +137,33 @@ def test_a_new_identity(lane: Lane, tell: Callable[[str], None], pause: float) -
         f"a new identity, {pause:g} s after its sandbox: {whole:.0f} ms ({each}), "
         f"an exec as its canary {canary:.0f} ms"
     )
+
+
+WAITER = """\
+import os, sys, time
+with open(os.open(sys.argv[1], os.O_RDWR)) as wake:
+    print("ready", flush=True)
+    for line in wake:
+        print(time.monotonic_ns(), flush=True)
+"""
+
+
+def test_a_worker_is_woken(tmp_path: Path, tell: Callable[[str], None]) -> None:
+    """From before the event's file is written until the worker has read its line."""
+    control = Control(str(tmp_path), User(0, 0))
+    control.clear()
+    argv = [sys.executable, "-ISc", WAITER, str(tmp_path / WAKE)]
+    took = []
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as waiter:
+        assert waiter.stdout is not None
+        assert waiter.stdout.readline() == "ready\n"
+        for _ in range(100):
+            time.sleep(0.005)
+            began = time.monotonic_ns()
+            control.tell(RESTORED)
+            took.append((int(waiter.stdout.readline()) - began) / 1000)
+        waiter.kill()
+    tell(f"a worker is woken within {statistics.median(took):.0f} µs (at most {max(took):.0f})")
 
 
 def spans(timeline: str) -> dict[str, float]:

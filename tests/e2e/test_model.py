@@ -1,19 +1,24 @@
-"""The product in one test: a model server that comes back warm in another pod and address."""
+"""The product in one test: a model server that comes back warm in another pod and address, and is
+registered there once it has said what it said before."""
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Callable
 
 import pytest
 from bed.lane import CRI_NAMESPACE, Lane
-from bed.model import ask, model_server, wait_until_healthy
+from bed.model import Answer, ask, model_server, wait_until_healthy
 from bed.pod import Container, Pod
+from serving import Recorder, annotated, gateway
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.one_lane]
 
 PROMPT = "Once upon a time, a container"
-RESTORED = {"thaw.dev/snapshot": "model", "thaw.dev/on-failure": "fail"}
+BODY = {"prompt": PROMPT, "max_tokens": 32}
+RESTORED = annotated(snapshot="model", on_failure="fail")
 
 
 def snapshot(lane: Lane, container: Container, name: str) -> None:
@@ -25,6 +30,17 @@ def restored(lane: Lane, name: str, notes: dict[str, str]) -> tuple[Pod, Contain
     container = model_server(pod).start()
     wait_until_healthy(pod.ip)
     return pod, container
+
+
+def proven(answer: Answer) -> dict[str, str]:
+    """A canary: nobody sees the worker that does not answer so."""
+    tokens = re.escape(f'"token_ids": {answer.tokens}')
+    return annotated(
+        canary="http:8000/v1/completions",
+        canary_body=json.dumps(BODY),
+        canary_expect=f"status=200 match={tokens}",
+        canary_timeout="60",
+    )
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -43,9 +59,20 @@ def test_model_server(lane: Lane) -> None:
     snapshot(lane, server, "model")
     assert ask(cold.ip, PROMPT) == wanted  # it runs on
 
-    # Two restores beside the original, each on its own address.
-    first, one = restored(lane, "first", RESTORED)
-    second, other = restored(lane, "second", RESTORED)
+    # Two restores beside the original, each on its own address, seen once they are proven.
+    notes = {**RESTORED, **proven(wanted)}
+    with Recorder() as registry:
+        notes |= annotated(register=f"http://{gateway(cold)}:{registry.port}/{{pod}}")
+        check_restores(lane, cold, registry, notes, wanted)
+
+
+def check_restores(
+    lane: Lane, cold: Pod, registry: Recorder, notes: dict[str, str], wanted: Answer
+) -> None:
+    first, one = restored(lane, "first", notes)
+    second, other = restored(lane, "second", notes)
+    until(lambda: len(registry.requests) == 2)
+    assert {request.path for request in registry.requests} == {"/first", "/second"}
     assert len({cold.ip, first.ip, second.ip}) == 3
     assert ask(first.ip, PROMPT) == wanted
     assert ask(second.ip, PROMPT) == wanted

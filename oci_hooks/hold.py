@@ -35,7 +35,7 @@ from oci_hooks.nftables import (
     payload,
 )
 from shim.errors import InvalidArgument, Unavailable
-from shim.namespaces import inside
+from shim.namespaces import inside, is_own
 
 TABLE = "thaw"  # and -CONTAINER
 SECONDS = 2.0
@@ -62,6 +62,8 @@ def hold(
     no such namespace, Unavailable if the kernel has no nftables, InvalidArgument for what is no
     address.
     """
+    if is_own(namespace, "net"):  # whatever led here: nobody could undo it from outside
+        raise InvalidArgument(f"{namespace} is the host's network", hint="a pod's can be held")
     packed = [_address(text) for text in allow]
     with _refusing(namespace):
         return inside(namespace, "net", lambda: _hold(_table(owner), packed, seconds))
@@ -148,28 +150,23 @@ def _accept(
         batch.accept(family, table, chain, meta("protocol", "==", protocol), place)
 
 
-def _let_pass(table: str, seconds: float) -> int | None:
-    """The family whose table drops what would leave; None if there is no hold.
-
-    Rules take effect at once, where deleting waits for all processors to have seen it.
-    """
+def _let_pass(table: str, seconds: float) -> None:
+    """Rules take effect at once, where deleting waits for all processors to have seen it."""
     for family, chain in ((NETDEV, "egress"), (INET, "output")):
         batch = Batch()
         batch.accept(INET, table, "input")
         batch.accept(family, table, chain)
         if _commit(batch, seconds):
-            return family
-    return None
+            return
 
 
 def _release(table: str, seconds: float) -> None:
-    family = _let_pass(table, seconds)
-    if family is not None:
-        batch = Batch()
-        batch.without_table(INET, table)
-        if family == NETDEV:
-            batch.without_table(NETDEV, table)
-        batch.commit(seconds)
+    _let_pass(table, seconds)
+    batch = Batch()
+    for family in (INET, NETDEV):
+        if has_table(family, table, seconds):  # a device that has gone takes its chain along
+            batch.without_table(family, table)
+    batch.commit(seconds)
 
 
 def _commit(batch: Batch, seconds: float) -> bool:

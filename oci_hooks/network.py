@@ -64,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the hook; its exit status."""
     options = _options(arguments)
     try:
+        home = os.stat("/proc/self/ns/net")  # the runtime's, and the host's
         _warm_up()
-        report, announcement = adopt(state.parse(sys.stdin.buffer.read()), options)
+        report, announcement = adopt(state.parse(sys.stdin.buffer.read()), options, home)
     except (ThawError, OSError, ImportError) as error:
         text = " ".join(str(error).split())
         print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
@@ -88,11 +89,12 @@ def run() -> None:
     os._exit(status)
 
 
-def adopt(container: State, options: Options) -> tuple[Report, Announcement]:
+def adopt(container: State, options: Options, home: os.stat_result) -> tuple[Report, Announcement]:
     """Do all steps for a container; this process ends up in its network namespace.
 
-    Answers what was done, and what was announced, to be announced again. Raises ThawError, which
-    begins with the name of the step that failed.
+    `home` is the host's network namespace, which is left as it is. Answers what was done, and what
+    was announced, to be announced again. Raises ThawError, which begins with the name of the step
+    that failed.
     """
     from pyroute2 import IPRoute
 
@@ -100,9 +102,12 @@ def adopt(container: State, options: Options) -> tuple[Report, Announcement]:
     bundle = Bundle(container.bundle)
     with steps.step("namespace", LIMITS["namespace"]) as step:
         spec = bundle.spec()
+        network = f"/proc/{container.pid}/ns/net"
+        # A pod on the host's network may name a path for it, too: its sandbox's.
         own = namespace_path(spec, "network") is not None
+        own = own and not os.path.samestat(os.stat(network), home)
         if own:
-            join(f"/proc/{container.pid}/ns/net", "net")
+            join(network, "net")
     announcement = Announcement({})
     if own:
         with IPRoute() as route:

@@ -71,7 +71,9 @@ class Batch:
         self._add(_NEWRULE, family, body, _CREATE | (_APPEND if tests else 0))
 
     def commit(self, seconds: float) -> None:
-        """Make the changes in the network namespace of this thread. Raises OSError."""
+        """Make the changes in the network namespace of this thread, if any. Raises OSError."""
+        if not self._messages:
+            return  # the kernel answers to messages only
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER) as link:
             link.settimeout(seconds)
             link.bind((0, 0))

@@ -188,6 +188,7 @@ def named_snapshots(annotations: Mapping[str, str]) -> list[str]:
     """The snapshots that a pod's containers will ask for, if this is its sandbox: good names only.
 
     No more than a few: each is read ahead by a process of its own, and a pod may name any number.
+    What `auto` stands for is not known yet, but its engine can be there.
     """
     if annotations.get(CONTAINER_TYPE) != "sandbox":
         return []
@@ -195,11 +196,10 @@ def named_snapshots(annotations: Mapping[str, str]) -> list[str]:
     for key, name in sorted(annotations.items()):
         if (key == SNAPSHOT or key.startswith(SNAPSHOT + ".")) and name not in names:
             try:
-                reference = parse(name)
+                parse(name)
             except BadName:
                 continue  # its container will be told
-            if not reference.auto:  # depends on what the container will be
-                names.append(name)
+            names.append(name)
     return names[:_READ_AHEAD]
 
 
@@ -211,6 +211,21 @@ def value(annotations: Mapping[str, str], key: str) -> str | None:
         if own is not None:
             return own
     return annotations.get(key)
+
+
+def for_everyone(annotations: Mapping[str, str]) -> list[str]:
+    """Plain keys by which a container does what another one of its pod is meant to do alone.
+
+    All containers with a plain `register` are registered as the same worker, and with a plain
+    `checkpoint` whichever is ready first has the name. Where a key names another container, one of
+    several is meant.
+    """
+    container = annotations.get(CONTAINER_NAME)
+    others = [key for key in annotations if key.startswith(f"{SNAPSHOT}.")]
+    if container is None or not any(key != f"{SNAPSHOT}.{container}" for key in others):
+        return []
+    plain = [key for key in (CHECKPOINT, REGISTER) if key in annotations]
+    return [key for key in plain if f"{key}.{container}" not in annotations]
 
 
 def is_annotated(annotations: Mapping[str, str]) -> bool:

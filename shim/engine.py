@@ -1,6 +1,7 @@
 """The engine process: one request on its socket, one answer, and it is over.
 
-    engine.py             the request comes on descriptor 3, with the container's streams
+    engine.py [restore]   the request comes on descriptor 3, with the container's streams; what a
+                          restore needs is imported before it comes
     engine.py undo FILE   remove what an engine that died had made (see work.Work.remember)
 
 One that is started for a pod's sandbox is told first what to read ahead; it is asked again if the
@@ -27,16 +28,17 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from shim.config import Config
 from shim.errors import OtherContainer, ThawError
-from shim.restore.adoption import Adoption
-from shim.restore.bulk import ReadAhead
 from shim.work import Work
 
 if TYPE_CHECKING:
     from shim.checkpoint.auto import Making
+    from shim.restore.adoption import Adoption
+    from shim.restore.bulk import ReadAhead
 
 SOCKET_FD = 3
 STREAMS = 8  # descriptors that may come with a request
@@ -60,7 +62,8 @@ def main(arguments: list[str]) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     threading.Thread(target=_end_with, args=(daemon, begun), daemon=True).start()
-    _preload()
+    if arguments[:1] == ["restore"]:
+        _preload()
     return _serve(_Requests(daemon), daemon, begun)
 
 
@@ -68,14 +71,31 @@ class Begun:
     """What this process has begun, before it was told to or while it does it."""
 
     def __init__(self) -> None:
-        self.ahead = ReadAhead()
-        self.adoption = Adoption()
         self.making: list[Making] = []
+
+    @cached_property
+    def ahead(self) -> ReadAhead:
+        """The memory of a restore to come."""
+        from shim.restore.bulk import ReadAhead
+
+        return ReadAhead()
+
+    @cached_property
+    def adoption(self) -> Adoption:
+        """The rest of it."""
+        from shim.restore.adoption import Adoption
+
+        return Adoption()
 
     def release(self) -> None:
         """Let others make the snapshot."""
         for one in self.making:
             one.release()
+
+    def finish(self) -> None:
+        """Put away what a restore has used."""
+        if "adoption" in vars(self):
+            self.adoption.finish()
 
 
 def _preload() -> None:
@@ -89,10 +109,11 @@ def _serve(requests: _Requests, daemon: socket.socket, begun: Begun) -> int:
     while True:
         request, fds = requests.next()
         if request["verb"] == "read-ahead":  # wants no answer; what is wrong, the restore will say
+            begun.adoption.start(Config(request["config"]))  # before we volunteer to be killed
             begun.ahead.begin(request)
-            begun.adoption.start(Config(request["config"]))
             continue
-        begun.ahead.called()
+        if "ahead" in vars(begun):
+            begun.ahead.called()
         answer = _answer(request, fds, begun)
         goes_on = request["verb"] == "await" and answer.get("name")
         if not goes_on:
@@ -101,7 +122,7 @@ def _serve(requests: _Requests, daemon: socket.socket, begun: Begun) -> int:
         if goes_on:
             continue
         if answer.get("error", {}).get("class") != OtherContainer.__name__:
-            begun.adoption.finish()
+            begun.finish()
             return 1 if "error" in answer else 0
         for fd in fds:  # what was read ahead is for another container of the pod
             os.close(fd)

@@ -37,6 +37,18 @@ def inside(namespace: str, kind: str, function: Callable[[], T]) -> T:
     return results[0]
 
 
+def is_own(namespace: str, kind: str) -> bool:
+    """Whether the path leads to the namespace that this process began in: as a rule, the host's.
+
+    So does the path that CRI gives the containers of a pod on the host's network. One that leads
+    nowhere is not ours.
+    """
+    try:
+        return os.path.samestat(os.stat(namespace), os.stat(f"/proc/self/ns/{kind}"))
+    except FileNotFoundError:
+        return False
+
+
 def join(namespace: str, kind: str) -> None:
     """Enter the namespace at a path, with this thread. Raises OSError naming the path."""
     libc = ctypes.CDLL(None, use_errno=True)

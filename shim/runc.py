@@ -85,6 +85,11 @@ class Runc:
             fds,
         )
 
+    @property
+    def folder(self) -> str:
+        """The container's bundle, which goes with it."""
+        return os.path.dirname(self._log)
+
     def inside(self, command: Sequence[str], pid_file: str) -> list[str]:
         """The call that runs a command in the container, as its user; see worker/command.py."""
         return [*self._command, "exec", "--pid-file", pid_file, self.id, *command]

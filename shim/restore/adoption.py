@@ -5,12 +5,11 @@ nothing passes in the pod's network. Each of it is a step of the restore (steps.
 """
 
 # All steps take the same two values, whether they need both or not.
-# ruff: noqa: ARG001
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -34,6 +33,7 @@ class Adoption:
         self.identity: Mapping[str, Any] = {}
         self._hook = Hook()
         self._removal: threading.Thread | None = None
+        self._later: list[Callable[[], None]] = []
 
     @property
     def warnings(self) -> list[str]:
@@ -44,8 +44,14 @@ class Adoption:
         """Begin with what takes long, unless it has begun; it waits for the restore then."""
         self._hook.start(config)
 
+    def later(self, what: Callable[[], None]) -> None:
+        """Have it done when nobody waits any longer."""
+        self._later.append(what)
+
     def finish(self) -> None:
         """Put away what is left; nobody waits for it."""
+        for what in self._later:
+            what()
         if self._removal is not None:
             self._removal.join(_PUT_AWAY)
         self._hook.close()
@@ -105,7 +111,7 @@ class Adoption:
             self._removal.start()
 
 
-def forget(work: Work, plan: Plan) -> None:
+def forget(work: Work) -> None:
     """Undo `introduce` and `complete`: the control directory is as before any start."""
     control = find(work.bundle.spec())
     if control is not None:

@@ -47,7 +47,9 @@ def restore(
 ) -> dict[str, Any]:
     """Restore `work`'s container; answers its init's pid, the timeline, and how memory came.
 
-    What `ahead` and `adoption` have begun is made use of; the latter is the caller's to finish.
+    What `ahead` and `adoption` have begun is made use of; the latter is the caller's to finish. The
+    marker stays: whoever gets the answer removes it, as a worker of which nobody has heard must be
+    undone.
 
     Raises Unfit, Denied or NoSuchSnapshot before anything is touched, RestoreFailed and others
     after everything that was done has been undone again.
@@ -65,9 +67,10 @@ def restore(
                 adoption.start(work.config)
             work.remember()
             _run(work, plan, steps_of(memory, adoption), timeline)
-            work.marker.unlink()
-        finally:
+        except BaseException:
             memory.close()
+            raise
+        adoption.later(memory.close)  # gigabytes of buffers take their time
     # Nothing from here on may fail: the container runs.
     _record(work)
     if named is not None:

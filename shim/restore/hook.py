@@ -68,11 +68,7 @@ class Hook:
             "bundle": bundle.path,
             "annotations": annotations_of(bundle.spec()),
         }
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended; why, it has said
-            self._process.stdin.write(json.dumps(state).encode())
-            self._process.stdin.close()
-        self._listen(self._process, time.monotonic() + seconds, seconds)
+        self._talk(self._process, json.dumps(state).encode(), seconds)
 
     def close(self) -> None:
         """Let it end by itself, or make it end."""
@@ -91,21 +87,31 @@ class Hook:
             assert pipe is not None
             pipe.close()
 
-    def _listen(self, process: subprocess.Popen[bytes], ends: float, seconds: float) -> None:
+    def _talk(self, process: subprocess.Popen[bytes], state: bytes, seconds: float) -> None:
+        """Write the state, and read what it says, until it is done or its time is over."""
+        assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        out, error = process.stdout.fileno(), process.stderr.fileno()
+        ends = time.monotonic() + seconds
+        into, out, error = (f.fileno() for f in (process.stdin, process.stdout, process.stderr))
+        os.set_blocking(into, False)  # it may have more in its annotations than a pipe takes
         said = {out: b"", error: b""}
         poll = select.poll()
+        poll.register(into, select.POLLOUT)
         for fd in said:
             poll.register(fd, select.POLLIN)
         open_ones = set(said)
         while open_ones:
             left = ends - time.monotonic()
-            ready = poll.poll(left * 1000) if left > 0 else []
+            ready = dict(poll.poll(left * 1000)) if left > 0 else {}
             if not ready:
                 raise self._hangs(process, seconds, said[error])
-            for fd, _ in ready:
+            if into in ready:
+                state = _write(into, state)
+                if not state:
+                    poll.unregister(into)
+                    process.stdin.close()
+            for fd in said.keys() & ready.keys():
                 data = os.read(fd, _CHUNK)
                 said[fd] = (said[fd] + data)[-_LARGEST:]
                 if not data:
@@ -149,6 +155,16 @@ class Hook:
             f"the network hook {self._program} was not done after {seconds:g} s, killed{text}",
             hint="see network.timeout in the configuration",
         )
+
+
+def _write(fd: int, data: bytes) -> bytes:
+    """What is left to be written; nothing once nobody reads it."""
+    try:
+        return data[os.write(fd, data) :]
+    except BlockingIOError:
+        return data
+    except BrokenPipeError:  # it has ended, or wants no more; why, it may say
+        return b""
 
 
 def program_of(config: Config) -> str:

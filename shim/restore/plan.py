@@ -13,6 +13,7 @@ from shim.cgroup import unified_path
 from shim.conduct import Action, Canary, actions, canary
 from shim.criu import NETWORK_LOCK
 from shim.errors import Unfit
+from shim.namespaces import is_own
 from shim.restore.addresses import Rewritten
 from shim.snapshot.archive import Archive
 from shim.snapshot.config import MountPoint, SnapshotConfig
@@ -164,8 +165,9 @@ def _adoption(spec: dict[str, Any]) -> dict[str, Any]:
     """What the pod wants done to a restored worker before it is seen. Raises BadAnnotation."""
     notes = annotations_of(spec)
     asked = actions(notes)
+    network = namespace_path(spec, "network") or ""
     return {
-        "network": namespace_path(spec, "network") or "",
+        "network": "" if is_own(network, "net") else network,
         "resume": asked.resume,
         "resume_timeout": asked.resume_timeout,
         "canary": canary(notes),

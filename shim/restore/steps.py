@@ -54,12 +54,13 @@ def withdraw_control(work: Work, plan: Plan) -> None:
 
 
 def give_control_again(work: Work, plan: Plan) -> None:
-    """Undo `withdraw_control`."""
+    """Undo `withdraw_control`, and whatever has been said in the directory since."""
     source = work.folder / contract.FOLDER
     if source.is_dir():
         spec = work.bundle.spec()
         contract.inject(spec, str(source))
         work.bundle.save(spec)
+    adopting.forget(work)  # what the failed worker was told, and what it has written: it has ended
 
 
 def lay_difference(work: Work, plan: Plan) -> None:
@@ -232,7 +233,7 @@ def steps_of(memory: Memory, adoption: Adoption) -> tuple[Step, ...]:
         Step("disassemble", remove_assembled, nothing),
         Step("hostname", name_host, name_host_again),
         Step("adopt", adoption.adopt, nothing),
-        Step("introduce", adoption.introduce, adopting.forget),
+        Step("introduce", adoption.introduce, nothing),
         Step("complete", adoption.complete, nothing),
         Step("resume", adoption.resume, nothing),
         Step("canary", adoption.prove, nothing),

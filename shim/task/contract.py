@@ -36,7 +36,8 @@ def agree(container: str, spec: dict[str, Any], folder: str, config: Config) -> 
     """Read all that is asked of us, and prepare for it; answers the annotations that count.
 
     If one of them cannot be read, or the container can have no control directory, none of ours
-    counts, and it boots like any other: unless it shall fail then, which raises the reason.
+    counts, and it boots like any other: unless it shall fail then, which raises the reason. Those
+    that do not count are not in `spec` any longer.
     """
     notes = annotations_of(spec)
     if not is_annotated(notes):
@@ -51,15 +52,19 @@ def agree(container: str, spec: dict[str, Any], folder: str, config: Config) -> 
         refused(config, container, value(notes, SNAPSHOT) or "", notes, error, cold=not must)
         if must:
             raise
-        return {key: said for key, said in notes.items() if not key.startswith(PREFIX)}
+        notes = {key: said for key, said in notes.items() if not key.startswith(PREFIX)}
+        spec["annotations"] = notes
     return notes
 
 
 def _prepare(spec: dict[str, Any], folder: str) -> None:
+    """As `prepare`; if that fails, the spec is as it was."""
+    changed = {**spec, "process": {**(spec.get("process") or {})}}
     try:
-        prepare(spec, folder)
+        prepare(changed, folder)
     except OSError as error:
         raise FailedPrecondition(f"no control directory: {error}") from error
+    spec.update(changed)
 
 
 def prepare(spec: dict[str, Any], folder: str) -> Control | None:

@@ -39,6 +39,7 @@ class Engine:
         *,
         program: str = "",
         children_go_too: bool = True,
+        restores: bool = False,
     ) -> None:
         self._children_go_too = children_go_too  # what it has started, if it dies over that
         self._reaper = reaper
@@ -48,7 +49,7 @@ class Engine:
         self._ended = Event()
         self._socket, theirs = pair()
         try:
-            argv = [sys.executable, "-IS", program or PROGRAM]
+            argv = [sys.executable, "-IS", program or PROGRAM, *(["restore"] if restores else [])]
             fds = {SOCKET_FD: theirs.fileno()}
             self.pid = reaper.start(argv, env, fds, self._exited, group=True)
         except BaseException:
@@ -195,7 +196,7 @@ class Engines:
         `namespace` is the pod's, which may not have all of them.
         """
         for name in names:
-            engine = Engine(self._reaper, env)
+            engine = Engine(self._reaper, env, restores=True)
             request = {"name": name, "config": config, "shared_by": len(names)}
             engine.tell({"verb": "read-ahead", "namespace": namespace, **request})
             self._end(self._keep(engine, name))
@@ -208,7 +209,7 @@ class Engines:
             if spare.engine.alive:
                 return spare.engine
             spare.engine.release()
-        return Engine(self._reaper, env)
+        return Engine(self._reaper, env, restores=True)
 
     def give_back(self, engine: Engine, name: str) -> None:
         """Keep it for another container, unless there is one already; it goes if none comes."""

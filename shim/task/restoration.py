@@ -74,6 +74,7 @@ class Restoration:
         except ThawError as error:
             self._give_up(container, error)
             return False
+        _forget(container)  # from here on there is nothing to be undone
         self._leave()
         container.init.pid = int(reply["pid"])
         container.identity = reply["identity"]
@@ -117,6 +118,13 @@ class Restoration:
         self._over = True
         if engine is not None:
             engine.leave()
+
+    def put_away(self, container: Container) -> None:
+        """At Delete: nothing stays of a restore, not even of one that could not be undone before."""
+        self.close()
+        undone = self._undo(container)
+        if undone is not None:
+            log.error("a restore could not be undone", container=container.id, undo=undone)
 
     def _hand_on(self) -> None:
         """Leave the engine, and what it has read ahead, to the container that is meant."""
@@ -212,6 +220,13 @@ class Restoration:
             if engine is not None:
                 engine.close()
         return None
+
+
+def _forget(container: Container) -> None:
+    try:
+        os.unlink(f"{container.folder}/{BEGUN}")
+    except FileNotFoundError:
+        pass
 
 
 def describe(container: Container, host: Host) -> dict[str, Any]:

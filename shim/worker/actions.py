@@ -96,7 +96,9 @@ def execute(command: str, worker: Worker, seconds: float, arguments: Sequence[st
     words = ["/bin/sh", "-c", command, "thaw", *arguments]
     what = f"exec:{excerpt(command.encode())}"
     try:
-        with Command(partial(worker.runc.inside, words), worker.runc.env) as running:
+        with Command(
+            partial(worker.runc.inside, words), worker.runc.env, worker.runc.folder
+        ) as running:
             done = running.wait(seconds, LARGEST)
     except OSError as error:
         name = error.filename or "the runtime"

@@ -10,6 +10,7 @@ import hashlib
 import re
 import subprocess
 import sys
+import time
 
 from shim.annotations import CANARY_EXPECT, refuse
 from shim.conduct import Canary
@@ -39,6 +40,7 @@ def check_pattern(canary: Canary) -> None:
 def prove(canary: Canary, worker: Worker) -> None:
     """Ask, and compare. Raises CanaryFailed with what was wrong about the answer."""
     expected = canary.expected
+    ends = time.monotonic() + canary.timeout
     # Started now, its interpreter is there when the answer is.
     matching = _start(expected.match) if expected.match else None
     try:
@@ -49,7 +51,7 @@ def prove(canary: Canary, worker: Worker) -> None:
             digest = hashlib.sha256(answer.body).hexdigest()
             if digest != expected.sha256:
                 raise _wrong(canary, f"sha256 {digest} instead of {expected.sha256}", answer)
-        if matching is not None and not _matches(matching, answer.body, canary):
+        if matching is not None and not _matches(matching, answer.body, canary, ends):
             raise _wrong(canary, f"does not match {excerpt(expected.match.encode())}", answer)
     finally:
         if matching is not None:
@@ -80,12 +82,12 @@ def _start(pattern: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=out, stderr=out)
 
 
-def _matches(process: subprocess.Popen[bytes], body: bytes, canary: Canary) -> bool:
+def _matches(process: subprocess.Popen[bytes], body: bytes, canary: Canary, ends: float) -> bool:
     try:
-        process.communicate(body, timeout=canary.timeout)
+        process.communicate(body, timeout=max(ends - time.monotonic(), 0.001))
     except subprocess.TimeoutExpired:
         raise CanaryFailed(
-            f"canary {canary.action}: its pattern takes longer than {canary.timeout:g} s",
+            f"canary {canary.action}: not compared within {canary.timeout:g} s",
             hint=f"see match= in {CANARY_EXPECT}",
         ) from None
     if process.returncode not in (0, _NO_MATCH):

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import select
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -44,11 +44,16 @@ class Command:
     runc itself waits until nobody has the output open any longer: a daemon must be given another.
     """
 
-    def __init__(self, call: Callable[[str], Sequence[str]], env: Mapping[str, str]) -> None:
-        self._call = call  # given where the command's pid is to be written
+    def __init__(
+        self, call: Callable[[str], Sequence[str]], env: Mapping[str, str], folder: str
+    ) -> None:
+        """`call` is given where the command's pid is to be written: into `folder`.
+
+        That one is the container's, so that nothing is left of a process that was killed over it.
+        """
+        self._call = call
         self._env = env
-        self._folder = tempfile.TemporaryDirectory(prefix="thaw-")
-        self._pid_file = f"{self._folder.name}/pid"
+        self._pid_file = f"{folder}/command-{os.urandom(8).hex()}.pid"
         self._pid = 0
         self._fds: list[int] = []
 
@@ -131,7 +136,8 @@ class Command:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
-        self._folder.cleanup()
+        with suppress(FileNotFoundError):
+            os.unlink(self._pid_file)
 
 
 def family(ancestor: int, leaders: AbstractSet[int] = frozenset()) -> set[int]:

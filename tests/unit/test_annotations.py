@@ -54,7 +54,7 @@ def test_wishes(annotations: dict[str, str], wanted: tuple[str, bool] | None) ->
         ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "warm", f"{SNAPSHOT}.a": "warm"}, ["warm"]),
         ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "b", f"{SNAPSHOT}.a": "a"}, ["b", "a"]),
         ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "../b", f"{SNAPSHOT}.a": "a"}, ["a"]),
-        ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "auto", f"{SNAPSHOT}.a": "a"}, ["a"]),
+        ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "auto", f"{SNAPSHOT}.a": "a"}, ["auto", "a"]),
         ({CONTAINER_TYPE: "sandbox", SNAPSHOT: "r.example/a:1"}, ["r.example/a:1"]),
         ({CONTAINER_TYPE: "sandbox"}, []),
         ({CONTAINER_TYPE: "sandbox", ON_FAILURE: "fail"}, []),

@@ -104,6 +104,7 @@ def test_something_else_than_a_web_server(init: int) -> None:
 def test_a_command(init: int) -> None:
     class Runc:
         env = os.environ
+        folder = "/nowhere"
 
         def inside(self, command: list[str], _pid_file: str) -> list[str]:
             return command

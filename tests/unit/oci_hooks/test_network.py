@@ -34,8 +34,10 @@ class Container:
             "mounts": [{"destination": "/etc/hosts", "source": "/etc/hosts"}],
         }
 
-    def enter(self, pod: Namespace) -> None:
-        call = ["nsenter", f"--net={pod.path}", "unshare", "--uts", "sh", "-c", "echo; exec cat"]
+    def enter(self, pod: Namespace | None) -> None:
+        """In the pod's network, or this machine's."""
+        there = ["nsenter", f"--net={pod.path}"] if pod is not None else []
+        call = [*there, "unshare", "--uts", "sh", "-c", "echo; exec cat"]
         self.process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert self.process.stdout is not None
         self.process.stdout.readline()
@@ -250,6 +252,15 @@ def test_what_is_the_hosts_is_not_touched(container: Container) -> None:
     assert ran.warnings == ["the container has the host's network, which is left as it is"]
     assert container.host_name() == before
     assert "LOWER_UP" not in pod.ip("link", "show", "eth0")
+
+
+def test_a_pod_on_the_hosts_network(container: Container) -> None:
+    """CRI gives its containers a path, too: its sandbox's, which is the host's."""
+    container.spec["linux"]["namespaces"][1]["path"] = "/proc/1/ns/net"
+    container.enter(None)
+    ran = Ran(container.state())
+    assert set(ran.details) == {"namespace", "host name", "files"}
+    assert "the container has the host's network, which is left as it is" in ran.warnings
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,11 @@ def test_a_table_that_must_be_new(pod: Namespace) -> None:
 
 def test_a_kernel_that_does_not_answer(pod: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "send", lambda _self, data: len(data))
+    Batch().commit(0.01)  # it is not asked anything
+    batch = Batch()
+    batch.table(INET, "four")
     with pytest.raises(TimeoutError):
-        pod.within(lambda: Batch().commit(0.01))
+        pod.within(lambda: batch.commit(0.01))
     with pytest.raises(TimeoutError):
         pod.within(lambda: has_table(INET, "four", 0.01))
 

@@ -18,7 +18,7 @@ from fakes.work import make_work
 from oci_hooks.hold import is_held
 from shim.annotations import CANARY, RESUME, RESUME_TIMEOUT
 from shim.conduct import actions, canary
-from shim.errors import CanaryFailed, FailedPrecondition, WorkerFailed
+from shim.errors import CanaryFailed, FailedPrecondition, InvalidArgument, WorkerFailed
 from shim.restore import adoption as adopting
 from shim.restore import plan as planning
 from shim.restore.adoption import Adoption
@@ -93,7 +93,7 @@ def test_held_until_it_is_proven(work: Work, pod: Namespace, control: Path) -> N
         made.finish()
     assert not is_held(pod.path, work.id)
     assert {path.name for path in control.iterdir()} == {"identity.json", "restore-complete"}
-    adopting.forget(work, plan)
+    adopting.forget(work)
     assert [path.name for path in control.iterdir()] == ["wake"]
 
 
@@ -124,6 +124,22 @@ def test_each_container_holds_for_itself(work: Work, pod: Namespace) -> None:
     assert is_held(pod.path, "other")
     adopting.release(other, plan)
     assert not is_held(pod.path, "other")
+
+
+def test_the_hosts_network_is_nobodys_to_hold(work: Work) -> None:
+    """CRI gives a pod on the host's network a path, too: its sandbox's."""
+    spec = work.bundle.spec()
+    spec["linux"]["namespaces"] = [{"type": "network", "path": f"/proc/{os.getpid()}/ns/net"}]
+    work.bundle.save(spec)
+    plan = plan_of(work)
+    assert plan.network == ""
+    made = Adoption()
+    made.hold(work, plan)
+    made.adopt(work, plan)
+    made.let_pass(work, plan)
+    adopting.release(work, plan)
+    with pytest.raises(InvalidArgument, match="is the host's network"):
+        made.hold(work, replace(plan, network=f"/proc/{os.getpid()}/ns/net"))
 
 
 def test_the_pod_is_gone(work: Work) -> None:

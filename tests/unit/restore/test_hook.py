@@ -164,3 +164,24 @@ def test_ours_waits_beside_the_interpreter(hook: Hook) -> None:
     hook.close()
     assert process.returncode in (1, -9)
     assert hook._program.endswith("/bin/thaw-hook-network")
+
+
+@pytest.mark.parametrize("reads", ["cat > state", "exec sleep 1000"])
+def test_more_than_a_pipe_takes(hook: Hook, program: Writer, bundle: Bundle, reads: str) -> None:
+    """Annotations may have 256 KiB: a hook that does not read them has its time and no more."""
+    Path(bundle.config).write_text(json.dumps({"annotations": {"a": "b" * 200_000}}))
+    if reads.startswith("cat"):
+        run(hook, program(reads), bundle)
+        state = json.loads(Path(bundle.path, "state").read_text())
+        assert len(state["annotations"]["a"]) == 200_000
+        return
+    began = time.monotonic()
+    with pytest.raises(RestoreFailed, match=r"not done after 0\.1 s, killed"):
+        run(hook, program(reads), bundle, 0.1)
+    assert time.monotonic() - began < PATIENCE
+
+
+def test_one_that_closes_its_input(hook: Hook, program: Writer, bundle: Bundle) -> None:
+    Path(bundle.config).write_text(json.dumps({"annotations": {"a": "b" * 200_000}}))
+    run(hook, program("exec 0<&-; echo done > done"), bundle)
+    assert Path(bundle.path, "done").exists()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -18,15 +19,16 @@ from shim.worker.actions import Worker
 class Beside:
     """A runtime that runs commands on this machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str) -> None:
         self.env = dict(os.environ)
+        self.folder = folder
 
     def inside(self, command: Sequence[str], pid_file: str) -> list[str]:
         return [sys.executable, "-IS", str(FAKES / "execing.py"), pid_file, *command]
 
 
-def worker_of(pid: int) -> Worker:
-    return Worker("c", pid, cast(Runc, Beside()))
+def worker_of(pid: int, folder: str = "/nowhere") -> Worker:
+    return Worker("c", pid, cast(Runc, Beside(folder)))
 
 
 @pytest.fixture
@@ -37,5 +39,8 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-def worker(process: subprocess.Popen[bytes]) -> Worker:
-    return worker_of(process.pid)
+def worker(process: subprocess.Popen[bytes], tmp_path: Path) -> Iterator[Worker]:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    yield worker_of(process.pid, str(folder))
+    assert list(folder.iterdir()) == []

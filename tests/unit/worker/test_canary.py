@@ -106,7 +106,7 @@ def test_a_pattern_that_takes_for_ever(worker: Worker) -> None:
     began = time.monotonic()
     with (
         talker(answer(200, b"a" * 64 + b"b")) as server,
-        pytest.raises(CanaryFailed, match="its pattern takes longer"),
+        pytest.raises(CanaryFailed, match="not compared within"),
     ):
         prove(canary(server.port, seconds=0.3, match="(a*)*$"), worker)
     assert time.monotonic() - began < 2

@@ -106,7 +106,7 @@ install_environment() {
 
 link_commands() {
     local place=$1 name
-    for name in containerd-shim-thaw-v1 thaw; do
+    for name in containerd-shim-thaw-v1 thaw thaw-hook-network; do
         if [[ $(readlink "$bin/$name" 2>/dev/null) == "$place/bin/$name" ]]; then
             continue
         fi

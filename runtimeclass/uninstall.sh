@@ -90,7 +90,7 @@ remove_from_containerd() {
 
 remove_links() {
     local bin=$1 name
-    for name in containerd-shim-thaw-v1 thaw; do
+    for name in containerd-shim-thaw-v1 thaw thaw-hook-network; do
         if [[ $(readlink "$bin/$name") == "$prefix"/* ]]; then
             do_it rm "$bin/$name"
         fi

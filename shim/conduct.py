@@ -46,6 +46,7 @@ CONTRACT = Probe("contract", "")
 PLACES = ("container", "generation", "hostname", "ip", "namespace", "node", "pod", "uid")
 LONGEST_WAIT = 3600.0  # seconds
 LARGEST_BODY = 1 << 18  # characters; the API server takes no larger annotations, all in all
+_DERIVED = f"{AUTO}-"  # begins what `auto` stands for, and others come from; snapshot/derived.py
 _HEX = frozenset("0123456789abcdefABCDEF")
 _ACTION = "http:PORT/PATH or exec:COMMAND"
 _EXPECT = "status=N, sha256=HEX (64 digits) and match=REGEX, the last of them, with spaces between"
@@ -176,6 +177,8 @@ def checkpointing(annotations: Mapping[str, str]) -> Checkpointing | None:
     name = value(annotations, CHECKPOINT)
     if name is None:
         return None
+    if name.startswith(_DERIVED):
+        raise refuse(CHECKPOINT, name, f"auto, or a name that does not begin with {_DERIVED}")
     if name != AUTO:
         try:
             check_name(name)
@@ -203,7 +206,7 @@ def canary(annotations: Mapping[str, str]) -> Canary | None:
     body = value(annotations, CANARY_BODY)
     if action is None:
         return None
-    if body is not None and (action.kind == "exec" or len(body) > LARGEST_BODY):
+    if body is not None and not (action.kind == "http" and _is_body(body)):
         raise refuse(CANARY_BODY, body, f"a request's body, with {CANARY}: http:PORT/PATH")
     return Canary(action, body, expected, timeout)
 
@@ -291,11 +294,23 @@ def _expect(expected: Expectation, name: str, word: str) -> bool:
         expected.status = int(word)
     elif name == "sha256" and len(word) == 64 and set(word) <= _HEX:
         expected.sha256 = word.lower()
-    elif name == "match" and word and len(word) <= 4096:
+    elif name == "match" and word and len(word) <= 4096 and _is_text(word):
         expected.match = word  # whether it is a pattern, the engine says: see worker/canary.py
     else:
         return False
     return True
+
+
+def _is_body(text: str) -> bool:
+    return len(text) <= LARGEST_BODY and _is_text(text)
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be encoded and be a program's argument: JSON has NUL and lone surrogates."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_url(text: str) -> bool:

@@ -95,8 +95,15 @@ TABLE = (
         "policy.auto",
         str,
         "",
-        "Kubernetes namespaces whose pods may have snapshots made, by `thaw.dev/checkpoint` or "
-        "`auto`, with spaces between them; `*`: all.",
+        "Kubernetes namespaces whose pods may have snapshots made by `auto`, with spaces between "
+        "them; `*`: all.",
+    ),
+    Key(
+        "policy.checkpoint",
+        str,
+        "",
+        "Kubernetes namespaces whose pods may have snapshots made under names that they choose, "
+        "by `thaw.dev/checkpoint`, with spaces between them; `*`: all.",
     ),
     Key(
         "audit.log",

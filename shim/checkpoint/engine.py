@@ -37,9 +37,11 @@ from shim.snapshot.fit import never_fits
 from shim.snapshot.index import FOLDER as INDEX
 from shim.snapshot.origin import origin_of
 from shim.snapshot.pack import FOLDER, pack
+from shim.snapshot.policy import ITS_OWN
 from shim.snapshot.store import Draft, Stores
 from shim.snapshot.tree import open_directory
 from shim.snapshot.writing import is_full, no_room
+from shim.task.dumping import BEGUN, STOPPED, is_marked, mark
 from shim.timeline import Timeline
 from shim.work import Work
 
@@ -134,6 +136,18 @@ def _refuse_hopeless(work: Work) -> None:
         )
 
 
+def _refuse_stopped(work: Work) -> None:
+    """A signal that ends a worker may be in its images, and would end each that is restored.
+
+    Whoever has asked for a snapshot by hand may want that one; other pods do not.
+    """
+    if made_by(work) in ITS_OWN and is_marked(str(work.folder), STOPPED):
+        raise FailedPrecondition(
+            f"container {work.id} has been told to stop",
+            hint="no snapshot is made of it; the next one of its kind can be",
+        )
+
+
 class _room:  # noqa: N801 - reads as what it is: a context
     """A failure inside whose cause is that `folder` is full says so: StoreFull."""
 
@@ -188,10 +202,13 @@ def _make(work: Work, target: _Target, timeline: Timeline, quiet: Quiet) -> dict
     named = bool(work.details["name"])
     log = target.extras / "log" if named else Path(work.bundle.path) / "work/criu-work"
     refused = ""
+    mark(str(work.folder), BEGUN)  # from here on nobody ends us; see task/dumping.py
+    _refuse_stopped(work)
     for pages in _ways(work, target):
         try:
             with pages:
                 _dump(work, target.images, log, pages, at_post_dump, timeline)
+                _refuse_stopped(work)
                 pages.ensure_saved()
                 quiet.over()
                 if not work.details["exit"]:

@@ -77,9 +77,9 @@ def _in_container(snapshot: Snapshot, wanted: Target, config: Config) -> Iterato
             f"the snapshot is of container {then.container!r}, not {now.container!r}",
             f"thaw.dev/snapshot.{now.container} names one outright",
         )
-    shared = snapshot.shared
+    shared, by = snapshot.shared, snapshot.config.maker.by
     yield from _first(
-        "policy", lambda: policy.check_namespace(config, then.namespace, now.namespace, shared)
+        "policy", lambda: policy.check_namespace(config, then.namespace, now.namespace, shared, by)
     )
     yield from _first("privileges", lambda: privileges.check(snapshot.criu, wanted.spec))
     yield from _first(

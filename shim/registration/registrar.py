@@ -38,14 +38,15 @@ class Registrar:
         """Whether there is an entry, as far as is known."""
         return self._registered
 
-    def begin(self) -> str:
+    def begin(self, seconds: float | None = None) -> str:
         """Try once, then go on in a thread; answers why it is not registered yet, or nothing.
 
-        Raises RegistrationFailed if there must not be a worker that is not registered.
+        `seconds` is all the time that the first attempt has, if it is less than any has. Raises
+        RegistrationFailed if there must not be a worker that is not registered.
         """
-        because = ""
+        because, most = "", self._asked.timeout
         try:
-            self._register()
+            self._register(most if seconds is None else min(most, seconds))
         except RegistrationFailed as error:
             if self._asked.must:
                 self._backend.close()
@@ -76,14 +77,14 @@ class Registrar:
                 break
             try:
                 self._backend.keep(self._over)
-            except RegistrationFailed as error:
+            except Exception as error:  # noqa: BLE001 - as in _register
                 self._registered = False
-                self._say("lost", str(error))
+                self._say("lost", str(_failure(error)))
         try:
             # Also what has failed may have been done: of an answer that was lost nothing is known.
             self._backend.deregister(self._seconds)
-        except RegistrationFailed as error:
-            self._error = error if self._registered else None
+        except Exception as error:  # noqa: BLE001 - as in _register
+            self._error = _failure(error) if self._registered else None
         finally:
             self._registered = False
             self._backend.close()
@@ -93,7 +94,7 @@ class Registrar:
         pause, last = FIRST, ""
         while not self._over.wait(pause * random.uniform(0.5, 1.0)):  # noqa: S311 - not all at once
             try:
-                self._register()
+                self._register(self._asked.timeout)
             except RegistrationFailed as error:
                 if str(error) != last:
                     last = str(error)
@@ -104,6 +105,16 @@ class Registrar:
             return True
         return False
 
-    def _register(self) -> None:
-        self._backend.register(self._asked.timeout)
+    def _register(self, seconds: float) -> None:
+        # A thread that cannot be started, memory that is not there: nothing may be the end of it.
+        try:
+            self._backend.register(seconds)
+        except Exception as error:
+            raise _failure(error) from error
         self._registered = True
+
+
+def _failure(error: Exception) -> RegistrationFailed:
+    if isinstance(error, RegistrationFailed):
+        return error
+    return RegistrationFailed(f"{type(error).__name__}: {error}")

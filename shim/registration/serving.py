@@ -2,8 +2,9 @@
 
     serving.py    requests come on descriptor 3, one JSON object a line, and answers go there
 
-    register      {…, "pid": init's, "identity": what identity.json says, "ready": the probe that is
-                  waited for, if any}
+    register      {…, "pid": init's, "identity": what identity.json says but for its secrets,
+                  "ready": the probe that is waited for, if any, "deadline": of the first attempt,
+                  on the monotonic clock, if there is one}
                   is answered with {"registered": true or false, "because": why not yet}; what
                   happens later is said on the same socket: {"event": "lost", "because": …}
     deregister    {…, "seconds": at most so many} is answered with {"event": "deregistered",
@@ -25,6 +26,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,11 +37,11 @@ from shim.readiness import ensure_running, ready
 from shim.registration.backend import Backend
 from shim.registration.registrar import Registrar
 from shim.work import Work
-from shim.worker import identity
 from shim.worker.actions import Worker
 
 SOCKET_FD = 3
 LAST_SECONDS = 1.5  # for deregistering when nobody waits for it
+_LEAST = 0.1  # seconds for an attempt, however late it is
 _FIRST, _LAST = 0.05, 1.0  # seconds between two questions whether a worker is ready
 
 Tell = Callable[[Mapping[str, Any]], None]
@@ -100,9 +102,9 @@ class Registering:
         worker = Worker(work.id, int(work.details["pid"]), work.runc)
         if asked.kind != "exec":
             _enter(worker.pid, spec)
-        backend = backend_of(asked, worker, identity.public(work.details["identity"]))
+        backend = backend_of(asked, worker, work.details["identity"])
         self._registrar = Registrar(backend, asked, self._say)
-        because = self._registrar.begin()
+        because = self._registrar.begin(_left(work.details.get("deadline")))
         return {"registered": not because, "because": because}
 
     def _await_ready(self, work: Work) -> None:
@@ -140,6 +142,11 @@ class Registering:
             self._tell({"event": event, "because": because})
         except OSError:
             pass  # the daemon is gone, and this process about to go
+
+
+def _left(deadline: float | None) -> float | None:
+    """The seconds until then; None is for ever."""
+    return None if deadline is None else max(_LEAST, deadline - time.monotonic())
 
 
 def backend_of(asked: Registration, worker: Worker, known: Mapping[str, Any]) -> Backend:

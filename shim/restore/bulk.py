@@ -92,8 +92,9 @@ class ReadAhead:
         try:
             self._volunteer()
             snapshot = Stores.of(config).open(request["name"])
-            made_in = snapshot.config.origin.namespace
-            check_namespace(config, made_in, request.get("namespace", ""), snapshot.shared)
+            made_in, by = snapshot.config.origin.namespace, snapshot.config.maker.by
+            live = request.get("namespace", "")
+            check_namespace(config, made_in, live, snapshot.shared, by)
             memory = self.take(snapshot.index, snapshot.criu, config, shared_by, snapshot.pages)
             memory.read_ahead()
             memory.check_files()  # for CRIU's sake: they are in the page cache then

@@ -40,6 +40,7 @@ from shim.task import contract
 from shim.timeline import Timeline
 from shim.work import Work
 from shim.worker import control
+from shim.worker.identity import public
 
 
 def restore(
@@ -81,7 +82,7 @@ def restore(
         "timeline": timeline.as_dict(),
         "spans": timeline.as_list(),
         "memory": {**memory.report(), **_report(plan)},
-        "identity": dict(adoption.identity),
+        "identity": public(adoption.identity),
         "warnings": adoption.warnings,
     }
 
@@ -211,7 +212,8 @@ def _judge(work: Work, spec: dict[str, Any], snapshot: Snapshot) -> None:
     live = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
     if work.details["name"] or live.namespace:  # containerd's folders may be a pod's image
         made_in = snapshot.config.origin.namespace
-        policy.check_namespace(work.config, made_in, live.namespace, snapshot.shared)
+        by = snapshot.config.maker.by
+        policy.check_namespace(work.config, made_in, live.namespace, snapshot.shared, by)
     if not snapshot.config.mounts:
         raise Damaged(f"{snapshot.path}: it lists no mounts, and every container has", hint=DAMAGED)
     check(snapshot.config, live, this_host(), outright=work.details["outright"])

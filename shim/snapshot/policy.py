@@ -8,23 +8,28 @@ from __future__ import annotations
 
 from shim.config import Config
 from shim.errors import Denied
-from shim.reference import Reference
+from shim.reference import AUTO, Reference
+
+ITS_OWN = ("annotation", AUTO)  # who has made a snapshot: its pod's annotations
 
 
-def check_namespace(config: Config, made_in: str, live: str, shared: bool) -> None:
+def check_namespace(config: Config, made_in: str, live: str, shared: bool, by: str = "") -> None:
     """Raise Denied unless a pod of namespace `live` may restore a snapshot made in `made_in`.
 
     Both are empty without Kubernetes: a container of `ctr` is no pod's, and no namespace is its
-    own. `shared` is the snapshot's mark in this store. `made_in` is what the snapshot says: true of
-    those made on this node, and as good as their registry of those that were pulled.
+    own. `shared` is the snapshot's mark in this store. `made_in` is what the snapshot says, and so
+    is `by`, who has made it: true of those made on this node, and as good as their registry of
+    those that were pulled. What a pod has had made of itself is its namespace's alone, unless an
+    operator has looked at it: any pod could have taken the name for a worker of its own making.
     """
-    if shared or made_in == live or config.text("policy.namespaces") == "any":
+    if shared or made_in == live:
         return
-    raise Denied(
-        f"the snapshot was made in {_named(made_in)}, the pod is in {_named(live)}",
-        hint="`thaw tag --shared` marks a snapshot for all namespaces, policy.namespaces = "
-        '"any" allows all of them',
-    )
+    said = f"the snapshot was made in {_named(made_in)}, the pod is in {_named(live)}"
+    tag = "`thaw tag --shared` marks a snapshot for all namespaces"
+    if by in ITS_OWN:
+        raise Denied(f"{said}, and nobody but a pod has asked for it", hint=tag)
+    if config.text("policy.namespaces") != "any":
+        raise Denied(said, hint=f'{tag}, policy.namespaces = "any" allows all of them')
 
 
 def allowed_to_pull(config: Config, reference: Reference) -> None:

@@ -3,7 +3,8 @@
 Its snapshot is made once it is warm, or the artifact that it was to come from is pulled. Both are
 an engine's work; here are the threads that wait for it, and what follows: a container whose
 snapshot was all that was wanted is ended, and a worker that waits for a snapshot which will not be
-made is told to go on.
+made is told to go on. Only one that goes on is registered: nobody may send work to one that is put
+to sleep, frozen or ended, and no snapshot may have work in it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from shim.lean.threads import Event, Lock, start
 from shim.reference import AUTO
 from shim.task.engine import Engine
 from shim.task.restoration import describe
+from shim.task.signals import KILL, TERM
 from shim.worker.control import RESTORED, SAVED, Control, find
 
 TYPE_CHECKING = False
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from shim.task.source import Origins
 
 GRACE = 10.0  # seconds for a worker to end by itself, and then on SIGTERM
-_TERM, _KILL = 15, 9
 _FIRST = 0.05  # seconds between two looks into the control directory, at first …
 _LAST = 1.0  # … and after a while
 
@@ -35,52 +36,72 @@ _LAST = 1.0  # … and after a while
 class Aside:
     """All of it: begun at most once, cancelled when the container is over."""
 
-    def __init__(self, container: Container, origins: Origins) -> None:
+    def __init__(self, container: Container, origins: Origins | None) -> None:
         self._container = container
-        self._origins = origins
+        self._making = origins.making if origins is not None else None
+        self._pulled = origins.pull if origins is not None else ""
+        self._waits = origins is not None and origins.waits
+        source = origins.source if origins is not None else None
+        # What somebody has named is not ours to replace, nor is another one than was asked for.
+        auto = self._making is not None and self._making.auto
+        self._derived = auto and source is not None and source.name == AUTO
         self._lock = Lock()
         self._engines: list[Engine] = []  # those that nothing is lost with
+        self._awaiting: Engine | None = None  # the one that waits until it is warm
+        self._warm = False  # its probe has said so
+        self._stopping = False
         self._over = Event()
         self._anew = False
+
+    @property
+    def makes(self) -> bool:
+        """Whether a snapshot is to be made, so that a worker is registered here, and not before."""
+        return self._making is not None
 
     def begin(self, *, anew: bool) -> None:
         """Go about it in threads; what goes wrong is only logged.
 
         `anew`: there is a snapshot, of which nothing can be restored here.
         """
-        origins = self._origins
-        making, source = origins.making, origins.source
-        # What somebody has named is not ours to replace, nor is another one than was asked for.
-        derived = making is not None and making.auto and source is not None and source.name == AUTO
-        self._anew = anew and derived
-        if origins.pull:
+        self._anew = anew and self._derived
+        if self._pulled:
             start(self._pull)
-        if making is not None or origins.waits:
+        if self._making is not None or self._waits:
             start(self._see_it_off)
 
+    def stop(self) -> None:
+        """The container is told to stop: what would be restored from it now would do the same."""
+        with self._lock:
+            self._stopping = True
+            if self._awaiting is not None:
+                self._awaiting.dismiss()
+        self._container.dumping.stop()
+
     def cancel(self) -> None:
-        """End it, now or before it begins. A dump that is under way ends by itself."""
+        """End it, now or before it begins. A CRIU that is at work ends by itself."""
         with self._lock:
             self._over.set()
             for engine in self._engines:
                 engine.dismiss()
+        self._container.dumping.end()
 
     def _attempt(self, what: str, work: Callable[[], bool]) -> bool:
         """Whether it came to what it was meant for."""
         container = self._container
         try:
             return work()
-        except Cancelled:
-            log.debug("not done, the container is over", container=container.id, what=what)
         except (ThawError, OSError) as error:
-            log.warning(f"could not {what} a snapshot", container=container.id, error=error)
+            if self._stopping or isinstance(error, Cancelled):
+                log.debug("not done", container=container.id, what=what, because=error)
+            else:
+                log.warning(f"could not {what} a snapshot", container=container.id, error=error)
         return False
 
     def _pull(self) -> None:
         self._attempt("pull", self._fetch)
 
     def _fetch(self) -> bool:
-        container, name = self._container, self._origins.pull
+        container, name = self._container, self._pulled
         engine = self._begun()
         try:
             engine.ask(self._request("pull", name=name), [], None)
@@ -91,18 +112,33 @@ class Aside:
 
     def _see_it_off(self) -> None:
         """Make the snapshot, if one is to be made; then the worker ends or goes on."""
-        making = self._origins.making
+        making = self._making
         if making is None or not self._attempt("make", lambda: self._make(making)):
-            if self._origins.waits:
+            if self._waits:
                 self._let_go_on()
         elif making.exits:
             self._end(making)
+            return
+        if making is not None:
+            self._join(making)
+
+    def _join(self, making: Checkpointing) -> None:
+        """Register the worker, which goes on; if it is not known to be warm, once it is."""
+        container = self._container
+        if container.membership is None or self._stopping or self._over.is_set():
+            return
+        # One of the contract has been let go on, or there is nowhere where it could say anything.
+        late = self._warm or making.ready.kind == CONTRACT.kind
+        try:
+            container.membership.begin(container.identity, restored=False, late=late)
+        except (ThawError, OSError) as error:
+            log.warning("not registered", container=container.id, error=error)
 
     def _make(self, making: Checkpointing) -> bool:
         from shim.task.checkpointing import dump
 
         container, ready = self._container, making.ready
-        engine = self._begun()
+        engine = self._begun(awaits=True)
         try:
             reply = engine.ask(
                 self._request(
@@ -118,6 +154,7 @@ class Aside:
             if not reply["name"]:
                 log.info("no snapshot made", container=container.id, because=reply["because"])
                 return False
+            self._warm = True
             work = {"name": reply["name"], "path": "", "exit": False, "ends": making.exits}
             work.update(by=AUTO if making.auto else "annotation", replace=self._anew)
             made = dump(container, work, self._keep(engine))
@@ -139,9 +176,9 @@ class Aside:
         if making.ready.kind == CONTRACT.kind and self._over.wait(GRACE):
             return
         try:
-            container.kill("", _TERM, everyone=False)
+            container.kill("", TERM, everyone=False)
             if not self._over.wait(GRACE):
-                container.kill("", _KILL, everyone=False)
+                container.kill("", KILL, everyone=False)
         except ThawError as error:
             if not self._over.is_set():
                 log.warning("not ended after its snapshot", container=container.id, error=error)
@@ -180,26 +217,35 @@ class Aside:
     def _request(self, verb: str, **details: Any) -> dict[str, Any]:
         return {**describe(self._container, self._container.host), "verb": verb, **details}
 
-    def _begun(self) -> Engine:
+    def _begun(self, *, awaits: bool = False) -> Engine:
         """The engine for it. Children stay when it dies: one of them may be a CRIU that dumps."""
         container = self._container
         with self._lock:
-            if self._over.is_set():
-                raise Cancelled(f"container {container.id} is over")
+            self._refuse_the_dead(stopping=awaits)
             engine = Engine(container.host.reaper, container.runc.env, children_go_too=False)
             self._engines.append(engine)
+            if awaits:
+                self._awaiting = engine
             return engine
 
     def _keep(self, engine: Engine) -> Engine:
-        """Leave it alone from here on: a dump that is broken off would leave its tasks frozen."""
+        """Leave it alone from here on: whether its dump can be broken off, Dumping knows."""
         with self._lock:
-            if self._over.is_set():
-                raise Cancelled(f"container {self._container.id} is over")
+            self._refuse_the_dead(stopping=True)
             self._engines.remove(engine)
+            self._awaiting = None
         return engine
+
+    def _refuse_the_dead(self, *, stopping: bool) -> None:
+        if self._over.is_set():
+            raise Cancelled(f"container {self._container.id} is over")
+        if stopping and self._stopping:
+            raise Cancelled(f"container {self._container.id} has been told to stop")
 
     def _done_with(self, engine: Engine) -> None:
         with self._lock:
             if engine in self._engines:
                 self._engines.remove(engine)
+            if engine is self._awaiting:
+                self._awaiting = None
         engine.close()

@@ -10,6 +10,7 @@ from shim import log
 from shim.bundle import annotations_of
 from shim.conduct import actions
 from shim.errors import (
+    Cancelled,
     FailedPrecondition,
     InvalidArgument,
     RestoreFailed,
@@ -97,17 +98,28 @@ def dump(
         if engine is None:
             engine = Engine(container.host.reaper, container.runc.env, children_go_too=False)
         try:
-            reply = engine.ask(request, [], None)
-            if reply.get("refused"):
-                log.info("dumped by CRIU alone", container=container.id, because=reply["refused"])
-            return reply
-        except ThawError as error:
-            _thaw(container)
-            if isinstance(error, RestoreFailed) and acts.resume is not None:
-                _resume(container)  # the engine died, and nobody else does
-            raise
+            container.dumping.begin(engine, unasked="by" in work)
+            return _asked(container, engine, request, acts)
         finally:
+            container.dumping.done()
             engine.close()
+
+
+def _asked(
+    container: Container, engine: Engine, request: dict[str, Any], acts: Actions
+) -> dict[str, Any]:
+    """The engine's reply. Should it fail, the container goes on, and is awake if it can be."""
+    try:
+        reply = engine.ask(request, [], None)
+    except ThawError as error:
+        _thaw(container)
+        # It died or was ended before CRIU began, and nobody else wakes the worker.
+        if isinstance(error, (RestoreFailed, Cancelled)) and acts.resume is not None:
+            _resume(container)
+        raise
+    if reply.get("refused"):
+        log.info("dumped by CRIU alone", container=container.id, because=reply["refused"])
+    return reply
 
 
 def _allowed_actions(container: Container) -> Actions:
@@ -135,8 +147,11 @@ def _resume(container: Container) -> None:
         return
     engine = Engine(container.host.reaper, container.runc.env)
     try:
+        container.dumping.begin(engine)
         request = {**describe(container, container.host), "verb": "resume"}
         engine.ask({**request, "pid": container.init.pid}, [], None)
+    except Cancelled:
+        log.debug("not resumed, the container is over", container=container.id)
     except ThawError as error:
         log.warning("worker not resumed", container=container.id, error=error)
     finally:

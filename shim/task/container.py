@@ -18,11 +18,13 @@ from shim.lean.threads import Event, Lock, RLock
 from shim.proto import events_pb as pb
 from shim.proto.known import timestamp
 from shim.task.aside import Aside
+from shim.task.dumping import Dumping
 from shim.task.execs import Exec, run_with_stdio
 from shim.task.exits import Exits
 from shim.task.membership import membership_of
 from shim.task.process import Process
 from shim.task.reaper import Exit
+from shim.task.signals import ends
 from shim.task.state import (
     PAUSED,
     PAUSING,
@@ -80,7 +82,8 @@ class Container:
         self.folder = folder
         self.shares_pids = shares_pids
         self.restoration = restoration
-        self._aside = Aside(self, origins) if origins is not None and origins.aside else None
+        self.aside = Aside(self, origins)
+        self.dumping = Dumping(folder)
         self._annotated = is_annotated(notes or {})
         self.membership = membership_of(self, notes or {})
         self.identity: Mapping[str, Any] = {}
@@ -134,10 +137,11 @@ class Container:
         with self.verbs:
             with self.exits.held():
                 self.state.start(deadline)
-                self._join()
+                if self._restored or not self.aside.makes:
+                    self._join(deadline)
                 self.host.events.publish(pb.TaskStart(container_id=self.id, pid=self.init.pid))
-            if self._aside is not None and not self._restored:
-                self._aside.begin(anew=self.restoration is not None and self.restoration.unfit)
+            if not self._restored:
+                self.aside.begin(anew=self.restoration is not None and self.restoration.unfit)
             return self.init.pid
 
     def start_exec(self, exec_id: str) -> int:
@@ -189,12 +193,14 @@ class Container:
     ) -> None:
         """Signal a process; `everyone` goes with init only.
 
-        Whoever is to end is taken out of the registry first, as far as the caller's `deadline`
-        (on the monotonic clock) allows.
+        Of whoever is to end no snapshot is made for others, and it is taken out of the registry
+        first, as far as the caller's `deadline` (on the monotonic clock) allows.
         """
         if exec_id:
             self.exec(exec_id).kill(self.host, signal)
             return
+        if ends(signal):
+            self.aside.stop()
         if self.membership is not None:
             self.membership.end_before(signal, deadline)
         with self.exits.held():
@@ -220,8 +226,6 @@ class Container:
     def delete(self) -> Exit:
         """Remove everything of this container. Returns how init ended."""
         self.cancel_restore()
-        self.cancel_aside()
-        self.leave()
         with self.verbs:
             self.state.delete()
             self.state = Deleted(self)
@@ -273,7 +277,7 @@ class Container:
         """Tell a worker that boots cold who it is, before its program runs."""
         if not self._annotated:
             return
-        from shim.worker.identity import introduce
+        from shim.worker.identity import introduce, public
 
         spec = self.bundle.spec()
         try:
@@ -282,7 +286,7 @@ class Container:
         except (ThawError, OSError) as error:
             log.warning("the worker cannot be told who it is", container=self.id, error=error)
         else:
-            self.identity = told
+            self.identity = public(told)
 
     def start_from_snapshot(self, deadline: float | None) -> None:
         """Restore; or boot cold, or stop, as the annotations say."""
@@ -318,11 +322,6 @@ class Container:
         if self.membership is not None:
             self.membership.end()
 
-    def cancel_aside(self) -> None:
-        """End what goes on beside a container that is over."""
-        if self._aside is not None:
-            self._aside.cancel()
-
     def stop_unstarted(self, status: int) -> None:
         """Start was refused: nobody waits any longer, and no exit event is sent."""
         self.exits.become(Stopped)
@@ -338,6 +337,8 @@ class Container:
 
     def run_delete(self, *, force: bool) -> None:
         """Remove what runc made, the mounts, the streams and our own files."""
+        self.aside.cancel()
+        self.leave()
         if force:
             self.runc.delete(force=True)
             self._await_init(5.0)
@@ -350,7 +351,7 @@ class Container:
             # or a worker that could not be registered is about to end.
             self.runc.delete(force=self.exits.init_end is None)
         if self.restoration is not None:
-            self.restoration.close()
+            self.restoration.put_away(self)
         self.rootfs.unmount()
         self.init.close_stdio()
         for process in list(self.execs.values()):
@@ -360,11 +361,12 @@ class Container:
 
     # -- ours ----------------------------------------------------------------------------------
 
-    def _join(self) -> None:
+    def _join(self, deadline: float | None) -> None:
         """Register the worker; one that must be registered and cannot be is ended."""
         if self.membership is not None:
             try:
-                self.membership.begin(self.identity, restored=self._restored)
+                restored = self._restored
+                self.membership.begin(self.identity, restored=restored, deadline=deadline)
             except BaseException:
                 self.refuse_start()
                 raise

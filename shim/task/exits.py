@@ -47,7 +47,7 @@ class Exits:
         """Init is over."""
         container = self._container
         self.init_end = exit
-        container.cancel_aside()
+        container.aside.cancel()
         if container.membership is not None:
             start(container.leave)
         container.host.oom.check(container.id)  # an OOM event comes before the exit that it caused

@@ -120,7 +120,7 @@ class Restoration:
             engine.leave()
 
     def put_away(self, container: Container) -> None:
-        """At Delete: nothing stays of a restore, not even of one that could not be undone before."""
+        """At Delete: nothing stays of a restore, even of one that could not be undone before."""
         self.close()
         undone = self._undo(container)
         if undone is not None:

@@ -11,13 +11,14 @@ from shim.annotations import (
     POD_NAME,
     POD_NAMESPACE,
     fail_instead_of_cold_start,
+    for_everyone,
     is_annotated,
     probe,
     pull_first,
     wish,
 )
 from shim.conduct import CONTRACT, Checkpointing, checkpointing
-from shim.errors import BadName, Denied, NoSuchSnapshot, ThawError
+from shim.errors import BadName, CanaryFailed, Denied, NoSuchSnapshot, ThawError, WorkerFailed
 from shim.reference import AUTO, Reference, parse
 
 TYPE_CHECKING = False
@@ -68,11 +69,6 @@ class Origins:
         self.pull = pull
         self.waits = waits
 
-    @property
-    def aside(self) -> bool:
-        """Whether there is anything to be done beside a cold boot."""
-        return self.making is not None or bool(self.pull) or self.waits
-
 
 def origins_of(
     container: str, checkpoint: str, notes: Mapping[str, str], config: Config
@@ -97,6 +93,13 @@ def origins_of(
         refused(config, container, wanted.name if wanted else "", notes, error, cold=not must)
         if must:
             raise
+    for key in for_everyone(notes):
+        log.warning(
+            "an annotation is for all containers of the pod, and one may be meant",
+            container=container,
+            key=key,
+            hint=f"{key}.CONTAINER is for one alone",
+        )
     if making is not None:
         found.making = _allowed(making, container, notes, config)
     found.waits = waits
@@ -114,7 +117,7 @@ def _look_up(wanted: Wish, must: bool, notes: Mapping[str, str], config: Config)
     reference = _parsed(wanted)
     source = Source("", reference.text, outright=wanted.outright, must=must)
     if reference.auto:
-        _allow_auto(notes.get(POD_NAMESPACE, ""), config)
+        _allow(notes, config, auto=True)
         return Origins(source, making=checkpointing({**notes, CHECKPOINT: AUTO}))
     path = names.find(config.several("snapshots"), reference)
     if path is not None:
@@ -133,7 +136,7 @@ def _allowed(
 ) -> Checkpointing | None:
     """The snapshot that may be made; a pod whose may not is restored, or boots, all the same."""
     try:
-        _allow_auto(notes.get(POD_NAMESPACE, ""), config)
+        _allow(notes, config, auto=making.auto)
     except Denied as error:
         log.warning(
             "no snapshot will be made", container=container, snapshot=making.name, error=error
@@ -143,12 +146,15 @@ def _allowed(
     return making
 
 
-def _allow_auto(namespace: str, config: Config) -> None:
-    allowed = config.several("policy.auto", " ")
+def _allow(notes: Mapping[str, str], config: Config, *, auto: bool) -> None:
+    """Raise Denied unless the pod may have a snapshot made: under a derived name, or its own."""
+    key = "policy.auto" if auto else "policy.checkpoint"
+    allowed, namespace = config.several(key, " "), notes.get(POD_NAMESPACE, "")
     if "*" not in allowed and namespace not in allowed:
+        names_of = "derived names" if auto else "names of their choice"
         raise Denied(
-            f"pods of namespace {namespace!r} may not have snapshots made",
-            hint="see policy.auto in the configuration",
+            f"pods of namespace {namespace!r} may not have snapshots made under {names_of}",
+            hint=f"see {key} in the configuration",
         )
 
 
@@ -216,5 +222,6 @@ def note(
         namespace=namespace,
         outcome=outcome,
         reason=error.reason,
-        error=error.message,
+        # What a worker has answered is no matter of the audit's; the shim's log has it.
+        error=error.hint if isinstance(error, (CanaryFailed, WorkerFailed)) else error.message,
     )

@@ -104,6 +104,9 @@ def obstinate(lane: Lane) -> Iterator[Pod]:
         "thaw.dev/checkpoint.ends": "ends",
         "thaw.dev/after-checkpoint.ends": "exit",
         "thaw.dev/quiesce.ends": f"exec:{ASLEEP}",
+        "thaw.dev/checkpoint.stopped": "stopped",
+        "thaw.dev/quiesce.stopped": f"exec:{ASLEEP}; sleep 100000",
+        "thaw.dev/quiesce-timeout.stopped": "3600",
         "thaw.dev/resume": AWAKE,
     }
     with lane.pod("obstinate", annotations=notes) as pod:
@@ -154,6 +157,21 @@ def test_whoever_has_put_it_to_sleep_is_killed(lane: Lane, obstinate: Pod) -> No
     lane.thaw("gc")  # its draft
 
 
+def test_it_is_told_to_stop_before_it_is_dumped(lane: Lane, obstinate: Pod) -> None:
+    """Those that come from it would end at once; and nothing waits for what puts it to sleep."""
+    with in_it(obstinate, "stopped") as container:
+        wait_until(lambda: files(container) == ["asleep"], "a worker that sleeps")
+        shim = shim_pid(lane, container.id)
+        container.stop()
+        assert container.wait() == 7, "by SIGTERM, which it handles"
+        wait_until(lambda: not children(shim, "shim/engine.py"), "the end of its engine")
+        messages = [line.message for line in shim_lines(lane, container.id)]
+        assert "snapshot made" not in messages
+    lane.thaw("gc")  # its draft
+    assert ids(lane) == set()
+    assert not (lane.places.snapshots / "leases/stopped").exists()
+
+
 def test_it_does_not_wake_up(lane: Lane, obstinate: Pod) -> None:
     with in_it(obstinate, "sleeps-on") as container:
         line = said(lane, container, "snapshot made, its worker not resumed")
@@ -167,6 +185,25 @@ def test_it_is_told_to_end(lane: Lane, obstinate: Pod) -> None:
         assert exists(lane, "ends")
         [difference] = path_of(lane, "ends").glob("rootfs.tar.*")
         assert b"tmp/asleep" in difference.read_bytes()
+
+
+def test_it_is_registered_when_it_is_awake_again(lane: Lane) -> None:
+    """Nobody sends work to one that sleeps, and what it has served is in no snapshot."""
+    notes = {
+        "thaw.dev/ready": "exec:true",
+        "thaw.dev/checkpoint": "joined",
+        "thaw.dev/quiesce": "exec:echo quiesced >>/tmp/order",
+        "thaw.dev/resume": "exec:echo resumed >>/tmp/order",
+        "thaw.dev/register": "exec:echo $1 >>/tmp/order",
+    }
+    with lane.pod("joined", annotations=notes) as pod:
+        container = pod.container("app", BUSYBOX_IMAGE, COMMAND).start()
+        said(lane, container, "registered")
+        order = container.exec(["cat", "/tmp/order"]).stdout.split()
+        assert order == ["quiesced", "resumed", "register"]
+    [difference] = path_of(lane, "joined").glob("rootfs.tar.*")
+    assert b"quiesced\n" in difference.read_bytes()
+    assert b"register" not in difference.read_bytes()
 
 
 # -- a worker of the contract ----------------------------------------------------------------------

@@ -89,7 +89,7 @@ def installed_node(
 
 def test_everything_is_in_its_place(installed_node: Node) -> None:
     commands = sorted(path.name for path in (installed_node.root / "bin").iterdir())
-    assert commands == ["containerd-shim-thaw-v1", "thaw"]
+    assert commands == ["containerd-shim-thaw-v1", "thaw", "thaw-hook-network"]
     assert installed_node.snapshots.stat().st_mode & 0o777 == 0o700
     shim = installed_node.root / "bin/containerd-shim-thaw-v1"
     assert subprocess.check_output([shim, "-v"], text=True)

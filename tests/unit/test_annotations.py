@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 
 from shim.annotations import (
+    CHECKPOINT,
     CONTAINER_NAME,
     CONTAINER_TYPE,
     ON_FAILURE,
     PREFIX,
     PULL,
     READY,
+    REGISTER,
     SNAPSHOT,
     TABLE,
     fail_instead_of_cold_start,
+    for_everyone,
     is_annotated,
     named_snapshots,
     probe,
@@ -154,6 +157,22 @@ def test_a_container_may_be_named() -> None:
 )
 def test_who_asks_for_something(annotations: dict[str, str], asked: bool) -> None:
     assert is_annotated(annotations) == asked
+
+
+@pytest.mark.parametrize(
+    ("annotations", "keys"),
+    [
+        ({CHECKPOINT: "warm", f"{SNAPSHOT}.b": "x"}, [CHECKPOINT]),
+        ({CHECKPOINT: "warm", REGISTER: "http:1/", f"{SNAPSHOT}.b": "x"}, [CHECKPOINT, REGISTER]),
+        ({CHECKPOINT: "warm", f"{CHECKPOINT}.a": "own", f"{SNAPSHOT}.b": "x"}, []),
+        ({CHECKPOINT: "warm", f"{SNAPSHOT}.a": "x"}, []),
+        ({CHECKPOINT: "warm", SNAPSHOT: "x"}, []),
+        ({f"{CHECKPOINT}.b": "warm", f"{SNAPSHOT}.b": "x"}, []),
+    ],
+)
+def test_what_is_for_all_containers(annotations: dict[str, str], keys: list[str]) -> None:
+    assert for_everyone({**annotations, CONTAINER_NAME: "a"}) == keys
+    assert for_everyone(annotations) == [], "without CRI there is but one"
 
 
 def test_slips_of_the_pen() -> None:

@@ -105,7 +105,7 @@ def test_registrations(value: str, kind: str, target: str) -> None:
 
 
 BAD = {
-    keys.CHECKPOINT: ("", "Warm", "a/b", "../x", "x" * 1000),
+    keys.CHECKPOINT: ("", "Warm", "a/b", "../x", "x" * 1000, "auto-", "auto-main-0123456789"),
     keys.AFTER_CHECKPOINT: ("", "stop"),
     keys.QUIESCE: ("", "http", "http:", "http:0/x", "http://h/x", "http:80/a b", "exec:", "tcp:1"),
     keys.RESUME: ("file:/x", "exec:\0", "http:80/\u00e9"),
@@ -114,7 +114,10 @@ BAD = {
     keys.CANARY_TIMEOUT: ("0",),
     keys.REGISTER_TIMEOUT: ("0",),
     keys.CANARY: ("https:443/x", "8000"),
-    keys.CANARY_EXPECT: ("", " ", "200", "status=", "status=2000", "sha256=ab", "match=", "a=b"),
+    keys.CANARY_EXPECT: (
+        *("", " ", "200", "status=", "status=2000", "sha256=ab", "match=", "a=b"),
+        *("match=\0", "match=\ud800"),
+    ),
     keys.REGISTER: (
         *("", "nowhere", "http:", "http:x/y", "http://", "http:///x", "http://a b/", "https:80/x"),
         *("http://user@host/", "http://h:0/", "http://h/#x", "http://[fd00::1/", "etcd:host/key"),
@@ -139,6 +142,13 @@ def test_a_body_goes_with_a_request() -> None:
     with pytest.raises(BadAnnotation, match=keys.CANARY_BODY):
         check({keys.CANARY: "exec:true", keys.CANARY_BODY: "{}"})
     check({keys.CANARY: "http:1/", keys.CANARY_BODY: "{}"})
+    check({keys.CANARY: "http:1/", keys.CANARY_BODY: "\u00e9\U0001f600"})
+
+
+@pytest.mark.parametrize("body", ["\0", '{"a": "\ud800"}'])
+def test_a_body_that_could_not_be_sent(body: str) -> None:
+    with pytest.raises(BadAnnotation, match=keys.CANARY_BODY):
+        check({keys.CANARY: "http:1/", keys.CANARY_BODY: body})
 
 
 def test_defaults_are_the_tables() -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes.dumping import Criu, left, made, native, work_of
@@ -34,6 +35,7 @@ from shim.errors import (
 from shim.snapshot.index import Index
 from shim.snapshot.pack import unpacked
 from shim.snapshot.store import Store, Stores, check_whole, open_at
+from shim.task.dumping import BEGUN, STOPPED, mark
 from shim.work import Work
 
 
@@ -140,9 +142,54 @@ def test_criu_is_steered(work: Work, criu: Criu) -> None:
     wanted = {"link-remap", NETWORK_LOCK, f"ghost-limit {GHOST_LIMIT}"}
     assert wanted <= set(criu.configuration)
     assert f"action-script {work.folder}/hook" in criu.configuration
-    assert os.listdir(work.folder) == ["criu.conf"]
+    assert set(os.listdir(work.folder)) == {"criu.conf", BEGUN}
     assert (work.folder / "criu.conf").read_text() == ""
     assert {"--tcp-established", "--ext-unix-sk", "--file-locks"} <= set(criu.options)
+
+
+@pytest.mark.parametrize("by", ["auto", "annotation"])
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_one_that_is_told_to_stop(
+    work: Work, criu: Criu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, when: str
+) -> None:
+    """Its pending signal would end each that is restored: the name must not stand for that."""
+
+    def told(*_: object) -> None:
+        mark(str(work.folder), STOPPED)
+
+    if when == "while":
+        monkeypatch.setattr(engine, "save_volumes", told)
+    else:
+        told()
+    with pytest.raises(FailedPrecondition, match="has been told to stop"):
+        checkpoint(native(work, "criu", by=by))
+    assert len(criu.dumps) == (1 if when == "while" else 0)
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("more", [{}, {"name": "", "path": "images"}])
+def test_one_that_is_told_to_stop_is_dumped_by_hand(
+    work: Work, criu: Criu, tmp_path: Path, more: dict[str, str]
+) -> None:
+    mark(str(work.folder), STOPPED)
+    if more:
+        more = {**more, "path": str(tmp_path / "images")}
+    assert checkpoint(native(work, "criu", **more))["path"]
+
+
+def test_what_was_of_one_moment_before_the_signal_is_kept(
+    work: Work, criu: Criu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs on while its snapshot is packed, and that may take minutes."""
+    real = engine._pack
+
+    def packed(*arguments: Any) -> None:
+        mark(str(work.folder), STOPPED)
+        real(*arguments)
+
+    monkeypatch.setattr(engine, "_pack", packed)
+    checkpoint(native(work, "criu", by="auto"))
+    made(tmp_path)
 
 
 @pytest.mark.parametrize("exit", [False, True])

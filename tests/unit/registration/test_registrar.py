@@ -22,23 +22,27 @@ class Fake(Backend):
         self.failures = failures
         self.calls: list[str] = []
         self.lose = threading.Event()
+        self.error: Exception = RegistrationFailed("down")
+        self.lost: Exception = RegistrationFailed("forgotten")
+        self.seconds = 0.0
 
     def register(self, seconds: float) -> None:
         self.calls.append("register")
+        self.seconds = seconds
         if self.failures:
             self.failures -= 1
-            raise RegistrationFailed("down")
+            raise self.error
 
     def keep(self, over: threading.Event) -> None:
         while not over.wait(0.005):
             if self.lose.is_set():
                 self.lose.clear()
-                raise RegistrationFailed("forgotten")
+                raise self.lost
 
     def deregister(self, seconds: float) -> None:
         self.calls.append("deregister")
         if self.failures:
-            raise RegistrationFailed("down")
+            raise self.error
 
     def close(self) -> None:
         self.calls.append("close")
@@ -100,6 +104,35 @@ def test_again() -> None:
     eventually(lambda: said[-1:] == [("registered", "")])
     made.end(1)
     assert said == [("lost", "forgotten"), ("failed", "down"), ("registered", "")]
+
+
+def test_whatever_happens() -> None:
+    """As for want of memory or threads: there is nobody else who would try again."""
+    backend = Fake(2)
+    backend.error, backend.lost = MemoryError("no more"), RuntimeError("no threads")
+    made, said = make(backend)
+    assert made.begin() == "MemoryError: no more"
+    eventually(lambda: made.registered)
+    backend.lose.set()
+    eventually(lambda: said[-2:] == [("lost", "RuntimeError: no threads"), ("registered", "")])
+    backend.failures = 1
+    with pytest.raises(RegistrationFailed, match="no more"):
+        made.end(1)
+    assert backend.calls[-1] == "close"
+
+
+def test_less_time_for_the_first() -> None:
+    backend = Fake(1)
+    made, _ = make(backend)
+    made.begin(0.5)
+    assert backend.seconds == 0.5
+    eventually(lambda: made.registered)
+    assert backend.seconds == 1.0, "as much as it was given for each"
+    made.end(1)
+    made, _ = make(backend)
+    made.begin(60)
+    assert backend.seconds == 1.0
+    made.end(1)
 
 
 def test_ended_while_it_is_down() -> None:

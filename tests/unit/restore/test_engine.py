@@ -295,6 +295,23 @@ def test_another_namespace(
             make_plan(asked(work, config=settings))
 
 
+@pytest.mark.parametrize("by", ["annotation", "auto"])
+def test_what_another_namespaces_pod_has_made_of_itself(
+    work: Work, snapshot: Path, config: SnapshotConfig, by: str
+) -> None:
+    """Whatever the policy: any pod could have taken the name."""
+    origin = replace(config.origin, namespace="a")
+    swap_config(origin=origin, maker=replace(config.maker, by=by))(snapshot, config)
+    path = Path(work.bundle.path) / "config.json"
+    notes = {"io.kubernetes.cri.sandbox-namespace": "b"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": notes}))
+    there = asked(work, config={**work.raw["config"], "policy.namespaces": "any"})
+    with pytest.raises(Denied, match="nobody but a pod"):
+        make_plan(there)
+    (snapshot / "shared").touch()
+    assert make_plan(there).images == snapshot / "criu"
+
+
 def test_by_digest(work: Work, snapshot: Path) -> None:
     """What a digest stands for never changes: another manifest, or config, is refused."""
     other = f"one@sha256:{'a' * 64}"

@@ -36,6 +36,27 @@ def test_namespaces(config: Config, made_in: str, live: str, shared: bool, good:
     assert "policy.namespaces" in caught.value.hint
 
 
+@pytest.mark.parametrize("by", ["annotation", "auto"])
+@pytest.mark.parametrize(
+    ("live", "shared", "good"),
+    [("team", False, True), ("other", False, False), ("other", True, True)],
+)
+def test_what_a_pod_has_made_of_itself(by: str, live: str, shared: bool, good: bool) -> None:
+    """Any pod could have taken a name that others restore: an operator has to look at it first."""
+    if good:
+        policy.check_namespace(ANY, "team", live, shared, by)
+        return
+    with pytest.raises(Denied, match="nobody but a pod has asked for it") as caught:
+        policy.check_namespace(ANY, "team", live, shared, by)
+    assert "thaw tag --shared" in caught.value.hint
+    assert "policy.namespaces" not in caught.value.hint, "that would not help"
+
+
+@pytest.mark.parametrize("by", ["thaw checkpoint", "containerd", ""])
+def test_what_an_operator_has_made(by: str) -> None:
+    policy.check_namespace(ANY, "team", "other", False, by)
+
+
 def test_what_a_namespace_is_called() -> None:
     with pytest.raises(Denied) as caught:
         policy.check_namespace(OWN, "team", "", False)

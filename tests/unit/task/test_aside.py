@@ -4,50 +4,18 @@ from __future__ import annotations
 
 import os
 import select
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fakes.cold import FOREVER, MADE, NAMED, POLITE, STUBBORN, alive, ending, eventually, started
 from fakes.pod import Pod
 
 from shim.proto import events_pb as pb
 from shim.task import aside
-from shim.task.container import Container
 
-FOREVER = ("sleep", "1000")
 AUTO = {"thaw.dev/snapshot": "auto", "thaw.dev/ready": "file:/ready"}
 ARTIFACT = {"thaw.dev/snapshot": "r.example/a:1"}
-NAMED = {"thaw.dev/checkpoint": "warm", "thaw.dev/ready": "file:/ready"}
-MADE = {"frozen": 0.5, "quiet": 0.7, "refused": "", "unresumed": ""}
-
-
-class Group:
-    """A cgroup that a process of the tests is not in."""
-
-    def pids(self) -> list[int]:
-        return []
-
-
-def started(pod: Pod, notes: dict[str, str], *args: str) -> Container:
-    """A container that has booted cold, with a volume at the place of its control directory."""
-    pod.settings.setdefault("policy.auto", "*")
-    folder = pod.folder / "control"
-    folder.mkdir(exist_ok=True)
-    mount = {"destination": "/snapshot-control", "type": "bind", "source": str(folder)}
-    spec = {"annotations": notes, "mounts": [{**mount, "options": ["rbind"]}]}
-    container = pod.create("c", *(args or FOREVER), spec=spec)
-    group: Any = Group()
-    container._cgroup = group
-    pod.start("c")
-    return container
-
-
-def eventually(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_the_first_of_its_kind_is_snapshotted_once_it_is_warm(
@@ -122,20 +90,6 @@ echo > "$0/ready-for-snapshot"
 until [ -e "$0/snapshot-complete" ]; do sleep 0.02; done
 exit 3
 """
-POLITE = 'trap "exit 9" TERM; while :; do sleep 0.02; done'
-STUBBORN = 'trap "" TERM; while :; do sleep 0.02; done'
-
-
-def ending(pod: Pod, plays: Any, notes: dict[str, str], script: str) -> int:
-    """How a container ends whose snapshot has been made."""
-    plays.set("await", play="reply", reply={"name": "warm", "because": ""})
-    plays.set("checkpoint", play="reply", reply=MADE)
-    started(pod, notes, "sh", "-c", script, str(pod.folder / "control"))
-    status: int = pod.wait("c").get().exit_status
-    assert (plays.seen[1]["exit"], plays.seen[1]["ends"]) == (False, True), "it runs until then"
-    assert (pod.folder / "control/snapshot-complete").exists()
-    assert not (pod.folder / "control/restore-complete").exists()
-    return status
 
 
 def test_a_worker_of_the_contract_ends_by_itself(pod: Pod, plays: Any) -> None:
@@ -180,7 +134,7 @@ def test_a_worker_that_waits_in_vain_is_told_to_go_on(
     elif why == "denied":
         notes["thaw.dev/snapshot"] = "auto"
         notes["io.kubernetes.cri.sandbox-namespace"] = "team"
-        pod.settings["policy.auto"] = "other"
+        pod.settings.update({"policy.auto": "other", "policy.checkpoint": "other"})
     control = pod.folder / "control"
     started(pod, notes)
     wake = os.open(control / "wake", os.O_RDWR)
@@ -249,7 +203,7 @@ def test_the_container_ends_before_it_is_warm(pod: Pod, plays: Any) -> None:
     eventually((pod.folder / "child").exists)
     pod.kill("c", 9)
     pod.wait("c").get()
-    eventually(lambda: not _alive(int((pod.folder / "child").read_text())))
+    eventually(lambda: not alive(int((pod.folder / "child").read_text())))
     pod.delete("c")
     pod.events.wait_for(pb.TaskDelete)
 
@@ -283,11 +237,3 @@ def test_waiting_for_an_artifact_is_part_of_the_restore(pod: Pod, plays: Any) ->
     started(pod, {**ARTIFACT, "thaw.dev/pull": "wait"})
     assert plays.verbs == ["restore"]
     assert (plays.seen[0]["snapshot"], plays.seen[0]["name"]) == ("", "r.example/a:1")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

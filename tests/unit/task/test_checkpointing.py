@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from fakes.pod import Behind, Pod
 
 from shim.errors import (
-    BadAnnotation,
     BadName,
+    Cancelled,
     CheckpointFailed,
     FailedPrecondition,
     InvalidArgument,
@@ -24,7 +24,9 @@ from shim.proto import events_pb, runc_pb
 from shim.proto import task_pb as pb
 from shim.proto.control_pb import CheckpointRequest
 from shim.proto.known import pack
+from shim.task.container import Container
 from shim.task.control import ControlService
+from shim.task.dumping import BEGUN, STOPPED, is_marked, mark
 from shim.task.state import RUNNING
 
 FOREVER = ("sleep", "1000")
@@ -215,11 +217,12 @@ def test_a_paused_worker_can_do_nothing(pod: Pod, plays: Any) -> None:
     assert plays.seen == []
 
 
-def test_a_bad_action_is_refused(pod: Pod, plays: Any) -> None:
+def test_a_bad_action_does_not_count(pod: Pod, plays: Any) -> None:
+    """Create has said so."""
     acted_on(pod, {"thaw.dev/quiesce": "gently"})
-    with pytest.raises(BadAnnotation, match="quiesce"):
-        to_name(pod)
-    assert plays.seen == []
+    plays.set("checkpoint", play="reply", reply=REPLY)
+    to_name(pod)
+    assert plays.verbs == ["checkpoint"]
 
 
 @pytest.mark.parametrize("resume", [True, False])
@@ -244,20 +247,62 @@ def test_it_cannot_be_resumed_either(pod: Pod, plays: Any, logged: Callable[[], 
     assert "nobody listens" in logged()
 
 
-def test_other_verbs_wait_and_kill_does_not(running: Pod, plays: Any) -> None:
-    plays.set("checkpoint", play="hang", child=str(running.folder / "child"))
-    dumping = Behind(lambda: to_path(running))
-    running.node.until((running.folder / "child").exists)
-    pausing = Behind(running.service.containers["c"].pause)
-    running.kill("c")
-    assert running.wait("c").get().exit_status == 137
-    assert "pause" not in running.verbs()
-    engine = parent_of(int((running.folder / "child").read_text()))
-    running.node.reaper.kill(engine, 9)
-    with pytest.raises(Exception, match="the engine process died"):
-        dumping.get()
+class Quiescing(NamedTuple):
+    container: Container
+    dumping: Behind
+    engine: int
+
+    def let_criu_begin(self) -> None:
+        mark(self.container.folder, BEGUN)
+
+
+@pytest.fixture
+def quiescing(pod: Pod, plays: Any) -> Iterator[Quiescing]:
+    """A checkpoint by hand whose engine is at it, and does not answer."""
+    acted_on(pod)
+    child = pod.folder / "child"
+    plays.set("checkpoint", play="hang", child=str(child))
+    plays.set("resume", play="reply", reply={})
+    dumping = Behind(lambda: to_path(pod))
+    pod.node.until(child.exists)
+    made = Quiescing(pod.service.containers["c"], dumping, parent_of(int(child.read_text())))
+    yield made
+    pod.node.reaper.kill(made.engine, 9)
+
+
+def test_other_verbs_wait_and_kill_does_not(quiescing: Quiescing, pod: Pod) -> None:
+    quiescing.let_criu_begin()
+    pausing = Behind(quiescing.container.pause)
+    pod.kill("c")
+    assert pod.wait("c").get().exit_status == 137
+    assert "pause" not in pod.verbs()
+    pod.node.reaper.kill(quiescing.engine, 9)
+    with pytest.raises(RestoreFailed, match="the engine process died"):
+        quiescing.dumping.get()
     with pytest.raises(FailedPrecondition, match="it is stopped"):
         pausing.get()
+
+
+def test_a_quiesce_that_hangs_does_not_outlive_the_container(
+    quiescing: Quiescing, pod: Pod, plays: Any
+) -> None:
+    """Its server may be another container's; and nobody wakes one that has ended."""
+    pod.kill("c")
+    pod.wait("c").get()
+    pod.delete("c")
+    with pytest.raises(Cancelled):
+        quiescing.dumping.get()
+    assert plays.verbs == ["checkpoint"]
+
+
+def test_what_an_operator_asks_for_goes_on_when_it_is_told_to_stop(
+    quiescing: Quiescing, pod: Pod
+) -> None:
+    pod.kill("c", 28)
+    assert is_marked(quiescing.container.folder, STOPPED)
+    pod.node.reaper.kill(quiescing.engine, 9)
+    with pytest.raises(RestoreFailed, match="the engine process died"):
+        quiescing.dumping.get()
 
 
 def parent_of(pid: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,11 +16,12 @@ import pytest
 from fakes.pod import READ_GATE, Behind, Pod, open_gate
 from fakes.talkers import answer, talker
 
-from shim.annotations import READY, REGISTER, REGISTER_FAILURE
+from shim.annotations import READY, REGISTER, REGISTER_FAILURE, REGISTER_TIMEOUT
 from shim.errors import RegistrationFailed
 from shim.task import membership
 from shim.task.container import Container
-from shim.task.membership import membership_of
+from shim.task.engine import Engine
+from shim.task.membership import Membership, membership_of
 from shim.task.state import RUNNING, STOPPED
 
 FOREVER = ("sleep", "1000")
@@ -32,12 +34,26 @@ from shim.registration.serving import main
 main()
 """
 
+HANGS = "import time; time.sleep(1000)"
+# Says what happens before it answers, as threads may have it on a busy node.
+FORESTALLS = """
+import json, socket
+daemon = socket.socket(fileno=3)
+requests = daemon.makefile("rb")
+requests.readline()
+for line in ({"event": "lost", "because": "so"}, {"registered": True, "because": ""}):
+    daemon.sendall(json.dumps(line).encode() + b"\\n")
+assert json.loads(requests.readline())["verb"] == "deregister"
+daemon.sendall(b'{"event": "deregistered", "because": ""}\\n')
+"""
+
 
 @pytest.fixture(autouse=True)
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "serving.py"
     path.write_text(PROGRAM)
     monkeypatch.setattr(membership, "PROGRAM", str(path))
+    return path
 
 
 def eventually(what: Callable[[], bool]) -> None:
@@ -58,8 +74,32 @@ def start(pod: Pod, port: int, **notes: str) -> Container:
     return container
 
 
+def running(pod: Pod, port: int, **notes: str) -> tuple[Container, Membership]:
+    """A container that runs, and its membership, which the caller begins."""
+    container = create(pod, port, **notes)
+    made, container.membership = container.membership, None
+    pod.start("c")
+    container.membership = made
+    assert made is not None
+    return container, made
+
+
+def kill_came(pod: Pod) -> bool:
+    made = pod.service.containers["c"].membership
+    return made is not None and made._over.is_set()
+
+
 def wait(event: threading.Event) -> None:
     event.wait(10)
+
+
+def engine_of(container: Container) -> Engine:
+    made = container.membership
+    assert made is not None
+    eventually(lambda: made._engine is not None)
+    engine = made._engine
+    assert engine is not None
+    return engine
 
 
 def methods(server: Any) -> list[str]:
@@ -124,15 +164,81 @@ def test_it_ends_by_itself(pod: Pod) -> None:
         eventually(lambda: methods(server) == ["POST", "DELETE"])
 
 
-def test_a_process_that_dies(pod: Pod, logged: Callable[[], str]) -> None:
+@pytest.mark.parametrize("more", [{}, {REGISTER_FAILURE: "fail"}])
+def test_a_process_that_dies(pod: Pod, logged: Callable[[], str], more: dict[str, str]) -> None:
+    """Whatever becomes of it, the worker is to be registered: another does its work."""
     with talker(answer(200)) as server:
-        made = start(pod, server.port).membership
+        container = start(pod, server.port, **more)
         eventually(lambda: "msg=registered" in logged())
-        assert made is not None
-        assert made._engine is not None
-        os.kill(made._engine.pid, 9)
+        os.kill(engine_of(container).pid, 9)
         eventually(lambda: "its process has died" in logged())
+        eventually(lambda: logged().count("msg=registered") == 2)
         pod.kill("c", 9)
+        assert methods(server) == ["POST", "POST", "DELETE"]
+
+
+def test_a_process_that_does_not_answer(
+    pod: Pod, logged: Callable[[], str], program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program.write_text(HANGS)
+    monkeypatch.setattr(membership, "_START", 0.0)
+    with talker(answer(200)) as server:
+        start(pod, server.port, **{REGISTER_TIMEOUT: "0.1"})
+        eventually(lambda: "not done within 0.1 s" in logged())
+        monkeypatch.setattr(membership, "_START", 10.0)
+        program.write_text(PROGRAM)
+        eventually(lambda: methods(server) == ["POST"])
+        pod.kill("c", 9)
+        assert methods(server) == ["POST", "DELETE"]
+
+
+def test_a_process_that_cannot_be_started(
+    pod: Pod, logged: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with talker(answer(200)) as server:
+        container = create(pod, server.port)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", "/nowhere/python3")
+            pod.start("c")
+            eventually(lambda: "cannot start its process" in logged())
+        eventually(lambda: methods(server) == ["POST"])
+        assert container.state.status == RUNNING
+        pod.kill("c", 9)
+
+
+def test_nor_can_a_container_that_needs_it(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(pod, 1, **{REGISTER_FAILURE: "fail"})
+    monkeypatch.setattr(sys, "executable", "/nowhere/python3")
+    with pytest.raises(RegistrationFailed, match="cannot start its process"):
+        pod.start("c")
+    assert pod.state("c").status == STOPPED
+
+
+def test_what_happens_before_the_answer(pod: Pod, logged: Callable[[], str], program: Path) -> None:
+    program.write_text(FORESTALLS)
+    start(pod, 1)
+    eventually(lambda: "msg=registered" in logged())
+    assert "registration: lost" in logged()
+    pod.kill("c", 9)
+    assert "msg=deregistered" in logged()
+    assert "in time" not in logged()
+
+
+def test_no_secrets_for_its_process(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Witness(Engine):
+        def ask(self, request: Any, *args: Any) -> dict[str, Any]:
+            asked.append(request)
+            return super().ask(request, *args)
+
+    monkeypatch.setattr(membership, "Engine", Witness)
+    with talker(answer(200)) as server:
+        container = start(pod, server.port, **{REGISTER_FAILURE: "fail"})
+        pod.kill("c", 9)
+    assert "entropy" not in container.identity
+    assert asked[0]["identity"]["generation"] == container.identity["generation"]
+    assert "entropy" not in asked[0]["identity"]
 
 
 def test_a_registry_that_comes_late(pod: Pod, logged: Callable[[], str]) -> None:
@@ -172,9 +278,7 @@ def test_one_that_never_gets_ready_is_never_registered(pod: Pod) -> None:
     with talker(answer(404)) as worker, talker(answer(200)) as server:
         container = start(pod, server.port, **{READY: f"http:{worker.port}/health"})
         eventually(lambda: len(worker.heard) > 1)
-        assert container.membership is not None
-        engine = container.membership._engine
-        assert engine is not None
+        engine = engine_of(container)
         pod.kill("c", 15)
         worker.talk = answer(200)
         eventually(engine._ended.is_set)
@@ -189,7 +293,8 @@ def test_refused_once_it_is_ready(pod: Pod, logged: Callable[[], str]) -> None:
     assert "as it must be registered" in logged()
 
 
-def test_killed_while_it_is_being_registered(pod: Pod) -> None:
+@pytest.mark.parametrize("more", [{}, {REGISTER_FAILURE: "fail"}])
+def test_killed_while_it_is_being_registered(pod: Pod, more: dict[str, str]) -> None:
     """An attempt is under way, which may succeed: then it is taken back."""
     asked, go_on = threading.Event(), threading.Event()
 
@@ -199,11 +304,14 @@ def test_killed_while_it_is_being_registered(pod: Pod) -> None:
         answer(200)(connection, request)
 
     with talker(slow) as server:
-        start(pod, server.port)
+        create(pod, server.port, **more)
+        started = pod.start_behind("c")
         assert asked.wait(10)
         kill = Behind(lambda: pod.kill("c", 9))
+        eventually(lambda: kill_came(pod))
         go_on.set()
         kill.get()
+        assert started.get(), "it did start, and is ended by its signal"
         assert methods(server) == ["POST", "DELETE"], "before the signal"
 
 
@@ -226,3 +334,71 @@ def test_a_registry_that_hangs_keeps_no_kill_waiting(pod: Pod, logged: Callable[
         made.end_before(15, time.monotonic() + membership._OWN + 0.2)
         assert "not deregistered in time" in logged()
         over.set()
+
+
+def test_told_to_stop_before_it_began(pod: Pod) -> None:
+    """Between the start of its program and the attempt, which is none then."""
+    with talker(answer(200)) as server:
+        container = create(pod, server.port, **{REGISTER_FAILURE: "fail"})
+        assert container.membership is not None
+        container.membership.end_before(15, None)
+        pod.start("c")
+        pod.kill("c", 9)
+    assert server.heard == []
+
+
+def test_everyone_waits_for_its_end(pod: Pod) -> None:
+    """Not only the first who wants it: a second signal must not overtake the deregistration."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: socket.socket, request: bytes) -> None:
+        asked.set()
+        assert go_on.wait(10)
+        answer(200)(connection, request)
+
+    with talker(slow) as server:
+        made = start(pod, server.port).membership
+        assert made is not None
+        assert asked.wait(10)
+        first = Behind(lambda: made.end(10))
+        eventually(lambda: made._engine is None or not made._engine.alive)
+
+        def another() -> list[str]:
+            made.end(10)
+            return methods(server)
+
+        second = Behind(another)
+        go_on.set()
+        first.get()
+        assert second.get() == ["POST", "DELETE"]
+        pod.kill("c", 9)
+
+
+def test_no_longer_than_the_caller_has(pod: Pod) -> None:
+    over = threading.Event()
+    with talker(lambda *_: wait(over)) as server:
+        notes = {REGISTER_FAILURE: "fail", REGISTER_TIMEOUT: "3600"}
+        container, made = running(pod, server.port, **notes)
+        with pytest.raises(RegistrationFailed, match="no answer within"):
+            made.begin(container.identity, restored=True, deadline=time.monotonic() + 4)
+        assert container.state.status == RUNNING, "its end is the caller's business"
+        over.set()
+        pod.kill("c", 9)
+
+
+def test_late(pod: Pod) -> None:
+    """Its snapshot was made first: what it was waited for then is not asked again."""
+    with talker(answer(404)) as worker, talker(answer(200)) as server:
+        container, made = running(pod, server.port, **{READY: f"http:{worker.port}/"})
+        made.begin(container.identity, restored=False, late=True)
+        eventually(lambda: methods(server) == ["POST"])
+        pod.kill("c", 9)
+        assert (methods(server), worker.heard) == (["POST", "DELETE"], [])
+
+
+def test_refused_late(pod: Pod) -> None:
+    """Its Start has long been answered: the container is ended."""
+    with talker(answer(403)) as server:
+        container, made = running(pod, server.port, **{REGISTER_FAILURE: "fail"})
+        made.begin(container.identity, restored=False, late=True)
+        assert pod.wait("c").get().exit_status == 137

@@ -17,6 +17,7 @@ SNAPSHOT = "thaw.dev/snapshot"
 CHECKPOINT = "thaw.dev/checkpoint"
 ARTIFACT = "r.example/team/worker:1"
 PINNED = f"warm@sha256:{'0a' * 32}"
+ANYONE = {"policy__auto": "*", "policy__checkpoint": "*"}
 ALLOWED = {"registry.allow": "r.example/team other.example"}
 
 
@@ -27,7 +28,13 @@ def asked(pod: Pod, notes: dict[str, str], **settings: Any) -> Origins:
 
 def test_a_cold_pod(pod: Pod) -> None:
     found = asked(pod, {})
-    assert (found.source, found.aside) == (None, False)
+    assert found.source is None
+    assert is_idle(found)
+
+
+def is_idle(found: Origins) -> bool:
+    """Whether nothing follows a cold boot."""
+    return (found.making, found.pull, found.waits) == (None, "", False)
 
 
 def made(found: Origins) -> tuple[str, str, bool]:
@@ -74,42 +81,47 @@ def test_auto_is_made_once_it_is_warm(pod: Pod) -> None:
 
 @pytest.mark.parametrize("name", ["warm", "auto"])
 def test_a_snapshot_that_is_to_be_made(pod: Pod, name: str) -> None:
-    found = asked(pod, {CHECKPOINT: name, "thaw.dev/ready": "exec:true"}, policy__auto="default *")
+    found = asked(
+        pod,
+        {CHECKPOINT: name, "thaw.dev/ready": "exec:true"},
+        policy__auto="default *",
+        policy__checkpoint="x *",
+    )
     assert found.source is None
     assert made(found) == (name, "exec:true", False)
 
 
 def test_the_container_that_is_named_makes_it(pod: Pod) -> None:
     notes = {f"{CHECKPOINT}.app": "warm", "io.kubernetes.cri.container-name": "app"}
-    assert made(asked(pod, notes, policy__auto="*"))[0] == "warm"
+    assert made(asked(pod, notes, **ANYONE))[0] == "warm"
     notes["io.kubernetes.cri.container-name"] = "proxy"
-    assert not asked(pod, notes, policy__auto="*").aside
+    assert is_idle(asked(pod, notes, **ANYONE))
 
 
 def test_a_sandbox_makes_none(pod: Pod) -> None:
     notes = {CHECKPOINT: "warm", "io.kubernetes.cri.container-type": "sandbox"}
-    assert not asked(pod, notes, policy__auto="*").aside
+    assert is_idle(asked(pod, notes, **ANYONE))
 
 
 def test_one_is_restored_and_another_made_if_it_boots_cold(pod: Pod) -> None:
     path = pod.snapshot("old")
-    found = asked(pod, {SNAPSHOT: "old", CHECKPOINT: "new"}, policy__auto="*")
+    found = asked(pod, {SNAPSHOT: "old", CHECKPOINT: "new"}, **ANYONE)
     assert found.source is not None
     assert (found.source.path, made(found)[0]) == (str(path), "new")
-    found = asked(pod, {SNAPSHOT: "auto", CHECKPOINT: "new"}, policy__auto="*")
+    found = asked(pod, {SNAPSHOT: "auto", CHECKPOINT: "new"}, **ANYONE)
     assert found.source is not None
     assert (found.source.name, made(found)[0]) == ("auto", "new")
 
 
 def test_one_that_is_missing_is_made(pod: Pod, logged: Callable[[], str]) -> None:
-    found = asked(pod, {SNAPSHOT: "warm", CHECKPOINT: "warm"}, policy__auto="*")
+    found = asked(pod, {SNAPSHOT: "warm", CHECKPOINT: "warm"}, **ANYONE)
     assert (found.source, made(found)[0]) == (None, "warm")
     assert "no snapshot named warm" in logged()
 
 
 def test_one_is_pulled_and_another_made(pod: Pod) -> None:
     notes = {SNAPSHOT: ARTIFACT, CHECKPOINT: "warm"}
-    found = asked(pod, notes, policy__auto="*", registry__allow="r.example")
+    found = asked(pod, notes, **ANYONE, registry__allow="r.example")
     assert (found.pull, made(found)[0]) == (ARTIFACT, "warm")
 
 
@@ -127,7 +139,7 @@ def test_one_is_pulled_and_another_made(pod: Pod) -> None:
 def test_a_worker_of_the_contract_waits(pod: Pod, notes: dict[str, str], waits: bool) -> None:
     """Without a word of snapshots that are restored or made it is left to `thaw checkpoint`."""
     for allowed in ("*", ""):
-        assert asked(pod, notes, policy__auto=allowed).waits == waits
+        assert asked(pod, notes, policy__checkpoint=allowed).waits == waits
 
 
 def test_one_that_may_not_be_made(pod: Pod, logged: Callable[[], str]) -> None:
@@ -139,7 +151,7 @@ def test_one_that_may_not_be_made(pod: Pod, logged: Callable[[], str]) -> None:
     assert (found.source.path, found.making) == (str(path), None)
     assert asked(pod, strict).making is None
     assert logged().count("no snapshot will be made") == 2
-    assert "policy.auto" in logged()
+    assert "policy.checkpoint" in logged()
     entry = json.loads((pod.folder / "audit.log").read_text().splitlines()[-1])
     assert (entry["event"], entry["name"], entry["reason"]) == ("refuse", "warm", "Denied")
     assert entry["outcome"] == "not made"
@@ -154,11 +166,12 @@ def test_one_that_may_not_be_made(pod: Pod, logged: Callable[[], str]) -> None:
     ],
 )
 def test_bad_annotations(pod: Pod, bad: dict[str, str], logged: Callable[[], str]) -> None:
-    found = asked(pod, bad, policy__auto="*")
-    assert (found.source, found.aside) == (None, False)
+    found = asked(pod, bad, **ANYONE)
+    assert found.source is None
+    assert is_idle(found)
     assert "BadAnnotation" in logged()
     with pytest.raises(BadAnnotation, match=r"thaw\.dev/"):
-        asked(pod, {**bad, "thaw.dev/on-failure": "fail"}, policy__auto="*")
+        asked(pod, {**bad, "thaw.dev/on-failure": "fail"}, **ANYONE)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +190,41 @@ def test_who_may_have_snapshots_made(pod: Pod, allowed: str, good: bool) -> None
         return
     with pytest.raises(Denied, match="'team'"):
         asked(pod, notes, policy__auto=allowed)
+
+
+@pytest.mark.parametrize("name", ["warm", "auto"])
+@pytest.mark.parametrize("key", ["policy__auto", "policy__checkpoint"])
+def test_a_name_of_ones_own_is_another_matter(pod: Pod, name: str, key: str) -> None:
+    """A derived name nobody can choose; any other could be taken from whom it is meant for."""
+    found = asked(pod, {CHECKPOINT: name}, **{key: "*"})
+    assert (found.making is not None) == ((key == "policy__auto") == (name == "auto"))
+
+
+def test_auto_is_restored_whoever_may_choose_names(pod: Pod) -> None:
+    notes = {SNAPSHOT: "auto", CHECKPOINT: "warm"}
+    found = asked(pod, notes, policy__auto="*")
+    assert found.source is not None
+    assert (found.source.name, found.making) == ("auto", None)
+    found = asked(pod, notes, policy__checkpoint="*")
+    assert (found.source, made(found)[0]) == (None, "warm")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({f"{SNAPSHOT}.app": "old"}, True),
+        ({f"{SNAPSHOT}.proxy": "old"}, False),
+        ({f"{SNAPSHOT}.app": "old", f"{CHECKPOINT}.proxy": "own"}, False),
+        ({SNAPSHOT: "old"}, False),
+    ],
+)
+def test_one_container_is_meant_and_all_are_addressed(
+    pod: Pod, more: dict[str, str], said: bool, logged: Callable[[], str]
+) -> None:
+    notes = {CHECKPOINT: "warm", "io.kubernetes.cri.container-name": "proxy", **more}
+    asked(pod, notes, **ANYONE)
+    assert ("is for all containers" in logged()) == said
+    assert (f"{CHECKPOINT}.CONTAINER" in logged()) == said
 
 
 def test_a_bad_probe_is_said_even_if_it_is_not_needed(pod: Pod) -> None:

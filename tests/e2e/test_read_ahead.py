@@ -126,7 +126,7 @@ def test_the_snapshot_was_made_anew_meanwhile(lane: Lane, cold: str) -> None:
     forget(lane, "name")
 
 
-@pytest.mark.parametrize("name", ["absent", "../cold", "auto"])
+@pytest.mark.parametrize("name", ["absent", "../cold"])
 def test_nothing_to_read(lane: Lane, name: str) -> None:
     with lane.pod("nothing", annotations={SNAPSHOT: name}) as pod:
         container = host_python(pod, WORKER).start()

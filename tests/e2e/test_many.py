@@ -10,6 +10,8 @@ from bed.images import BUSYBOX_IMAGE
 from bed.lane import Lane
 from workers import COMMAND, FAIL, SNAPSHOT, ask, boot, booted_cold, kept_snapshot
 
+pytestmark = [pytest.mark.one_lane]
+
 IN_A_ROW = 20
 AT_ONCE = 10
 

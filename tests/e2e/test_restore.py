@@ -228,6 +228,7 @@ while True:
 """
 
 
+@pytest.mark.one_lane
 def test_monotonic_time_goes_on_from_the_dump(lane: Lane) -> None:
     """CRIU makes a time namespace for it, so timers go on too, whatever the node's clock says."""
 

@@ -1,6 +1,6 @@
 """Thaw: a containerd shim that restores pods from snapshots instead of booting them cold.
 
-Two kinds of process run this package on a node.
+Three kinds of process run this package on a node.
 
 The daemon, one per pod, small: `__main__` and `bootstrap` start it (the launcher in native/ execs
 them), `daemon` puts it together around one `loop`. `task` answers containerd: `service` takes the
@@ -10,6 +10,10 @@ uses of the standard library. `deletion` and `info` are the other things contain
 
 The engine, one per restore or checkpoint, of any size: `engine` is its door, `work` what it was
 asked, `restore` and `checkpoint` do it, `snapshot` knows what a snapshot is, `criu` steers CRIU.
+`worker` is what Thaw and a worker say to each other.
+
+The registrar, one per container that is registered somewhere, for as long as it lives:
+`registration`.
 
 A Create without a snapshot mounts the root file system and runs `runc create`. With one it opens
 the streams and answers pid 0; Start then has an engine run a plan (`restore.plan`) of steps that

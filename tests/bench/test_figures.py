@@ -2,9 +2,9 @@
 
 Nothing is asserted about time: machines differ and are noisy, so medians and their ratio are
 printed. THAW_BENCH_RUNS sets how often each thing is measured: a few times by default, so that the
-whole suite stays short; the README's figures are of 10.
+whole suite stays short; the README's figures are of 7.
 
-    THAW_BENCH_RUNS=10 bash tests/run.sh tests/bench
+    THAW_BENCH_RUNS=7 bash tests/run.sh tests/bench
 """
 
 from __future__ import annotations

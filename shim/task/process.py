@@ -28,6 +28,7 @@ class Process:
         self.exit: Exit | None = None
         self._waiters: list[Callable[[Exit], None]] = []
         self._gate = Lock()
+        self._input_is_over = False
 
     def when_ended(self, callback: Callable[[Exit], None]) -> None:
         """Call `callback(exit)` once the process has ended; at once if it has."""
@@ -63,7 +64,11 @@ class Process:
         from shim.task.stdio import Stdio
 
         before = self.stdio
-        self.stdio = Stdio(host.loop, host.reaper, self.streams, env, owner, held=held)
+        opened = Stdio(host.loop, host.reaper, self.streams, env, owner, held=held)
+        with self._gate:
+            self.stdio = opened
+            if self._input_is_over:
+                opened.close_stdin()
         if before is not None:
             before.close()
         return self.stdio
@@ -79,9 +84,15 @@ class Process:
             self.stdio.resize(width, height)
 
     def close_stdin(self) -> None:
-        """End the process's input."""
-        if self.stdio is not None:
-            self.stdio.close_stdin()
+        """End the process's input.
+
+        A client may have written all of it as soon as the FIFO has a reader, and say so before
+        the streams are all open.
+        """
+        with self._gate:
+            self._input_is_over = True
+            if self.stdio is not None:
+                self.stdio.close_stdin()
 
 
 class Console:

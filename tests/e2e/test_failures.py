@@ -270,6 +270,7 @@ def says(line: Line, case: Case) -> None:
     assert line.fields["hint"]
 
 
+@pytest.mark.one_lane
 @pytest.mark.parametrize("name", CASES)
 def test_it_boots_cold(lane: Lane, attempt: Attempt, name: str) -> None:
     case = CASES[name]

@@ -73,6 +73,16 @@ def test_streams_are_opened_anew_without_a_gap(node: Node, tmp_path: Path) -> No
     os.close(reader)
 
 
+def test_input_that_is_over_before_all_streams_are_open(node: Node, tmp_path: Path) -> None:
+    """A client's CloseIO may overtake us: what is forgotten then would never end."""
+    os.mkfifo(tmp_path / "in")
+    process = Process(Streams(str(tmp_path / "in"), "", "", False))
+    process.close_stdin()
+    stdio = process.open_stdio(node.host, {}, (0, 0))
+    assert stdio._stdin_keeper is None
+    process.close_stdio()
+
+
 def test_nothing_happens_before_the_streams_are_open() -> None:
     process = Process(NULL)
     process.resize(80, 24)

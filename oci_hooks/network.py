@@ -19,7 +19,6 @@ are bound to old addresses, which are moved before CRIU reads them (shim.restore
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import sys
@@ -37,7 +36,7 @@ from oci_hooks.state import State
 from oci_hooks.steps import Report, Step, Steps
 from shim.bundle import Bundle, hostname_of, namespace_path
 from shim.errors import ThawError
-from shim.namespaces import CLONE, join
+from shim.namespaces import join, unshare
 from shim.restore.hostname import set_hostname
 
 if TYPE_CHECKING:
@@ -192,9 +191,7 @@ def _warm_up() -> None:
     import pyroute2.netlink.nfnetlink.nfctsocket  # noqa: F401
     from pyroute2 import IPRoute
 
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE["net"]):
-        number = ctypes.get_errno()
-        raise OSError(number, f"unshare: {os.strerror(number)}")
+    unshare("net")
     with IPRoute() as route:
         route.link("set", index=1, state="up")  # the loopback, which gives addresses and routes
         here = Interfaces(route)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from oci_hooks import hold as holding
 from shim.doctor.node import Node
 from shim.doctor.verdict import Verdict, absent, bad, ok
 from shim.errors import ThawError
-from shim.namespaces import CLONE
+from shim.namespaces import unshare
 from shim.restore.hook import program_of
 
 
@@ -30,11 +29,8 @@ def hold(_node: Node) -> Iterator[Verdict]:
 
 def _try(failed: list[Exception]) -> None:
     try:
-        if ctypes.CDLL(None, use_errno=True).unshare(CLONE["net"]):
-            number = ctypes.get_errno()
-            raise OSError(number, f"no new network namespace: {os.strerror(number)}")
-        here = f"/proc/self/task/{threading.get_native_id()}/ns/net"
-        namespace = f"/proc/{os.getpid()}/{here.removeprefix('/proc/self/')}"
+        unshare("net")
+        namespace = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
         holding.hold(namespace)
         holding.release(namespace)
     except (OSError, ThawError) as error:

@@ -12,7 +12,6 @@ the node end here, too, so that nothing is kept busy.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import socket
@@ -24,13 +23,13 @@ from typing import Any
 from shim._native import ffi, lib
 from shim.errors import RegistrationFailed
 from shim.mount import BIND, DETACH, NODEV, NOEXEC, NOSUID, REC, SLAVE
+from shim.namespaces import join, unshare
 from shim.native import check
 
 LARGEST = 1 << 20  # bytes of a pod's hosts or resolv.conf
 # Bytes that this process may have of memory of its own (RLIMIT_DATA): with gRPC it has 85 MiB, most
 # of it stacks that are hardly used, and more of those on a node of many cores.
 MEMORY = 512 << 20
-_NEWNET, _NEWNS = 0x40000000, 0x00020000  # linux/sched.h
 _FILES = ("/etc/hosts", "/etc/resolv.conf")
 _DESK = "/tmp"  # what lies there is covered for a moment, not used
 # The node's may name a resolver that is asked over a Unix socket, and answers for the node.
@@ -45,13 +44,8 @@ def enter(pid: int, spec: Mapping[str, Any]) -> None:
     resolv.conf of the pod that is none.
     """
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _succeed(libc.setns(fd, _NEWNET), "setns", f"/proc/{pid}/ns/net")
-    finally:
-        os.close(fd)
-    _succeed(libc.unshare(_NEWNS), "unshare", "")
+    join(f"/proc/{pid}/ns/net", "net")
+    unshare("mnt")
     _mount("", "/", REC | SLAVE)
     _cover({**_files(spec), **_NSSWITCH})
     os.environ["RES_OPTIONS"] = _PATIENCE  # resolv.conf(5)
@@ -105,12 +99,6 @@ def _cover(texts: Mapping[str, bytes]) -> None:
             _mount(f"{_DESK}/{number}", path, BIND)
     finally:
         check(lib.thaw_umount(os.fsencode(_DESK), DETACH), "unmount", _DESK)
-
-
-def _succeed(result: int, what: str, path: str) -> None:
-    if result:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}", path)
 
 
 def _mount(source: str, target: str, flags: int, kind: str = "") -> None:

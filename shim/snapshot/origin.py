@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shim.annotations import CONTAINER_NAME, IMAGE_NAME, POD_NAMESPACE
+from shim.namespaces import is_own
 from shim.snapshot.config import Origin, SpecMount
 from shim.snapshot.token import service_account
 
@@ -82,11 +83,4 @@ def _namespace(kind: str, path: str | None) -> str:
         return "new"
     # A pod on the host's network still names a path: its sandbox's, which is the host's. The
     # host's are those of containerd, which are ours.
-    return "host" if _same(path, f"/proc/self/ns/{_LINKS.get(kind, kind)}") else "joined"
-
-
-def _same(path: str, other: str) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.stat(other))
-    except OSError:
-        return False
+    return "host" if is_own(path, _LINKS.get(kind, kind)) else "joined"

@@ -77,6 +77,14 @@ TABLE = (
         "GiB of a container's memory that may wait for the disk when it runs on; half of what is "
         "free at most.",
     ),
+    Key("gpu.library", str, "libcuda.so.1", "The NVIDIA driver's library: its name, or a path."),
+    Key("gpu.lock", float, 10.0, "Seconds within which a worker's CUDA calls must come to rest."),
+    Key(
+        "gpu.wait",
+        float,
+        10.0,
+        "Seconds to wait for free GPU memory before a restore: who had it may just be exiting.",
+    ),
     Key("retention.size", float, 0.0, "GiB that the snapshots of a store may take; 0: no limit."),
     Key(
         "retention.age",
@@ -161,6 +169,8 @@ LIMITS = {
     "restore.threads": (0.0, 1024.0),
     "restore.memory": (0.0, 1048576.0),
     "checkpoint.memory": (0.0, 1048576.0),
+    "gpu.lock": (0.001, 86400.0),
+    "gpu.wait": (0.0, 86400.0),
     "retention.size": (0.0, 1048576.0),
     "retention.age": (0.0, 36500.0),
     "registry.transfers": (1.0, 65.0),

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from shim.checkpoint.auto import Making
     from shim.restore.adoption import Adoption
     from shim.restore.bulk import ReadAhead
+    from shim.restore.device import Device
 
 SOCKET_FD = 3
 STREAMS = 8  # descriptors that may come with a request
@@ -87,6 +88,13 @@ class Begun:
 
         return Adoption()
 
+    @cached_property
+    def device(self) -> Device:
+        """The driver, once it is known to be needed."""
+        from shim.restore.device import Device
+
+        return Device()
+
     def release(self) -> None:
         """Let others make the snapshot."""
         for one in self.making:
@@ -110,7 +118,7 @@ def _serve(requests: _Requests, daemon: socket.socket, begun: Begun) -> int:
         request, fds = requests.next()
         if request["verb"] == "read-ahead":  # wants no answer; what is wrong, the restore will say
             begun.adoption.start(Config(request["config"]))  # before we volunteer to be killed
-            begun.ahead.begin(request)
+            begun.ahead.begin(request, begun.device.expect)
             continue
         if "ahead" in vars(begun):
             begun.ahead.called()
@@ -181,7 +189,7 @@ def _verb(name: str, begun: Begun) -> Callable[[Work], dict[str, Any]]:
         from shim.restore.engine import restore
         from shim.restore.source import located
 
-        return lambda work: restore(located(work), begun.ahead, begun.adoption)
+        return lambda work: restore(located(work), begun.ahead, begun.adoption, begun.device)
     if name == "undo":
         from shim.restore.engine import undo
 

@@ -23,6 +23,7 @@
     └── Unknown                     2    Unknown
         ├── RuntimeFailed           2    RuntimeFailed     (runc said no)
         ├── CheckpointFailed        2    CheckpointFailed
+        ├── GpuFailed               2    GpuFailed         (the CUDA driver said no)
         ├── WorkerFailed            2    WorkerFailed      (an action on it went wrong)
         └── RestoreFailed           2    RestoreFailed
             └── CanaryFailed        2    CanaryFailed
@@ -188,6 +189,12 @@ class CheckpointFailed(Unknown):
     """The container could not be dumped; it runs on unless told to exit."""
 
     reason = "CheckpointFailed"
+
+
+class GpuFailed(Unknown):
+    """The CUDA driver refused what was asked of it, or failed at it."""
+
+    reason = "GpuFailed"
 
 
 class RestoreFailed(Unknown):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shim import __version__
 from shim.checkpoint.contents import survey
+from shim.checkpoint.device import Device
 from shim.errors import CheckpointFailed
 from shim.restore import namespace
 from shim.snapshot.config import FORMAT, SKELETON_FILE, File, Maker, SnapshotConfig
@@ -43,7 +44,7 @@ class Moment:
         self, work: Work, images: Path, extras: Path, pages: tuple[Path, ...] | None
     ) -> None:
         spec = work.bundle.spec()
-        self.host = this_host(criu_version(work.config))
+        self.host = this_host(criu_version(work.config), gpus=False)
         self.contents = survey(spec, work)
         self.mounts = mounts_of(work.details["pid"])
         origin = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
@@ -51,6 +52,7 @@ class Moment:
         self.origin = replace(origin, addresses=here)
         self.difference = extras / "rootfs" if work.details["name"] else None
         self.bytes = 0
+        self.device = Device()
         self._by = made_by(work)
         self._images = images
         self._extras = extras
@@ -66,7 +68,7 @@ class Moment:
             format=FORMAT,
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             origin=self.origin,
-            host=self.host,
+            host=replace(self.host, gpus=list(self.device.gpus)),
             mounts=self.mounts,
             volumes=[volume.destination for volume in self.contents.volumes],
             difference=self.difference is not None,
@@ -76,6 +78,7 @@ class Moment:
             sizes=sizes,
             maker=Maker(__version__, socket.gethostname(), self._by),
             spans=list(timeline.spans),
+            gpu=self.device.state,
         )
         path = self._extras / CONFIG
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:

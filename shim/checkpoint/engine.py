@@ -20,6 +20,7 @@ from shim import audit
 from shim.annotations import POD_NAME, POD_NAMESPACE
 from shim.budget import available, budget_of
 from shim.checkpoint.contents import save_difference, save_volumes
+from shim.checkpoint.device import suspended
 from shim.checkpoint.document import Moment, made_by
 from shim.checkpoint.pages import Pages, Parallel, Plain
 from shim.checkpoint.quiet import Quiet
@@ -179,6 +180,7 @@ def _make(work: Work, target: _Target, timeline: Timeline, quiet: Quiet) -> dict
         taken = Moment(work, target.images, target.extras, target.pages)
 
     def at_post_dump(pages: Pages) -> None:
+        taken.device.check()
         with timeline.span("pages"):
             pages.save()
         with timeline.span("difference"):
@@ -198,31 +200,42 @@ def _make(work: Work, target: _Target, timeline: Timeline, quiet: Quiet) -> dict
             _pack(taken, target.extras)
         taken.write_config(timeline)
 
-    # containerd's own shim keeps the log of a checkpoint here; a snapshot has its own.
-    named = bool(work.details["name"])
-    log = target.extras / "log" if named else Path(work.bundle.path) / "work/criu-work"
-    refused = ""
+    def dump(pages: Pages) -> None:
+        # containerd's own shim keeps the log of a checkpoint here; a snapshot has its own.
+        named = bool(work.details["name"])
+        log = target.extras / "log" if named else Path(work.bundle.path) / "work/criu-work"
+        with pages:
+            _dump(work, target.images, log, pages, at_post_dump, timeline)
+            _refuse_stopped(work)
+            pages.ensure_saved()
+            taken.device.resume()
+            quiet.over()
+            if not work.details["exit"]:
+                finish(pages)
+
     mark(str(work.folder), BEGUN)  # from here on nobody ends us; see task/dumping.py
     _refuse_stopped(work)
-    for pages in _ways(work, target):
-        try:
-            with pages:
-                _dump(work, target.images, log, pages, at_post_dump, timeline)
-                _refuse_stopped(work)
-                pages.ensure_saved()
-                quiet.over()
-                if not work.details["exit"]:
-                    finish(pages)
-            break
-        except CheckpointFailed:
-            if not pages.refused:
-                raise
-            refused = pages.refused
+    with suspended(work, timeline) as taken.device:
+        refused = _in_turn(_ways(work, target), dump)
     return {
         "bytes": taken.bytes,
         "frozen": timeline.seconds("dump"),
         "refused": refused,  # why CRIU had to dump all of it
     }
+
+
+def _in_turn(ways: Iterator[Pages], dump: Callable[[Pages], None]) -> str:
+    """Dump in the first way that does; answers why the one before it could not, if so."""
+    refused = ""
+    for pages in ways:
+        try:
+            dump(pages)
+            break
+        except CheckpointFailed:
+            if not pages.refused:
+                raise
+            refused = pages.refused
+    return refused
 
 
 def _index(pages: Pages, folder: Path) -> None:

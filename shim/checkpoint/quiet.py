@@ -10,6 +10,7 @@ import time
 from typing import Any, Self
 
 from shim.bundle import annotations_of
+from shim.checkpoint.device import recover
 from shim.conduct import Actions, actions
 from shim.errors import ThawError, WorkerFailed
 from shim.timeline import Timeline
@@ -87,7 +88,8 @@ class Quiet:
 
 
 def resume(work: Work) -> dict[str, Any]:
-    """Do the resume action alone, when a dump was broken off. Raises WorkerFailed."""
+    """Do what an engine owed that died over a dump. Raises WorkerFailed, GpuFailed."""
+    recover(work)
     acts = _actions(work)
     if acts.resume is not None:
         act(acts.resume, _worker(work), acts.resume_timeout)

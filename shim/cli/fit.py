@@ -63,10 +63,20 @@ def reasons(
         yield from _first("digest", lambda: check_digest(snapshot, parse(name).digest))
     yield from _first("criu", lambda: criu_version(config))
     live = wanted.live if wanted is not None else snapshot.config.origin
-    for reason in fit.reasons(snapshot.config, live, this_host()):
+    for reason in fit.reasons(snapshot.config, live, this_host(gpus=False)):
         yield Reason("machine" if wanted is None else "fit", reason)
+    yield from _gpus(snapshot, wanted)
     if wanted is not None:
         yield from _in_container(snapshot, wanted, config)
+
+
+def _gpus(snapshot: Snapshot, wanted: Target | None) -> Iterator[Reason]:
+    spec = wanted.spec if wanted is not None else None
+    try:
+        for reason in fit.gpu_reasons(snapshot.config, spec):
+            yield Reason("gpu", reason)
+    except ThawError as error:
+        yield Reason("gpu", error.message, error.hint)
 
 
 def _in_container(snapshot: Snapshot, wanted: Target, config: Config) -> Iterator[Reason]:

@@ -8,13 +8,14 @@ the restore see of it.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shim.budget import GIB
 from shim.config import Config
 from shim.restore.memory import Filling, Progress, filling_of
+from shim.snapshot.config import SnapshotConfig
 from shim.snapshot.index import Index
 from shim.snapshot.policy import check_namespace
 from shim.snapshot.store import Stores
@@ -84,8 +85,15 @@ class ReadAhead:
         self._folder = -1
         self._oom_score = ""
 
-    def begin(self, request: Mapping[str, Any]) -> None:
-        """Begin with the snapshot that is named; what is wrong with it, the restore will say."""
+    def begin(
+        self,
+        request: Mapping[str, Any],
+        opened: Callable[[Config, SnapshotConfig], None] = lambda *_: None,
+    ) -> None:
+        """Begin with the snapshot that is named; what is wrong with it, the restore will say.
+
+        `opened` is told what snapshot it is, once it is known that the pod may have it.
+        """
         config = Config(request["config"])
         shared_by = max(1, int(request.get("shared_by", 1)))
         memory = None
@@ -95,6 +103,7 @@ class ReadAhead:
             made_in, by = snapshot.config.origin.namespace, snapshot.config.maker.by
             live = request.get("namespace", "")
             check_namespace(config, made_in, live, snapshot.shared, by)
+            opened(config, snapshot.config)
             memory = self.take(snapshot.index, snapshot.criu, config, shared_by, snapshot.pages)
             memory.read_ahead()
             memory.check_files()  # for CRIU's sake: they are in the page cache then

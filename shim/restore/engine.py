@@ -23,6 +23,7 @@ from shim.restore.addresses import Rewritten
 from shim.restore.adoption import Adoption
 from shim.restore.bulk import Memory, ReadAhead
 from shim.restore.descriptors import check_flags
+from shim.restore.device import Device
 from shim.restore.plan import Plan
 from shim.restore.steps import Step, steps_of
 from shim.snapshot import policy, privileges
@@ -44,30 +45,34 @@ from shim.worker.identity import public
 
 
 def restore(
-    work: Work, ahead: ReadAhead | None = None, adoption: Adoption | None = None
+    work: Work,
+    ahead: ReadAhead | None = None,
+    adoption: Adoption | None = None,
+    device: Device | None = None,
 ) -> dict[str, Any]:
     """Restore `work`'s container; answers its init's pid, the timeline, and how memory came.
 
-    What `ahead` and `adoption` have begun is made use of; the latter is the caller's to finish. The
-    marker stays: whoever gets the answer removes it, as a worker of which nobody has heard must be
-    undone.
+    What `ahead`, `adoption` and `device` have begun is made use of; `adoption` is the caller's to
+    finish. The marker stays: whoever gets the answer removes it, as a worker of which nobody has
+    heard must be undone.
 
     Raises Unfit, Denied or NoSuchSnapshot before anything is touched, RestoreFailed and others
     after everything that was done has been undone again.
     """
     timeline = Timeline()
     adoption = adoption or Adoption()
+    device = device or Device()
     path = Path(work.details["snapshot"])
     with held(path):
         with timeline.span("plan"):
-            plan, memory = prepare(work, ahead)
+            plan, memory = prepare(work, ahead, device)
         try:
             named = Stores.of(work.config).at(path) if work.details["name"] else None
             memory.read_ahead()
             if plan.network:
                 adoption.start(work.config)
             work.remember()
-            _run(work, plan, steps_of(memory, adoption), timeline)
+            _run(work, plan, steps_of(memory, adoption, device), timeline)
         except BaseException:
             memory.close()
             raise
@@ -81,7 +86,7 @@ def restore(
         "pid": read_pid(work.bundle.pid_file),
         "timeline": timeline.as_dict(),
         "spans": timeline.as_list(),
-        "memory": {**memory.report(), **_report(plan)},
+        "memory": {**memory.report(), **_report(plan), **device.report()},
         "identity": public(adoption.identity),
         "warnings": adoption.warnings,
     }
@@ -142,7 +147,7 @@ def undo(work: Work) -> dict[str, Any]:
         plan = planning.bare(work, snapshot)
         if begun["name"]:
             plan = replace(plan, upper=work.upper, scratch=work.scratch)
-    take_back(steps_of(Memory(None), Adoption()), work, plan)
+    take_back(steps_of(Memory(None), Adoption(), Device()), work, plan)
     work.marker.unlink(missing_ok=True)
     return {}
 
@@ -159,7 +164,9 @@ def take_back(steps: Sequence[Step], work: Work, plan: Plan) -> None:
         raise RestoreFailed(f"cannot undo {'; '.join(failures)}")
 
 
-def prepare(work: Work, ahead: ReadAhead | None = None) -> tuple[Plan, Memory]:
+def prepare(
+    work: Work, ahead: ReadAhead | None = None, device: Device | None = None
+) -> tuple[Plan, Memory]:
     """What a restore of this container would do, and where its memory comes from.
 
     Raises Unfit if it cannot be done here.
@@ -168,11 +175,16 @@ def prepare(work: Work, ahead: ReadAhead | None = None) -> tuple[Plan, Memory]:
     spec = work.bundle.spec()
     name = work.details["name"]
     snapshot, images = _open(work.config, Path(work.details["snapshot"]), name)
+    device = device or Device()
+    if snapshot is not None:
+        device.expect(work.config, snapshot.config)
     uncontrolled = _is_uncontrolled(spec, snapshot)
     if uncontrolled:
         contract.withdraw(spec, str(work.folder))
+    gpus: Sequence[tuple[str, str]] = ()
     if snapshot is not None:
         _judge(work, spec, snapshot)
+        gpus = device.judge(work, spec, snapshot.config)
     memory = _memory(work, snapshot, images, ahead or ReadAhead())
     try:
         memory.check_files()
@@ -183,6 +195,7 @@ def prepare(work: Work, ahead: ReadAhead | None = None) -> tuple[Plan, Memory]:
         index = memory.index.folder if memory.index is not None else None
         sockets = _sockets(spec, snapshot, images)
         plan = _plan(work, snapshot, images, index, sockets, uncontrolled=uncontrolled)
+        plan = replace(plan, gpus=tuple(gpus))
         if plan.canary is not None:
             _check_canary(plan.canary)
         _refuse_a_live_root(plan)
@@ -216,7 +229,7 @@ def _judge(work: Work, spec: dict[str, Any], snapshot: Snapshot) -> None:
         policy.check_namespace(work.config, made_in, live.namespace, snapshot.shared, by)
     if not snapshot.config.mounts:
         raise Damaged(f"{snapshot.path}: it lists no mounts, and every container has", hint=DAMAGED)
-    check(snapshot.config, live, this_host(), outright=work.details["outright"])
+    check(snapshot.config, live, this_host(gpus=False), outright=work.details["outright"])
     check_whole(snapshot, sums=False)
 
 

@@ -53,6 +53,8 @@ class Plan:
     resume: Action | None = None
     resume_timeout: float = 0.0  # seconds
     canary: Canary | None = None
+    cuda: tuple[int, ...] = ()  # pids inside whose GPU state lies in their memory
+    gpus: tuple[tuple[str, str], ...] = ()  # UUIDs: that was, that is now; empty: the same
 
     def describe(self) -> list[str]:
         """The plan in words, one step a line, in the order in which they are done."""
@@ -75,9 +77,18 @@ class Plan:
             count = len(self.mounts)
             lines.append(f"  check {count} mounts, and that the pod's spec asks for each")
         lines.append(f"  memory: {filler}")
+        lines += self._describe_device()
         if self.hostname:
             lines.append(f"set the host name to {self.hostname}")
         return lines + self._describe_adoption()
+
+    def _describe_device(self) -> list[str]:
+        if not self.cuda:
+            return []
+        count = len(self.cuda)
+        words = f"process {self.cuda[0]}" if count == 1 else f"{count} processes"
+        lines = [f"give {words} the GPU state back, then unlock"]
+        return lines + [f"  {old} becomes {new}" for old, new in self.gpus]
 
     def _describe_adoption(self) -> list[str]:
         lines = ["run the network hook"] if self.network else []
@@ -132,6 +143,7 @@ def make(
         mounts=tuple(config.mounts),
         sockets=sockets,
         uncontrolled=uncontrolled,
+        cuda=tuple(config.gpu.pids),
         **_adoption(spec),
     )
 

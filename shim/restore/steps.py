@@ -26,6 +26,7 @@ from shim.removal import remove_folder
 from shim.restore import adoption as adopting
 from shim.restore.adoption import Adoption
 from shim.restore.bulk import Memory
+from shim.restore.device import Device
 from shim.restore.hostname import set_hostname
 from shim.restore.plan import Plan, linked_images
 from shim.restore.stages import Stages
@@ -220,7 +221,7 @@ def _cgroup(work: Work) -> Cgroup | None:
         return None
 
 
-def steps_of(memory: Memory, adoption: Adoption) -> tuple[Step, ...]:
+def steps_of(memory: Memory, adoption: Adoption, device: Device) -> tuple[Step, ...]:
     """The steps of a restore, in order: CRIU leaves the bulk of memory to `memory`."""
     return (
         Step("control", withdraw_control, give_control_again),
@@ -230,6 +231,7 @@ def steps_of(memory: Memory, adoption: Adoption) -> tuple[Step, ...]:
         Step("assemble", assemble, remove_assembled),
         Step("hold", adoption.hold, adopting.release),
         Step("criu", partial(run_criu, memory=memory), end_processes),
+        Step("device", device.resume, nothing),  # the processes end with CRIU's step
         Step("disassemble", remove_assembled, nothing),
         Step("hostname", name_host, name_host_again),
         Step("adopt", adoption.adopt, nothing),

@@ -1,4 +1,4 @@
-"""Whether a snapshot can run here: a pure function over what was, what is asked, and the machine.
+"""Whether a snapshot can run here: pure functions over what was, what is asked, and the machine.
 
 Nothing that a snapshot brings may exceed what the pod's own spec allows, and nothing that CRIU
 takes from the image (arguments, user, mount flags) may differ from it: a restored worker that is
@@ -10,10 +10,11 @@ options) is not told, only that it differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from shim.errors import OtherContainer, Unfit
-from shim.snapshot.config import Gpu, Host, Origin, SnapshotConfig, SpecMount
+from shim.snapshot.config import Host, Origin, SnapshotConfig, SpecMount
 
 _SHOWN = frozenset(("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "huge"))
 
@@ -58,14 +59,22 @@ def _machine(config: SnapshotConfig, _live: Origin, host: Host) -> Iterator[str]
         yield f"this kernel lacks {' '.join(missing[:8])}"
     if config.host.cgroup != host.cgroup:
         yield f"made on cgroup v{config.host.cgroup}, this machine has v{host.cgroup}"
-    for gpu in config.host.gpus:
-        if not any(_serves(gpu, here) for here in host.gpus):
-            yield f"made with {gpu.count} GPUs {gpu.model}, driver {gpu.driver}: none such here"
 
 
-def _serves(wanted: Gpu, here: Gpu) -> bool:
-    same = (wanted.model, wanted.driver) == (here.model, here.driver)
-    return same and here.memory >= wanted.memory and here.count >= wanted.count
+def gpu_reasons(config: SnapshotConfig, spec: Mapping[str, Any] | None) -> Iterator[str]:
+    """Every reason why the GPUs of a container with this spec are none for the snapshot's worker.
+
+    Without a spec: those of this machine. They are only asked for if it was on any.
+    """
+    if not config.gpu.processes:
+        return
+    from shim.gpu import rules
+    from shim.gpu.given import given
+    from shim.gpu.nvml import gpus
+
+    here = gpus() if spec is None else given(spec, gpus())
+    needed = [config.gpu.memory.get(uuid, 0) for uuid in config.gpu.uuids]
+    yield from rules.reasons(config.host.gpus, here, needed)
 
 
 def never_fits(live: Origin) -> Iterator[str]:

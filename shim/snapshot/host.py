@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import platform
 
-from shim import spawn
+from shim import log, spawn
 from shim.cgroup import is_unified
 from shim.config import Config
-from shim.errors import ThawError, Unavailable
+from shim.errors import ThawError, Unavailable, Unfit
 from shim.runc import runtime_env
-from shim.snapshot.config import Host
+from shim.snapshot.config import Gpu, Host
 from shim.snapshot.kernel import kernel_features
 
 OLDEST_CRIU = (4, 2)
 
 
-def this_host(criu: str = "") -> Host:
-    """The facts of this machine; a restore need not ask CRIU for its version, it will see."""
+def this_host(criu: str = "", *, gpus: bool = True) -> Host:
+    """The facts of this machine; a restore need not ask CRIU for its version, it will see.
+
+    `gpus` false: they do not matter, so the driver is not asked, which can take a second.
+    """
     return Host(
         architecture=platform.machine(),
         kernel=platform.release(),
@@ -25,7 +28,22 @@ def this_host(criu: str = "") -> Host:
         cpu_features=cpu_features(),
         kernel_features=kernel_features(),
         cgroup=2 if is_unified() else 1,
+        gpus=host_gpus() if gpus else [],
     )
+
+
+def host_gpus() -> list[Gpu]:
+    """The GPUs of this machine by kind; none if NVML fails, as others must not suffer from that."""
+    from shim.gpu import nvml
+    from shim.gpu.rules import kinds
+
+    if not nvml.present():
+        return []
+    try:
+        return kinds(nvml.gpus())
+    except Unfit as error:
+        log.warning("the GPUs are unknown", reason=str(error))
+        return []
 
 
 def criu_version(config: Config) -> str:

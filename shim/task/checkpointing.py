@@ -28,7 +28,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from shim.conduct import Actions
     from shim.proto.control_pb import CheckpointRequest
     from shim.proto.task_pb import CheckpointTaskRequest
     from shim.task.container import Container
@@ -87,7 +86,7 @@ def dump(
     """
     with container.verbs:
         container.state.check_checkpoint()
-        acts = _allowed_actions(container)
+        _check_actions(container)
         request = {**describe(container, container.host), **work}
         request["verb"] = "checkpoint"
         request["pid"] = container.init.pid
@@ -99,22 +98,21 @@ def dump(
             engine = Engine(container.host.reaper, container.runc.env, children_go_too=False)
         try:
             container.dumping.begin(engine, unasked="by" in work)
-            return _asked(container, engine, request, acts)
+            return _asked(container, engine, request)
         finally:
             container.dumping.done()
             engine.close()
 
 
-def _asked(
-    container: Container, engine: Engine, request: dict[str, Any], acts: Actions
-) -> dict[str, Any]:
+def _asked(container: Container, engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     """The engine's reply. Should it fail, the container goes on, and is awake if it can be."""
     try:
         reply = engine.ask(request, [], None)
     except ThawError as error:
         _thaw(container)
-        # It died or was ended before CRIU began, and nobody else wakes the worker.
-        if isinstance(error, (RestoreFailed, Cancelled)) and acts.resume is not None:
+        # It died or was ended before CRIU began, and nobody else gives the worker back what it
+        # had: only the driver knows what is missing.
+        if isinstance(error, (RestoreFailed, Cancelled)):
             _resume(container)
         raise
     if reply.get("refused"):
@@ -122,15 +120,14 @@ def _asked(
     return reply
 
 
-def _allowed_actions(container: Container) -> Actions:
-    """What the engine will do to the worker. Raises what keeps it from doing that."""
+def _check_actions(container: Container) -> None:
+    """Raise what keeps the engine from doing what is to be done to the worker."""
     acts = actions(annotations_of(container.bundle.spec()))
     if container.state.status == PAUSED and (acts.quiesce or acts.resume):
         raise FailedPrecondition(
             f"container {container.id} is paused, and its worker can do nothing",
             hint="thaw.dev/quiesce and thaw.dev/resume need it to run",
         )
-    return acts
 
 
 def _check_resumed(reply: dict[str, Any]) -> None:
@@ -142,7 +139,10 @@ def _check_resumed(reply: dict[str, Any]) -> None:
 
 
 def _resume(container: Container) -> None:
-    """Have the worker resumed whose dump was broken off when it may have been quiet."""
+    """Have the worker resumed whose dump was broken off when it may have been quiet.
+
+    Only the driver can tell whether its GPU state was taken away, so it is always looked.
+    """
     if container.state.status != RUNNING:
         return
     engine = Engine(container.host.reaper, container.runc.env)

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from fakes import looked, snapshots
 from fakes.command import Thaw
+from fakes.nvml import GIB, H100, FakeNvml, machine
 from fakes.pod import make_bundle
 from fakes.work import fake_criu
 
-from shim.snapshot.config import SnapshotConfig
+from shim.snapshot.config import CudaProcess, CudaState, Gpu, SnapshotConfig
 from shim.snapshot.host import this_host
 from shim.snapshot.mounts import parse
 from shim.snapshot.origin import origin_of
@@ -101,6 +102,31 @@ def test_all_reasons_of_a_container(thaw: Thaw, bundle: Path) -> None:
     assert "of container 'other', not 'worker'" in by_check["container"][0]
     assert "namespace team" in by_check["policy"][0]
     assert "no volume at /cache" in by_check["plan"][0]
+
+
+def test_gpus(thaw: Thaw, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the container, or of this machine; nobody is asked for them without need."""
+    gpu = machine(H100)[0]
+    nvml = FakeNvml(tmp_path)
+    nvml.use(monkeypatch)
+    made = fitting(bundle)
+    kind = Gpu(gpu.model, gpu.memory, gpu.driver, 1)
+    on_gpu = replace(
+        made,
+        host=replace(made.host, gpus=[kind]),
+        gpu=CudaState([CudaProcess(1)], [gpu.uuid], {gpu.uuid: GIB}),
+    )
+    looked.snapshot(thaw.store, "one", on_gpu)
+    [reason] = reasons(thaw, "one")
+    assert reason["check"] == "gpu"
+    assert f"made with GPUs: 1 {gpu.model}" in reason["reason"]
+    nvml.has([gpu])
+    assert reasons(thaw, "one") == []
+    [reason] = reasons(thaw, "one", "--bundle", str(bundle))
+    assert "the container has none" in reason["reason"]
+    nvml.fail("nvmlInitWithFlags", 999)
+    [reason] = reasons(thaw, "one")
+    assert (reason["check"], "NVML" in reason["reason"]) == ("gpu", True)
 
 
 def test_more_than_the_spec_allows(thaw: Thaw, bundle: Path) -> None:

@@ -1,12 +1,14 @@
-"""The filler's C code by itself and under the compiler's sanitizers."""
+"""C code by itself and under the compiler's sanitizers: the filler's, and the driver's calls."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from fakes.cuda import FakeCuda
 
 TOP = Path(__file__).parents[3]
 NATIVE = TOP / "native"
@@ -53,9 +55,11 @@ def options(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     return chosen
 
 
-def build(name: str, options: list[str], folder: Path) -> Path:
+def build(
+    name: str, options: list[str], folder: Path, parts: Sequence[str] = ("checksum", *PARTS)
+) -> Path:
     program = folder / name
-    sources = [NATIVE / f"{part}.c" for part in ["checksum", *PARTS]]
+    sources = [NATIVE / f"{part}.c" for part in parts]
     command = ["gcc", "-std=gnu17", "-g", *WARNINGS.split(), *options, f"-I{NATIVE}"]
     subprocess.run(
         [*command, "-o", program, PROGRAMS / f"{name}.c", *sources, "-lpthread"], check=True
@@ -75,3 +79,21 @@ def test_stress(options: list[str], tmp_path: Path) -> None:
     ran = run(program, str(tmp_path / "files"), str(SECONDS), "1")
     assert ran.returncode == 0, ran.stderr
     assert sum(int(line.split()[0]) for line in ran.stdout.splitlines()) > 20
+
+
+def test_driver(options: list[str], tmp_path: Path) -> None:
+    cuda = FakeCuda(tmp_path / "cuda", version=13040, storage=True)
+    for pid in range(1, 5):
+        cuda.add(pid)
+    ran = run(build("driver", options, tmp_path, ["cuda"]), cuda.library, str(cuda.folder))
+    assert (ran.returncode, ran.stdout) == (0, "fine\n"), ran.stderr
+    assert [cuda.state(pid) for pid in range(1, 5)] == ["running"] * 4
+    assert len(cuda.asked()) > 1000
+
+
+def test_the_layout_of_what_the_driver_is_told(tmp_path: Path) -> None:
+    header = Path(os.environ.get("THAW_CUDA_HEADER", "/usr/local/cuda/include/cuda.h"))
+    if not header.exists():
+        pytest.skip(f"no {header}; THAW_CUDA_HEADER may name one")
+    options = ["-std=gnu17", *WARNINGS.split(), "-fsyntax-only", f"-isystem{header.parent}"]
+    subprocess.run(["gcc", *options, f"-I{NATIVE}", PROGRAMS / "layout.c"], check=True)

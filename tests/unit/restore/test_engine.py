@@ -33,6 +33,7 @@ from shim.proto import criu_pb as pb
 from shim.restore import engine, namespace, stages
 from shim.restore.adoption import Adoption
 from shim.restore.bulk import Memory
+from shim.restore.device import Device
 from shim.restore.engine import prepare, restore, take_back, undo
 from shim.restore.hook import Hook
 from shim.restore.plan import Plan
@@ -48,7 +49,7 @@ from shim.work import Work
 
 ID = "0123456789abcdef"
 
-STEPS = steps_of(Memory(None), Adoption())
+STEPS = steps_of(Memory(None), Adoption(), Device())
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
 

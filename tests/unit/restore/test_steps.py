@@ -21,6 +21,7 @@ from shim.restore import plan as planning
 from shim.restore import stages, steps
 from shim.restore.adoption import Adoption
 from shim.restore.bulk import Memory
+from shim.restore.device import Device
 from shim.restore.plan import Plan, SavedVolume
 from shim.runc import Runc
 from shim.snapshot.archive import Archive, pack
@@ -29,7 +30,7 @@ from shim.work import Work
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and owners need root")
 
-STEPS = steps.steps_of(Memory(None), Adoption())
+STEPS = steps.steps_of(Memory(None), Adoption(), Device())
 PATIENCE = 15_000  # milliseconds
 SPEC = {"linux": {"cgroupsPath": "/thaw-test-no-such-group", "namespaces": [{"type": "pid"}]}}
 

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.errors import Damaged, Unfit
-from shim.snapshot.config import FORMAT, Origin, SnapshotConfig, canonical
+from shim.snapshot.config import (
+    FORMAT,
+    CudaState,
+    Origin,
+    SnapshotConfig,
+    Staging,
+    canonical,
+)
 
 TEXT = CONFIG.to_json()
 DOCUMENT: dict[str, Any] = json.loads(TEXT)
@@ -164,10 +171,62 @@ def test_a_missing_field_further_in(name: str) -> None:
 
 
 def test_fields_of_a_later_version_are_passed_over() -> None:
-    assert read({**DOCUMENT, "gpu": {"a": 1}}) == CONFIG
+    assert read({**DOCUMENT, "later": {"a": 1}}) == CONFIG
 
 
-@pytest.mark.parametrize("format_", [FORMAT + 1, 1, 0, str(FORMAT), None, True, float(FORMAT), []])
+def test_a_document_that_knew_nothing_of_gpus() -> None:
+    """Whatever else it says of them: what made it did not check it."""
+    old = {key: value for key, value in DOCUMENT.items() if key != "gpu"}
+    for document in (old, {**old, "gpu": {"a": 1}}):
+        config = read({**document, "format": 2})
+        assert (config.format, config.gpu) == (2, CudaState())
+        assert SnapshotConfig.from_json(config.to_json(), "x") == config
+
+
+UUID = "GPU-" + "-".join(["0123abcd", "4567", "89ab", "cdef", "0123456789ab"])
+OTHER = UUID.replace("0123", "ffff")
+GPU = {
+    "processes": [
+        {"pid": 1, "staging": []},
+        {"pid": 7, "staging": [{"address": 0, "length": 8192}]},
+    ],
+    "uuids": [UUID, OTHER],
+    "memory": {UUID: 1 << 30},
+}
+
+
+def test_what_was_on_gpus() -> None:
+    state = read({**DOCUMENT, "gpu": GPU}).gpu
+    assert state.pids == [1, 7]
+    assert state.processes[1].staging == [Staging(0, 8192)]
+    assert (state.uuids, state.memory) == ([UUID, OTHER], {UUID: 1 << 30})
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"processes": [{"pid": 7, "staging": []}, {"pid": 1, "staging": []}]},
+        {"processes": [{"pid": 7, "staging": []}, {"pid": 7, "staging": []}]},
+        {"processes": [{"pid": 0, "staging": []}]},
+        {"processes": [{"pid": 1, "staging": [{"address": 1, "length": 4096}]}]},
+        {"processes": [{"pid": 1, "staging": [{"address": 0, "length": 4095}]}]},
+        {"processes": [{"pid": 1, "staging": [{"address": -4096, "length": 4096}]}]},
+        {"processes": [{"pid": 1, "staging": [{"address": 0, "length": 0}]}]},
+        {"uuids": [UUID, UUID]},
+        {"uuids": [UUID.upper(), OTHER]},
+        {"uuids": ["MIG-" + UUID[4:]], "memory": {}},
+        {"uuids": [OTHER]},
+        {"memory": {UUID: -1}},
+    ],
+)
+def test_what_can_not_have_been_on_gpus(bad: dict[str, Any]) -> None:
+    with pytest.raises(Damaged, match="gpu: "):
+        read({**DOCUMENT, "gpu": {**GPU, **bad}})
+
+
+@pytest.mark.parametrize(
+    "format_", [FORMAT + 1, 1, 0, 2.0, str(FORMAT), None, True, float(FORMAT), []]
+)
 def test_another_format(format_: Any) -> None:
     with pytest.raises(Unfit, match=f"format .* is not {FORMAT}") as refused:
         read({**DOCUMENT, "format": format_})
@@ -176,8 +235,8 @@ def test_another_format(format_: Any) -> None:
 
 
 def test_a_newer_format_need_not_have_our_checksum() -> None:
-    with pytest.raises(Unfit, match="format 3 is not 2"):
-        SnapshotConfig.from_json('{"format": 3}', "x")
+    with pytest.raises(Unfit, match="format 4 is not 3"):
+        SnapshotConfig.from_json('{"format": 4}', "x")
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.nvml import A100, GIB, H100, FakeNvml, machine
 from fakes.snapshots import CONFIG, HOST, ORIGIN
 
 from shim.errors import OtherContainer, Unfit
-from shim.snapshot.config import Gpu, Host, Origin, SnapshotConfig, SpecMount
-from shim.snapshot.fit import check, never_fits, reasons
+from shim.snapshot.config import (
+    CudaProcess,
+    CudaState,
+    Gpu,
+    Host,
+    Origin,
+    SnapshotConfig,
+    SpecMount,
+)
+from shim.snapshot.fit import check, gpu_reasons, never_fits, reasons
 
 DATA, SHM, PROC = ORIGIN.mounts
 
@@ -146,28 +157,43 @@ def test_another_machine(host: Host, reason: str) -> None:
         judged(host=host)
 
 
-GPU = Gpu("H100", 80 << 30, "550.54", 2)
+# GPUs; what the rules are is shown in gpu/test_rules.py.
 
-
-@pytest.mark.parametrize(
-    ("here", "good"),
-    [
-        ([GPU], True),
-        ([replace(GPU, model="A100"), replace(GPU, count=8)], True),
-        ([], False),
-        ([replace(GPU, count=1)], False),
-        ([replace(GPU, model="A100")], False),
-        ([replace(GPU, driver="570")], False),
-        ([replace(GPU, memory=40 << 30)], False),
-    ],
+KIND = Gpu(H100.model, H100.memory, H100.driver, 1)
+ON_GPU = replace(
+    CONFIG,
+    host=replace(HOST, gpus=[KIND]),
+    gpu=CudaState([CudaProcess(7)], ["GPU-old"], {"GPU-old": 60 * GIB}),
 )
-def test_gpus(here: list[Gpu], good: bool) -> None:
-    config = replace(CONFIG, host=replace(HOST, gpus=[GPU]))
-    if good:
-        judged(config, host=replace(HOST, gpus=here))
-    else:
-        with pytest.raises(Unfit, match=r"made with 2 GPUs H100, driver 550\.54: none such here"):
-            judged(config, host=replace(HOST, gpus=here))
+NODE = {"path": "/dev/nvidia1", "type": "c", "major": 195, "minor": 1}
+
+
+@pytest.fixture
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two, of which the second is what the snapshot was made with."""
+    nvml = FakeNvml(tmp_path)
+    nvml.use(monkeypatch)
+    nvml.has(machine(A100, H100))
+
+
+@pytest.mark.usefixtures("gpus")
+def test_gpus() -> None:
+    first = {**NODE, "path": "/dev/nvidia0", "minor": 0}
+    assert list(gpu_reasons(ON_GPU, {"linux": {"devices": [NODE]}})) == []
+    assert list(gpu_reasons(ON_GPU, None)) == [], "this machine has one"
+    [reason] = gpu_reasons(ON_GPU, {"linux": {"devices": [first]}})
+    assert f"1 {H100.model}; the container has 1 {A100.model}" in reason
+    assert list(gpu_reasons(ON_GPU, {})), "it has none"
+    larger = replace(ON_GPU.gpu, memory={"GPU-old": 90 * GIB})
+    [reason] = gpu_reasons(replace(ON_GPU, gpu=larger), {"linux": {"devices": [NODE]}})
+    assert "90.0 GiB are needed" in reason
+
+
+def test_gpus_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a worker that used none, whatever its machine had."""
+    monkeypatch.setitem(sys.modules, "shim.gpu.nvml", None)
+    assert list(gpu_reasons(replace(ON_GPU, gpu=CudaState()), {})) == []
+    judged(replace(ON_GPU, gpu=CudaState()), host=HOST)
 
 
 @pytest.mark.parametrize(

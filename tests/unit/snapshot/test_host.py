@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fakes.nvml import A100, GIB, H100, FakeNvml, machine
 
 from shim.config import Config
 from shim.errors import Unavailable
+from shim.gpu import nvml
+from shim.snapshot.config import Gpu
 from shim.snapshot.host import cpu_features, criu_version, on_tmpfs, read_mount_table, this_host
 from shim.snapshot.kernel import kernel_features
 
@@ -58,7 +62,42 @@ def test_this_machine() -> None:
     assert host.cpu_features
     assert host.kernel_features == kernel_features()
     assert host.cgroup == (2 if Path("/sys/fs/cgroup/cgroup.controllers").exists() else 1)
-    assert host.gpus == []
+    assert host.gpus == [] or nvml.present()
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    """A machine with NVIDIA's driver, and an NVML."""
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(nvml, "NODE", str(tmp_path / "nvidiactl"))
+    fake = FakeNvml(tmp_path)
+    fake.use(monkeypatch)
+    return fake
+
+
+def test_its_gpus(driver: FakeNvml) -> None:
+    driver.has(machine(H100, A100, H100))
+    assert this_host().gpus == [
+        Gpu(A100.model, 40 * GIB, "580.159.04", 1),
+        Gpu(H100.model, 80 * GIB, "580.159.04", 2),
+    ]
+    assert this_host(gpus=False).gpus == []
+
+
+def test_a_driver_that_fails_is_no_matter_for_others(
+    driver: FakeNvml, logged: Callable[[], str]
+) -> None:
+    driver.fail("nvmlInitWithFlags", 18)
+    assert this_host().gpus == []
+    assert "the GPUs are unknown" in logged()
+
+
+def test_nvml_is_not_asked_without_a_driver(
+    driver: FakeNvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    driver.has([H100])
+    monkeypatch.setattr(nvml, "NODE", str(tmp_path / "none"))
+    assert this_host().gpus == []
 
 
 def test_what_lies_on_a_tmpfs(tmp_path: Path) -> None:

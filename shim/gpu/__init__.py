@@ -1,0 +1,1 @@
+"""GPUs: the driver's checkpoint calls, what NVML tells, and which GPUs a container has."""

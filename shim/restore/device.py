@@ -1,0 +1,114 @@
+"""The GPU part of one restore. Nothing of shim.gpu is loaded without need.
+
+What takes long, loading and initializing the driver, is begun as soon as it is known that the
+snapshot has CUDA processes, so that it is done while CRIU works; where a snapshot is read ahead,
+before there is a container.
+"""
+
+# All steps take the same two values, whether they need both or not.
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from shim.bundle import read_pid
+from shim.config import Config
+from shim.errors import RestoreFailed, Unfit
+from shim.processes import processes_below
+from shim.restore.plan import Plan
+from shim.snapshot import fit
+from shim.snapshot.config import SnapshotConfig
+from shim.work import Work
+
+if TYPE_CHECKING:
+    from shim.gpu.resumption import Resumption
+
+
+class Device:
+    """One restore's, in the engine's process: what is begun early, and what came of the step."""
+
+    def __init__(self) -> None:
+        self._resumption: Resumption | None = None
+        self._asking = threading.Thread(target=_ask_nvml, daemon=True)
+
+    def expect(self, config: Config, snapshot: SnapshotConfig) -> None:
+        """Begin to load the driver if the snapshot needs it, unless that has begun."""
+        if snapshot.gpu.processes and self._resumption is None:
+            from shim.gpu.driver import Driver
+            from shim.gpu.resumption import Resumption
+
+            library = config.text("gpu.library")
+            self._resumption = Resumption(partial(Driver.open, library))
+            self._resumption.prepare()
+            self._asking.start()
+
+    def judge(
+        self, work: Work, spec: Mapping[str, Any], snapshot: SnapshotConfig
+    ) -> list[tuple[str, str]]:
+        """Which GPU of the container takes up which of the snapshot's: UUIDs, if one has moved.
+
+        Raises Unfit unless this machine's driver and the container's GPUs will do. Waits a while
+        for their memory, if there is not enough of it.
+        """
+        if not snapshot.gpu.processes:
+            return []
+        self.expect(work.config, snapshot)
+        assert self._resumption is not None
+        from shim.gpu import rules
+        from shim.gpu.given import given
+        from shim.gpu.nvml import gpus
+
+        self._asking.join()
+        for reason in fit.gpu_reasons(snapshot, spec):
+            raise Unfit(reason, hint="give the pod GPUs as the snapshot was made with")
+        old, kinds = snapshot.gpu.uuids, snapshot.host.gpus
+        new = rules.successors(old, given(spec, gpus()), kinds) if old else []
+        moved = [(uuid, gpu.uuid) for uuid, gpu in zip(old, new, strict=True)]
+        needed = {now: snapshot.gpu.memory.get(then, 0) for then, now in moved}
+        rules.wait_for_memory(needed, gpus, work.config.number("gpu.wait"))
+        self._resumption.check()
+        return moved if any(then != now for then, now in moved) else []
+
+    def resume(self, work: Work, plan: Plan) -> None:
+        """The step: give the restored processes their GPU state back, then let them use it."""
+        if not plan.cuda:
+            return
+        assert self._resumption is not None  # whoever has made the plan has asked `judge`
+        from shim.gpu.nvml import uuid_bytes
+
+        pairs = [(uuid_bytes(old), uuid_bytes(new)) for old, new in plan.gpus]
+        pids = restored(read_pid(work.bundle.pid_file), plan.cuda)
+        self._resumption.resume(pids, pairs)
+
+    def report(self) -> dict[str, str]:
+        """Words for the log: seconds of each step; none if no GPU was needed."""
+        if self._resumption is None:
+            return {}
+        spans = self._resumption.timeline.spans
+        words = (f"{span.name}={span.seconds:.3f}" for span in spans)
+        return {"cuda": " ".join(words)}
+
+
+def restored(init: int, inside: tuple[int, ...]) -> list[int]:
+    """Our pids of the container's processes `inside`. Raises RestoreFailed if one is not there."""
+    found = processes_below(init)
+    missing = [pid for pid in inside if pid not in found]
+    if missing:
+        words = ", ".join(map(str, missing))
+        raise RestoreFailed(
+            f"process {words} of the container has GPU state and is not there",
+            hint="has it been killed? Its pod's events may tell",
+        )
+    return [found[pid] for pid in inside]
+
+
+def _ask_nvml() -> None:
+    """The first question costs the most. What is wrong is told to whoever wants the answer."""
+    from shim.gpu.nvml import gpus
+
+    with suppress(Exception):
+        gpus()

@@ -1,0 +1,169 @@
+"""A CUDA driver without a GPU: tests/fakes/libcuda.c, built, and the world that it works on.
+
+The library finds the folder by the environment variable THAW_FAKE_CUDA, so other processes that
+have it share the world. Each `FakeCuda` has a library of its own: one that nobody has called
+cuInit of yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIABLE = "THAW_FAKE_CUDA"
+CALLS = (
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuCheckpointProcessGetState",
+    "cuCheckpointProcessGetRestoreThreadId",
+    "cuCheckpointProcessLock",
+    "cuCheckpointProcessCheckpoint",
+    "cuCheckpointProcessRestore",
+    "cuCheckpointProcessUnlock",
+)
+STORAGE = "cuCheckpointOperationComplete"  # drivers of CUDA 13.4 and newer
+_SOURCE = Path(__file__).with_name("libcuda.c")
+_WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Werror")
+_LENIENT = ("-Wno-unused-function",)  # for what only calls need that are left out
+
+
+@functools.cache
+def _built(without: frozenset[str]) -> bytes:
+    """The library that lacks these calls; built once, as a compiler takes its time."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "libcuda.so.1"
+        lacking = [f"-DWITHOUT_{name}" for name in sorted(without)]
+        shape = ["-std=gnu17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
+        command = ["cc", *shape, *_WARNINGS, *_LENIENT, *lacking, "-o", str(library), str(_SOURCE)]
+        subprocess.run(command, check=True)
+        return library.read_bytes()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call that the library was asked for, as its log has it."""
+
+    name: str  # cuCheckpointProcessLock
+    pid: int  # 0 if it is about no process
+    detail: str  # milliseconds of a lock, "OLD>NEW,…" of a restore, or nothing
+    begun: float  # seconds of the monotonic clock
+    ended: float = 0.0
+    result: int | None = None  # None: it is still under way
+
+    @property
+    def short(self) -> str:
+        """What it is called among friends: Lock, GetState, cuInit."""
+        return self.name.removeprefix("cuCheckpointProcess")
+
+    def overlaps(self, other: Call) -> bool:
+        """Whether there was a time when both were under way."""
+        return self.begun < other.ended and other.begun < self.ended
+
+
+class FakeCuda:
+    """A library in `folder`, and what it knows. `without`: calls that it lacks."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        version: int = 13000,
+        without: tuple[str, ...] = (),
+        storage: bool = False,
+    ) -> None:
+        self.folder = folder
+        for name in ("processes", "answers", "delays"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / "version").write_text(str(version))
+        lacking = frozenset(without) | (frozenset() if storage else {STORAGE})
+        self._path = folder / "libcuda.so.1"
+        self._path.write_bytes(_built(lacking))
+
+    @property
+    def library(self) -> str:
+        """What is to be opened."""
+        return str(self._path)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment for the library to find this world."""
+        return {VARIABLE: str(self.folder)}
+
+    def add(self, pid: int, state: str = "running") -> None:
+        """From now on the driver knows this process; also: it is in that state."""
+        new = self.folder / f"{pid}.new"
+        new.write_text(f"{state:16}\n")
+        os.replace(new, self.folder / "processes" / str(pid))
+
+    def remove(self, pid: int) -> None:
+        """The process is gone."""
+        (self.folder / "processes" / str(pid)).unlink()
+
+    def state(self, pid: int) -> str:
+        """The state that the process is in."""
+        return (self.folder / "processes" / str(pid)).read_text().strip()
+
+    def answer(
+        self, call: str, *results: int, pid: int | None = None, left: str = "", always: bool = False
+    ) -> None:
+        """What `call` answers, one result after the other or always the last one.
+
+        It does nothing then, whatever it answers, but leave the process in the state `left`. For
+        `pid` only, if there is one: such answers go first.
+        """
+        often = ["once"] * len(results)
+        if always:
+            often[-1] = "always"
+        lines = (f"{result} {times} {left}" for result, times in zip(results, often, strict=True))
+        with open(self._file("answers", call, pid), "a") as file:
+            file.writelines(f"{line.rstrip()}\n" for line in lines)
+
+    def delay(self, call: str, seconds: float, pid: int | None = None) -> None:
+        """How long `call` takes, from now on."""
+        self._file("delays", call, pid).write_text(str(seconds))
+
+    @property
+    def calls(self) -> list[Call]:
+        """All calls so far, in the order in which they began."""
+        made: list[Call] = []
+        open_calls: dict[str, int] = {}  # by thread
+        try:
+            lines = (self.folder / "log").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        for line in lines:
+            what, thread, time, name, pid, result, detail = line.split(" ", 6)
+            seconds = int(time) / 1e9
+            if what == "begin":
+                open_calls[thread] = len(made)
+                made.append(Call(name, int(pid), detail, seconds))
+            else:
+                at = open_calls.pop(thread)
+                begun = made[at]
+                made[at] = Call(
+                    begun.name, begun.pid, begun.detail, begun.begun, seconds, int(result)
+                )
+        return made
+
+    def asked(self, *pids: int) -> list[str]:
+        """`Lock 7` and so on, in order, but for those that change nothing; of `pids`, or all."""
+        return [
+            f"{call.short} {call.pid}"
+            for call in self.calls
+            if call.pid and "Get" not in call.name and (not pids or call.pid in pids)
+        ]
+
+    def forget(self) -> None:
+        """Start the log anew."""
+        (self.folder / "log").unlink(missing_ok=True)
+
+    def _file(self, folder: str, call: str, pid: int | None) -> Path:
+        if call not in (*CALLS, STORAGE):
+            call = f"cuCheckpointProcess{call}"
+        assert call in (*CALLS, STORAGE), f"no such call: {call}"
+        name = call if pid is None else f"{call}.{pid}"
+        return self.folder / folder / name

@@ -1,0 +1,399 @@
+/*
+ * A libcuda for tests: the driver's checkpoint calls on a world of files, in the folder that the
+ * environment variable THAW_FAKE_CUDA names (tests/fakes/cuda.py writes and reads it):
+ *
+ *     processes/PID         the process's state; no file, no such process
+ *     answers/CALL[.PID]    lines "RESULT once|always [STATE]": what the call answers instead of
+ *                           doing its work; STATE is what the process is left in
+ *     delays/CALL[.PID]     how many seconds the call takes
+ *     version               the CUDA version
+ *     log                   "begin|end THREAD NANOSECONDS CALL PID RESULT DETAIL", as it happens
+ *
+ * It is as strict as the real one: nothing goes before cuInit, nothing in the wrong state, no byte
+ * of an argument may be set that this version does not know. WITHOUT_name leaves a function out.
+ */
+#define _GNU_SOURCE
+
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    NOT_INITIALIZED = 3,
+    INVALID_HANDLE = 400,
+    ILLEGAL_STATE = 401
+};
+enum { RUNNING, LOCKED, CHECKPOINTED, FAILED, CHECKPOINTING, RESTORING, STATES, NOBODY = -1 };
+
+static const char *const names[STATES] = {"running", "locked",        "checkpointed",
+                                          "failed",  "checkpointing", "restoring"};
+static atomic_bool initialized;
+
+/* ---- the world --------------------------------------------------------------------------- */
+
+/* Opens FOLDER/NAME; -1 if that is not there. */
+static int world(int flags, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static int world(int flags, const char *format, ...) {
+    const char *folder = getenv("THAW_FAKE_CUDA");
+    char path[4096];
+    va_list arguments;
+    int length = snprintf(path, sizeof(path), "%s/", folder != NULL ? folder : "/nonexistent");
+
+    va_start(arguments, format);
+    vsnprintf(path + length, sizeof(path) - (size_t)length, format, arguments);
+    va_end(arguments);
+    return open(path, flags | O_CLOEXEC, 0600);
+}
+
+/* What the file says, as a string; false if it is not there. Closes it. */
+static bool content(int fd, char *text, size_t size) {
+    ssize_t got;
+
+    if (fd < 0)
+        return false;
+    got = read(fd, text, size - 1);
+    text[got > 0 ? got : 0] = '\0';
+    close(fd);
+    return got >= 0;
+}
+
+static int state_of(int pid) {
+    char text[64];
+
+    if (!content(world(O_RDONLY, "processes/%d", pid), text, sizeof(text)))
+        return NOBODY;
+    text[strcspn(text, " \n")] = '\0';
+    for (int state = 0; state < STATES; state++)
+        if (strcmp(text, names[state]) == 0)
+            return state;
+    return atoi(text); /* one that nobody has heard of yet */
+}
+
+/* In one piece, for those who read it meanwhile. A process that is gone stays so. */
+static void set_state(int pid, const char *state) {
+    int fd = world(O_WRONLY, "processes/%d", pid);
+
+    if (fd >= 0) {
+        dprintf(fd, "%-16s\n", state);
+        close(fd);
+    }
+}
+
+static void log_line(const char *what, const char *call, int pid, int result, const char *detail) {
+    struct timespec now;
+    char line[4096];
+    int fd = world(O_WRONLY | O_CREAT | O_APPEND, "log"), length;
+
+    if (fd < 0)
+        return;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    length = snprintf(line, sizeof(line), "%s %d %lld %s %d %d %s\n", what, gettid(),
+                      (long long)now.tv_sec * 1000000000 + now.tv_nsec, call, pid, result, detail);
+    if (write(fd, line, (size_t)length) != length) /* one write: lines of threads do not mix */
+        abort();
+    close(fd);
+}
+
+static void delay(const char *call, int pid) {
+    char text[64];
+    struct timespec time;
+    double seconds;
+
+    if (!content(world(O_RDONLY, "delays/%s.%d", call, pid), text, sizeof(text)) &&
+        !content(world(O_RDONLY, "delays/%s", call), text, sizeof(text)))
+        return;
+    seconds = atof(text);
+    time.tv_sec = (time_t)seconds;
+    time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
+    nanosleep(&time, NULL); /* if a signal interrupts it the call is shorter, as a test can see */
+}
+
+/* The first line of the file is the answer; one that counts once is taken out. */
+static bool take_answer(int fd, int *result, char *state, size_t size) {
+    char text[4096], often[16] = "", left[16] = "";
+    ssize_t got;
+    bool found;
+
+    if (fd < 0)
+        return false;
+    flock(fd, LOCK_EX);
+    got = pread(fd, text, sizeof(text) - 1, 0);
+    text[got > 0 ? got : 0] = '\0';
+    found = sscanf(text, "%d %15s%*[ ]%15[a-z]", result, often, left) >= 2;
+    if (found && strcmp(often, "once") == 0) {
+        const char *rest = strchr(text, '\n');
+        size_t length = rest != NULL ? strlen(rest + 1) : 0;
+
+        if (ftruncate(fd, 0) < 0 || pwrite(fd, text + strlen(text) - length, length, 0) < 0)
+            abort();
+    }
+    snprintf(state, size, "%s", left);
+    close(fd);
+    return found;
+}
+
+static bool answer(const char *call, int pid, int *result) {
+    char state[16];
+
+    if (!take_answer(world(O_RDWR, "answers/%s.%d", call, pid), result, state, sizeof(state)) &&
+        !take_answer(world(O_RDWR, "answers/%s", call), result, state, sizeof(state)))
+        return false;
+    if (state[0] != '\0')
+        set_state(pid, state);
+    return true;
+}
+
+static int version(void) {
+    char text[64];
+
+    return content(world(O_RDONLY, "version"), text, sizeof(text)) ? atoi(text) : 0;
+}
+
+/* ---- how every call goes ----------------------------------------------------------------- */
+
+/* What it answers at once, or -1: it has its work to do. */
+static int begin(const char *call, int pid, const char *detail) {
+    int result;
+
+    log_line("begin", call, pid, 0, detail);
+    delay(call, pid);
+    return answer(call, pid, &result) ? result : -1;
+}
+
+static int end(const char *call, int pid, int result) {
+    log_line("end", call, pid, result, "");
+    return result;
+}
+
+/* From one state to the other. */
+static int move(const char *call, int pid, bool sane, int from, int to, const char *detail) {
+    int result = begin(call, pid, detail);
+
+    if (result >= 0)
+        return end(call, pid, result);
+    if (!atomic_load(&initialized))
+        return end(call, pid, NOT_INITIALIZED);
+    if (!sane || state_of(pid) == NOBODY)
+        return end(call, pid, INVALID_VALUE);
+    if (state_of(pid) != from)
+        return end(call, pid, ILLEGAL_STATE);
+    set_state(pid, names[to]);
+    return end(call, pid, SUCCESS);
+}
+
+static bool zero(const void *data, size_t size) {
+    const unsigned char *bytes = data;
+
+    for (size_t at = 0; at < size; at++)
+        if (bytes[at] != 0)
+            return false;
+    return true;
+}
+
+/* ---- the functions ----------------------------------------------------------------------- */
+
+#define EXPORT __attribute__((visibility("default")))
+
+#ifndef WITHOUT_cuInit
+EXPORT int cuInit(unsigned int flags);
+EXPORT int cuInit(unsigned int flags) {
+    int result = begin("cuInit", 0, "");
+
+    if (result < 0)
+        result = flags == 0 ? SUCCESS : INVALID_VALUE;
+    if (result == SUCCESS)
+        atomic_store(&initialized, true);
+    return end("cuInit", 0, result);
+}
+#endif
+
+#ifndef WITHOUT_cuDriverGetVersion
+EXPORT int cuDriverGetVersion(int *number);
+EXPORT int cuDriverGetVersion(int *number) {
+    int result = begin("cuDriverGetVersion", 0, "");
+
+    if (result < 0) {
+        *number = version();
+        result = SUCCESS;
+    }
+    return end("cuDriverGetVersion", 0, result);
+}
+#endif
+
+static int ask(const char *call, int pid, int *value, int truth) {
+    int result = begin(call, pid, "");
+
+    if (result < 0)
+        result = !atomic_load(&initialized) ? NOT_INITIALIZED
+                 : state_of(pid) == NOBODY  ? INVALID_VALUE
+                                            : SUCCESS;
+    if (result == SUCCESS)
+        *value = truth;
+    return end(call, pid, result);
+}
+
+#ifndef WITHOUT_cuCheckpointProcessGetState
+EXPORT int cuCheckpointProcessGetState(int pid, int *state);
+EXPORT int cuCheckpointProcessGetState(int pid, int *state) {
+    return ask("cuCheckpointProcessGetState", pid, state, state_of(pid));
+}
+#endif
+
+#ifndef WITHOUT_cuCheckpointProcessGetRestoreThreadId
+EXPORT int cuCheckpointProcessGetRestoreThreadId(int pid, int *thread);
+EXPORT int cuCheckpointProcessGetRestoreThreadId(int pid, int *thread) {
+    return ask("cuCheckpointProcessGetRestoreThreadId", pid, thread, pid + 1);
+}
+#endif
+
+#ifndef WITHOUT_cuCheckpointProcessLock
+EXPORT int cuCheckpointProcessLock(int pid, const unsigned char *args);
+EXPORT int cuCheckpointProcessLock(int pid, const unsigned char *args) {
+    unsigned int milliseconds = 0;
+    char detail[32];
+
+    if (args != NULL)
+        memcpy(&milliseconds, args, sizeof(milliseconds));
+    snprintf(detail, sizeof(detail), "%u", milliseconds);
+    return move("cuCheckpointProcessLock", pid, args == NULL || zero(args + 4, 60), RUNNING,
+                LOCKED, detail);
+}
+#endif
+
+#ifndef WITHOUT_cuCheckpointProcessUnlock
+EXPORT int cuCheckpointProcessUnlock(int pid, const unsigned char *args);
+EXPORT int cuCheckpointProcessUnlock(int pid, const unsigned char *args) {
+    return move("cuCheckpointProcessUnlock", pid, args == NULL || zero(args, 64), LOCKED, RUNNING,
+                "");
+}
+#endif
+
+/* Custom storage: two GPUs that lie at addresses one can recognize, streams that are none. */
+struct device {
+    unsigned long long pointer;
+    size_t size;
+    void *stream;
+};
+
+struct storage {
+    void *handle;
+    struct device *devices;
+    unsigned int count;
+};
+
+struct operation {
+    struct storage storage;
+    struct device devices[2];
+    int pid;
+};
+
+/* From CUDA 13.4 on a pointer to a pointer at `args`; before, these bytes are reserved. */
+static struct storage **wanted(const unsigned char *args) {
+    struct storage **out = NULL;
+
+    if (args != NULL && version() >= 13040)
+        memcpy(&out, args, sizeof(void *));
+    return out;
+}
+
+static void map(int pid, struct storage **out) {
+    struct operation *made = calloc(1, sizeof(*made));
+
+    if (made == NULL)
+        abort();
+    made->pid = pid;
+    made->storage.handle = made;
+    made->storage.devices = made->devices;
+    made->storage.count = 2;
+    for (unsigned int n = 0; n < 2; n++) {
+        made->devices[n].pointer = 0x7f0000000000ULL + ((unsigned long long)n << 32);
+        made->devices[n].size = (n + 1U) << 21;
+        made->devices[n].stream = &made->devices[n];
+    }
+    *out = &made->storage;
+}
+
+#ifndef WITHOUT_cuCheckpointProcessCheckpoint
+EXPORT int cuCheckpointProcessCheckpoint(int pid, const unsigned char *args);
+EXPORT int cuCheckpointProcessCheckpoint(int pid, const unsigned char *args) {
+    struct storage **out = wanted(args);
+    size_t known = version() >= 13040 ? 8 : 0;
+    int result = move("cuCheckpointProcessCheckpoint", pid,
+                      args == NULL || zero(args + known, 64 - known), LOCKED,
+                      out != NULL ? CHECKPOINTING : CHECKPOINTED, out != NULL ? "storage" : "");
+
+    if (result == SUCCESS && out != NULL)
+        map(pid, out);
+    return result;
+}
+#endif
+
+#ifndef WITHOUT_cuCheckpointProcessRestore
+/* OLD>NEW of every pair, 32 hexadecimal digits each, and "storage" if that is wanted. */
+static void describe(const unsigned char *args, bool storage, char *detail, size_t size) {
+    const unsigned char *pairs = NULL;
+    unsigned int count = 0;
+    size_t length = 0;
+
+    detail[0] = '\0';
+    if (args != NULL) {
+        memcpy(&pairs, args, sizeof(void *));
+        memcpy(&count, args + 8, sizeof(count));
+    }
+    for (size_t at = 0; pairs != NULL && at < (size_t)count * 32 && length + 3 < size; at++)
+        length += (size_t)snprintf(detail + length, size - length, "%s%02x",
+                                   at % 32 == 16                ? ">"
+                                   : at % 32 == 0 && at > 0 ? ","
+                                                                : "",
+                                   pairs[at]);
+    if (storage)
+        snprintf(detail + length, size - length, "%sstorage", length > 0 ? "," : "");
+}
+
+EXPORT int cuCheckpointProcessRestore(int pid, const unsigned char *args);
+EXPORT int cuCheckpointProcessRestore(int pid, const unsigned char *args) {
+    struct storage **out = args != NULL ? wanted(args + 16) : NULL;
+    size_t known = version() < 13000 ? 0 : version() < 13040 ? 12 : 24;
+    bool sane = args == NULL || (zero(args + known, 64 - known) && zero(args + 12, 4));
+    char detail[2048];
+    int result;
+
+    describe(version() >= 13000 ? args : NULL, out != NULL, detail, sizeof(detail));
+    result = move("cuCheckpointProcessRestore", pid, sane, CHECKPOINTED,
+                  out != NULL ? RESTORING : LOCKED, detail);
+    if (result == SUCCESS && out != NULL)
+        map(pid, out);
+    return result;
+}
+#endif
+
+#ifndef WITHOUT_cuCheckpointOperationComplete
+EXPORT int cuCheckpointOperationComplete(struct operation *handle);
+EXPORT int cuCheckpointOperationComplete(struct operation *handle) {
+    int pid = handle != NULL ? handle->pid : 0;
+    int result = begin("cuCheckpointOperationComplete", pid, "");
+    int state = state_of(pid);
+
+    if (result < 0) {
+        result = handle == NULL                                ? INVALID_HANDLE
+                 : state != CHECKPOINTING && state != RESTORING ? ILLEGAL_STATE
+                                                                : SUCCESS;
+        if (result == SUCCESS) {
+            set_state(pid, names[state == CHECKPOINTING ? CHECKPOINTED : LOCKED]);
+            free(handle);
+        }
+    }
+    return end("cuCheckpointOperationComplete", pid, result);
+}
+#endif

@@ -1,0 +1,40 @@
+#!/bin/bash
+# Thaw on a real GPU, as root: bash tests/gpu/run.sh [--gib 8] [--restores 3] [--python PYTHON] [--json FILE]
+#
+# A PyTorch worker with a CUDA graph is booted in a pod of a private containerd, snapshotted, and restored in new
+# pods; all of its memory is compared each time. The same worker is dumped and restored by stock CRIU beside it.
+# Takes a few minutes, and needs no network if everything is there:
+#
+#   PYTHON                       has PyTorch for the GPU (python3 in PATH)
+#   NVIDIA's driver              570 or newer; no container tools, no CUDA toolkit
+#   THAW_CACHE=DIR               containerd-2.x, runc, criu, cni and busybox, as runtimeclass/fetch.sh unpacks them
+#                                (/var/cache/thaw); what is missing is fetched from Debian
+#   PIP_NO_INDEX=1 PIP_FIND_LINKS=DIR   a folder of wheels: what pyproject.toml names, with all that these need
+#   THAW_TEST_INSTALLATION=DIR   the folder with the commands of an installed Thaw, instead of this checkout's;
+#                                also with a `python` that has it
+#   THAW_BED_PYTHON=PYTHON       one that has grpcio and protobuf, instead of an environment that is made for that
+#
+# Commands that must be there: gcc, cmake and ninja unless THAW_TEST_INSTALLATION is set, and ip.
+set -euo pipefail
+
+checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+readonly checkout python=/usr/bin/python3
+cd "$checkout"
+
+needed=(ip)
+[[ -n ${THAW_TEST_INSTALLATION:-} ]] || needed+=(gcc cmake ninja)
+for command in "${needed[@]}"; do
+    type -P "$command" >/dev/null || {
+        echo "run.sh: no $command here" >&2
+        exit 1
+    }
+done
+
+export PYTHONPATH=$checkout/runtimeclass:$checkout/tests PYTHONDONTWRITEBYTECODE=1
+if [[ -z ${THAW_BED_PYTHON:-} ]]; then
+    THAW_BED_PYTHON=$("$python" -c '
+from bed.environment import environment
+print(environment("bed-env", ["grpcio>=1.60", "protobuf>=7.35"]))')/bin/python
+fi
+
+exec "$THAW_BED_PYTHON" -m gpu.run "$@"

@@ -33,11 +33,15 @@ from oci_hooks.nftables import (
     has_table,
     meta,
     payload,
+    tables,
 )
 from shim.errors import InvalidArgument, Unavailable
 from shim.namespaces import inside, is_own
 
 TABLE = "thaw"  # and -CONTAINER
+# CRIU's own lock, by which it keeps connections from being reset until it has restored them. It
+# forgets to take it off when a restore fails: a container that boots cold then would be cut off.
+_CRIU = "CRIU-"
 SECONDS = 2.0
 # Before connection tracking (-200), which would remember what is dropped.
 _PRIORITY = -300
@@ -81,7 +85,9 @@ def let_pass(namespace: str, owner: str = "", seconds: float = SECONDS) -> None:
 def release(namespace: str, owner: str = "", seconds: float = SECONDS) -> None:
     """End the owner's hold, and remove its tables, for which the kernel takes 10 to 30 ms.
 
-    There need not be any. Raises as `hold`.
+    There need not be any. What a CRIU that failed has left behind goes, too; one that is at work
+    for another container of the pod does without, as that one has a hold of its own. Raises as
+    `hold`.
     """
     with _refusing(namespace):
         inside(namespace, "net", lambda: _release(_table(owner), seconds))
@@ -166,6 +172,9 @@ def _release(table: str, seconds: float) -> None:
     for family in (INET, NETDEV):
         if has_table(family, table, seconds):  # a device that has gone takes its chain along
             batch.without_table(family, table)
+    for left in tables(INET, seconds):
+        if left.startswith(_CRIU):
+            batch.without_table(INET, left)
     batch.commit(seconds)
 
 

@@ -18,9 +18,10 @@ EGRESS = 1  # the hook of NETDEV for all that leaves by a device, since Linux 5.
 
 _NETFILTER = 12  # NETLINK_NETFILTER
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
-_BEGIN, _END, _ERROR = 0x10, 0x11, 2
+_BEGIN, _END, _ERROR, _DONE = 0x10, 0x11, 2, 3
 _NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE = 0, 1, 2, 3, 6
 _REQUEST, _ACK, _EXCLUSIVE, _CREATE, _APPEND = 0x1, 0x4, 0x200, 0x400, 0x800
+_DUMP = 0x300
 _NESTED = 0x8000
 _HEADER = struct.Struct("=IHHII")
 _FAMILY = struct.Struct("!BBH")  # nfgenmsg: family, version, subsystem of a batch
@@ -103,6 +104,36 @@ def has_table(family: int, name: str, seconds: float) -> bool:
         if kind == _ERROR and code not in (0, -errno.ENOENT):
             raise OSError(-code, os.strerror(-code))
         return kind != _ERROR
+
+
+def tables(family: int, seconds: float) -> list[str]:
+    """The tables of the network namespace of this thread, by name. Raises OSError."""
+    found: list[str] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER) as link:
+        link.settimeout(seconds)
+        link.bind((0, 0))
+        link.send(_message(_SUBSYSTEM << 8 | _GETTABLE, _REQUEST | _DUMP, family, b"", 1))
+        while True:
+            data = link.recv(1 << 16)
+            while data:
+                size, kind, *_ = _HEADER.unpack_from(data)
+                code = struct.unpack_from("=i", data, _HEADER.size)[0]
+                if kind == _ERROR and code:
+                    raise OSError(-code, os.strerror(-code))
+                if kind in (_DONE, _ERROR):
+                    return found
+                found += _names(data[_HEADER.size + _FAMILY.size : size])
+                data = data[-size % 4 + size :]
+
+
+def _names(attributes: bytes) -> list[str]:
+    """The name of a table, the first kind of its attributes."""
+    while attributes:
+        size, kind = struct.unpack_from("=HH", attributes)
+        if kind == 1:
+            return [attributes[4:size].rstrip(b"\0").decode()]
+        attributes = attributes[-size % 4 + size :]
+    return []
 
 
 def meta(key: str, operation: str, value: bytes) -> bytes:

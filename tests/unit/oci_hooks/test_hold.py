@@ -14,8 +14,9 @@ from fakes.namespaces import Namespace, Network
 
 from oci_hooks import hold as module
 from oci_hooks.hold import hold, is_held, release
-from oci_hooks.nftables import Batch
+from oci_hooks.nftables import INET, INPUT, Batch, tables
 from shim.errors import InvalidArgument, Unavailable
+from shim.namespaces import inside
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
 
@@ -198,6 +199,31 @@ def test_again_and_again(pod: Namespace) -> None:
     release(pod.path)
     release(pod.path)
     assert not is_held(pod.path)
+
+
+def test_what_a_failed_criu_leaves_is_removed(pod: Namespace, outside: Namespace) -> None:
+    lock, other = "CRIU-65fd0558-23ef-4d23-81", "of-the-node"
+
+    def leave() -> None:
+        batch = Batch()
+        for name in (lock, other):
+            batch.table(INET, name)
+        batch.chain(INET, lock, "input", hook=INPUT, priority=0)
+        batch.commit(5)
+
+    def left() -> list[str]:
+        return tables(INET, 5)
+
+    inside(pod.path, "net", leave)
+    hold(pod.path)
+    with bound(pod, "0.0.0.0", socket.SOCK_STREAM):
+        assert not connects(outside, pod.address4)
+        release(pod.path)
+        assert connects(outside, pod.address4)
+    assert inside(pod.path, "net", left) == [other]
+    batch = Batch()
+    batch.without_table(INET, other)
+    inside(pod.path, "net", lambda: batch.commit(5))
 
 
 def test_what_is_no_namespace(pod: Namespace, tmp_path: os.PathLike[str]) -> None:

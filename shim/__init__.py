@@ -9,7 +9,9 @@ requests, `creation` turns a Create into a `container`, whose `state` allows or 
 uses of the standard library. `deletion` and `info` are the other things containerd runs us for.
 
 The engine, one per restore or checkpoint, of any size: `engine` is its door, `work` what it was
-asked, `restore` and `checkpoint` do it, `snapshot` knows what a snapshot is, `criu` steers CRIU.
+asked, `restore` and `checkpoint` do it, `trial` is the one within the other, `snapshot` knows what
+a snapshot is, `criu` steers CRIU, `gpu` the CUDA driver (but for what the daemon reads in a spec,
+and changes in it).
 `worker` is what Thaw and a worker say to each other.
 
 The registrar, one per container that is registered somewhere, for as long as it lives:

@@ -1,10 +1,11 @@
 """The audit log: a line for each snapshot that was made, restored, refused, moved or removed.
 
 One JSON object per line, in the file that the operator's `audit.log` names: `time` (RFC 3339, UTC),
-`event` (create, restore, refuse, remove, pull, push, tag, share), `who` asked, and what is known of
-`name`, `id`, `digest`, `container`, `pod`, `namespace`, `outcome`, `reason`. Values are escaped to
-ASCII, so nothing in them begins another line or steers a terminal. Environment variables, arguments
-and other contents of a worker never belong here: names and reasons only.
+`event` (create, restore, refuse, remove, pull, push, tag, share; end: of a worker whose GPU state
+was lost over a snapshot), `who` asked, and what is known of `name`, `id`, `digest`, `container`,
+`pod`, `namespace`, `outcome`, `reason`. Values are escaped to ASCII, so nothing in them begins
+another line or steers a terminal. Environment variables, arguments and other contents of a worker
+never belong here: names and reasons only.
 
 Whatever is wrong with the file, the work that is recorded goes on.
 """

@@ -1,9 +1,10 @@
 """A bundle: the folder that containerd made for one container, and what may be changed in it.
 
-`config.json` stays containerd's but for two things. One is an annotation, `org.criu.config`: runc
+`config.json` stays containerd's but for three things. One is an annotation, `org.criu.config`: runc
 remembers it when the container is *created* and CRIU obeys it when the container is dumped or
 restored; its `action-script` runs as root on the host. So every container gets ours, and one that
-comes from the pod is dropped. The other is the control directory; see task/contract.py.
+comes from the pod is dropped. The others are the control directory and what a container needs to
+be snapshotted; see task/contract.py. For a restore there may be a fourth: task/adjusting.py.
 """
 
 from __future__ import annotations

@@ -66,6 +66,14 @@ class Cgroup:
         """Whether no process is in it; true if it is gone."""
         return not self.pids()
 
+    @property
+    def frozen(self) -> bool:
+        """Whether its processes stand still; not so while they are only being stopped."""
+        if self.version == 2:
+            return "frozen 1" in _read_if_there(f"{self.main}/cgroup.events").splitlines()
+        freezer = self.paths.get("freezer", self.main)
+        return _read_if_there(f"{freezer}/freezer.state").strip() == "FROZEN"
+
     def add(self, pid: int) -> None:
         """Move a process in, under every controller. Raises OSError."""
         for folder in self._folders():
@@ -292,6 +300,16 @@ def _write(path: str, value: str) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
+
+
+def _read_if_there(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+            return ""
+        raise
 
 
 def _write_if_there(path: str, value: str) -> bool:

@@ -77,8 +77,29 @@ TABLE = (
         "GiB of a container's memory that may wait for the disk when it runs on; half of what is "
         "free at most.",
     ),
+    Key(
+        "checkpoint.verify",
+        str,
+        "none",
+        "restore: a snapshot is restored once beside its original before it is published, where "
+        "there is room; none: it is not.",
+    ),
     Key("gpu.library", str, "libcuda.so.1", "The NVIDIA driver's library: its name, or a path."),
     Key("gpu.lock", float, 10.0, "Seconds within which a worker's CUDA calls must come to rest."),
+    Key(
+        "gpu.limit",
+        float,
+        300.0,
+        "Seconds that the NVIDIA driver may take over one process; one that takes longer is lost, "
+        "and its container is ended.",
+    ),
+    Key(
+        "gpu.pages",
+        str,
+        "huge",
+        "huge: a GPU worker's memory that the driver copies back to the GPU comes back in huge "
+        "pages; small: in those of 4 KiB.",
+    ),
     Key(
         "gpu.wait",
         float,
@@ -162,6 +183,8 @@ WORDS = {
     "log.level": ("debug", "info", "warning", "error"),
     "restore.engine": ("native", "criu"),
     "checkpoint.engine": ("native", "criu"),
+    "checkpoint.verify": ("none", "restore"),
+    "gpu.pages": ("huge", "small"),
     "policy.namespaces": ("own", "any"),
 }
 LIMITS = {
@@ -170,6 +193,7 @@ LIMITS = {
     "restore.memory": (0.0, 1048576.0),
     "checkpoint.memory": (0.0, 1048576.0),
     "gpu.lock": (0.001, 86400.0),
+    "gpu.limit": (0.001, 86400.0),
     "gpu.wait": (0.0, 86400.0),
     "retention.size": (0.0, 1048576.0),
     "retention.age": (0.0, 36500.0),

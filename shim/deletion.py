@@ -41,6 +41,7 @@ def clean(bundle: Bundle, namespace: str, container_id: str) -> None:
     from shim.task.container import remove_state
     from shim.task.creation import container_folder
     from shim.task.options import kept
+    from shim.trial import REQUEST, folder_of
 
     config = kept(bundle)
     folder = container_folder(config, namespace, container_id)
@@ -51,8 +52,9 @@ def clean(bundle: Bundle, namespace: str, container_id: str) -> None:
 
         unmount_all(bundle.rootfs)
 
-    if os.path.lexists(f"{folder}/restoring"):
-        _try(lambda: _undo_restore(f"{folder}/restoring"))
+    for path in (f"{folder}/restoring", f"{folder_of(folder)}/{REQUEST}"):
+        if os.path.lexists(path):
+            _try(lambda path=path: _undo(path))
     for part in (lambda: runc.delete(force=True), unmount, lambda: remove_state(folder)):
         _try(part)
     _try(lambda: _remove_dead_socket(f"{bundle.path}/address"))
@@ -78,8 +80,9 @@ def _try(part: object) -> None:
         print(f"containerd-shim-thaw-v1 delete: {error}", file=sys.stderr)
 
 
-def _undo_restore(path: str) -> None:
-    """The shim died in the middle of a restore: let an engine remove what that one had made."""
+def _undo(path: str) -> None:
+    """The shim died in the middle of a restore, or of the trial of a snapshot: let an engine remove
+    what that one had made."""
     from shim.task.engine import PROGRAM
 
     done = spawn.run([sys.executable, "-IS", PROGRAM, "undo", path], os.environ)

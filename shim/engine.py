@@ -73,6 +73,7 @@ class Begun:
 
     def __init__(self) -> None:
         self.making: list[Making] = []
+        self.ends: list[Callable[[], None]] = []  # called when we are to end over our work
 
     @cached_property
     def ahead(self) -> ReadAhead:
@@ -99,6 +100,11 @@ class Begun:
         """Let others make the snapshot."""
         for one in self.making:
             one.release()
+
+    def end(self) -> None:
+        """End what would outlive us."""
+        for one in self.ends:
+            one()
 
     def finish(self) -> None:
         """Put away what a restore has used."""
@@ -168,6 +174,7 @@ def _end_with(daemon: socket.socket, begun: Begun) -> None:
     poll.register(daemon, select.POLLRDHUP)
     poll.poll()
     begun.release()
+    begun.end()
     os.killpg(0, signal.SIGKILL)
 
 
@@ -197,7 +204,11 @@ def _verb(name: str, begun: Begun) -> Callable[[Work], dict[str, Any]]:
     if name == "checkpoint":
         from shim.checkpoint.engine import checkpoint
 
-        return checkpoint
+        return lambda work: checkpoint(work, begun.ends)
+    if name == "end-trial":
+        from shim.trial.engine import remove
+
+        return remove
     if name == "resume":
         from shim.checkpoint.quiet import resume
 

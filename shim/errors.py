@@ -24,6 +24,7 @@
         ├── RuntimeFailed           2    RuntimeFailed     (runc said no)
         ├── CheckpointFailed        2    CheckpointFailed
         ├── GpuFailed               2    GpuFailed         (the CUDA driver said no)
+        │   └── GpuLost             2    GpuLost           (and nothing helps the worker)
         ├── WorkerFailed            2    WorkerFailed      (an action on it went wrong)
         └── RestoreFailed           2    RestoreFailed
             └── CanaryFailed        2    CanaryFailed
@@ -195,6 +196,12 @@ class GpuFailed(Unknown):
     """The CUDA driver refused what was asked of it, or failed at it."""
 
     reason = "GpuFailed"
+
+
+class GpuLost(GpuFailed):
+    """A worker's GPU state cannot be given back: its CUDA calls would hang for ever."""
+
+    reason = "GpuLost"
 
 
 class RestoreFailed(Unknown):

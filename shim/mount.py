@@ -128,6 +128,11 @@ def mount_all(mounts: Iterable[Mount], rootfs: str) -> None:
         raise
 
 
+def propagate(path: str, how: int) -> None:
+    """Make all mounts on and below a mount point PRIVATE, SHARED, SLAVE or UNBINDABLE. OSError."""
+    _call("", path, "", how | REC | SILENT)
+
+
 def unmount_all(path: str) -> None:
     """Take off every mount on and below `path`, the deepest and latest first.
 

@@ -158,6 +158,23 @@ class Runc:
         done = self._run([self._command[0], "--version"], self.env, None)
         return done.text.partition("\n")[0]
 
+    def let_change(self, bundle: str) -> None:
+        """Have NVIDIA's runtime change the bundle's spec as at `create`, and make nothing.
+
+        It does so if any word is `create`, be it a container's name, to the bundle in the folder
+        that it stands in (internal/oci/args.go of NVIDIA's container toolkit). What runc is asked
+        is for the state of that container. Raises RuntimeFailed if it cannot be run.
+        """
+        program, root, folder = self._command[:3]
+        step = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', bundle]
+        try:
+            done = self._run([*step, program, root, folder, "state", "create"], self.env, None)
+        except OSError as error:
+            raise RuntimeFailed(f"cannot run {program}: {error.strerror}") from error
+        if not any(word in done.text for word in _GONE):
+            said = done.text.strip()[-300:] or f"exit status {done.status}"
+            raise RuntimeFailed(f"{program} state create: {said}")
+
     def _detached(self, words: Sequence[str], fds: Mapping[int, int]) -> None:
         self._check([*self._command, *words, self.id], words[0], fds)
 

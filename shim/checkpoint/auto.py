@@ -8,6 +8,8 @@ other nodes from making the same snapshot, is held from the beginning to the end
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from shim import names
@@ -15,6 +17,7 @@ from shim.annotations import Probe
 from shim.errors import StoreFull
 from shim.readiness import ensure_running, wait
 from shim.reference import AUTO, check_name, parse
+from shim.snapshot.config import Gpu
 from shim.snapshot.derived import key_of, name_of
 from shim.snapshot.host import this_host
 from shim.snapshot.image import image_of
@@ -35,7 +38,20 @@ def derived_name(work: Work) -> str:
     origin = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
     with writing(store.folder):
         key = key_of(store.folder)
-    return name_of(spec, origin, this_host(), key)
+    host = replace(this_host(gpus=False), gpus=_kinds(spec, work.config.text("BinaryName")))
+    return name_of(spec, origin, host, key)
+
+
+def _kinds(spec: Mapping[str, Any], runtime: str) -> list[Gpu]:
+    """Of the GPUs that the container has; what else is in the machine is no matter of its own."""
+    from shim.gpu.given import given, has_gpus
+
+    if not has_gpus(spec, runtime):
+        return []
+    from shim.gpu.nvml import gpus
+    from shim.gpu.rules import kinds
+
+    return kinds(given(spec, gpus(), runtime))
 
 
 def there(work: Work, reference: str) -> bool:

@@ -2,6 +2,9 @@
 
 CRIU can dump a process only if it has nothing of a GPU; see gpu/suspension.py for how that comes
 about. A container without CUDA costs a look at its processes' mappings.
+
+A worker that cannot have its GPUs back is ended, with all of its container: it would wait for ever
+in its next CUDA call, and no probe need notice that. Whoever watches over it starts it anew.
 """
 
 from __future__ import annotations
@@ -9,10 +12,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
-from shim.errors import GpuFailed, Unfit
+from shim import audit
+from shim.annotations import POD_NAME, POD_NAMESPACE
+from shim.cgroup import Cgroup, of_pid
+from shim.errors import FailedPrecondition, GpuFailed, GpuLost, NotFound, Unfit
 from shim.processes import processes_below
 from shim.snapshot.config import CudaProcess, CudaState, Gpu, Staging
 from shim.timeline import Timeline
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
     from shim.gpu.suspension import Suspension
 
 _LIBRARY = b"/libcuda.so"
+_ENDING = 10.0  # seconds for a container that is killed; the driver may take its time with that
 _MAJOR = 195  # of nvidiactl and the GPUs themselves (linux, admin-guide/devices.txt)
 
 
@@ -57,20 +65,33 @@ class _Suspended(Device):
 def suspended(work: Work, timeline: Timeline) -> Iterator[Device]:
     """A block in which nothing of `work`'s container is on a GPU.
 
-    Left by an exception, the worker runs on as before. Raises Unfit before anything is touched if
-    this machine's driver cannot do it, GpuFailed if it does not.
+    Left by an exception, the worker runs on as before. Raises Unfit or FailedPrecondition before
+    anything is touched if it cannot be done, GpuFailed if the driver does not; GpuLost, with the
+    container ended, if the worker cannot have its GPUs back.
     """
-    inside = candidates(int(work.details["pid"]))
-    driver = _driver(work, inside) if inside else None
-    cuda = _cuda(driver, inside)
+    driver, cuda = _asked(work)
     if driver is None or not cuda:
         yield Device()
         return
+    from shim.gpu.processes import within
     from shim.gpu.suspension import Suspension
 
-    before = _given(work)
-    seconds = work.config.number("gpu.lock")
-    with Suspension(driver, list(cuda), timeline, seconds) as suspension:
+    _refuse_frozen(work)
+    limit = work.config.number("gpu.limit")
+    before = within(limit, partial(_given, work))
+    needed: dict[str, int] = {}
+    with (
+        _ending_the_lost(work),
+        Suspension(
+            driver,
+            list(cuda),
+            timeline,
+            seconds=work.config.number("gpu.lock"),
+            limit=limit,
+            ready=partial(_await_memory, work, needed),
+        ) as suspension,
+    ):
+        needed |= _in_use(before, within(limit, partial(_given, work)))
         processes = [
             CudaProcess(cuda[pid], [Staging(*area) for area in areas])
             for pid, areas in suspension.staging.items()
@@ -78,19 +99,22 @@ def suspended(work: Work, timeline: Timeline) -> Iterator[Device]:
         state = CudaState(
             processes=sorted(processes, key=lambda process: process.pid),
             uuids=[gpu.uuid for gpu in before],
-            memory=_in_use(before, _given(work)),
+            memory=dict(needed),
         )
         yield _Suspended(suspension, state, _kinds(before))
 
 
 def recover(work: Work) -> None:
-    """Give a worker its GPUs back that an engine which died has left without. Raises GpuFailed."""
-    inside = candidates(int(work.details["pid"]))
-    driver = _driver(work, inside) if inside else None
-    if driver is not None:
+    """Give a worker its GPUs back that an engine which died has left without.
+
+    Raises GpuLost, with the container ended, if that is not possible.
+    """
+    driver, cuda = _asked(work)
+    if driver is not None and cuda:
         from shim.gpu.suspension import recover as recovered
 
-        recovered(driver, list(_cuda(driver, inside)))
+        with _ending_the_lost(work):
+            recovered(driver, list(cuda), work.config.number("gpu.limit"))
 
 
 def candidates(init: int) -> dict[int, int]:
@@ -108,6 +132,92 @@ def _maps_driver(pid: int) -> bool:
             return _LIBRARY in file.read()
     except (FileNotFoundError, ProcessLookupError):
         return False  # it has ended
+
+
+def _asked(work: Work) -> tuple[Driver | None, dict[int, int]]:
+    """The driver, if it is needed, and the CUDA processes: our pid → the container's.
+
+    Asked within a limit: with a GPU that has failed, cuInit may not return.
+    """
+    inside = candidates(int(work.details["pid"]))
+    if not inside:
+        return None, {}
+    from shim.gpu.processes import cuda_processes, within
+
+    def ask() -> tuple[Driver | None, dict[int, int]]:
+        driver = _driver(work, inside)
+        if driver is None:
+            return None, {}
+        return driver, {pid: inside[pid] for pid in cuda_processes(driver, inside)}
+
+    return within(work.config.number("gpu.limit"), ask)
+
+
+def _refuse_frozen(work: Work) -> None:
+    """In the worker it is a thread of the driver's that does what it is asked for."""
+    group = _cgroup(work)
+    if group is not None and group.frozen:
+        raise FailedPrecondition(
+            f"container {work.id} is paused, and its GPU state cannot be taken",
+            hint="resume it before: its worker is held by the driver meanwhile",
+        )
+
+
+def _await_memory(work: Work, needed: Mapping[str, int]) -> None:
+    """A restore that finds no room is the end of the worker: somebody may have come meanwhile."""
+    from shim.gpu.nvml import gpus
+    from shim.gpu.processes import within
+    from shim.gpu.rules import wait_for_memory
+
+    seconds = work.config.number("gpu.wait")
+    limit = seconds + work.config.number("gpu.limit")
+    # It is tried all the same: what NVML counts as free is not all that there is.
+    with suppress(Unfit, GpuFailed):
+        within(limit, lambda: wait_for_memory(needed, gpus, seconds))
+
+
+@contextmanager
+def _ending_the_lost(work: Work) -> Iterator[None]:
+    """If the worker is lost within this block, its container is ended."""
+    from shim.gpu.processes import Watch
+
+    init = int(work.details["pid"])
+    with Watch([init]) as watch:
+        try:
+            yield
+        except GpuLost as error:
+            if watch.ended():
+                raise
+            group = _cgroup(work)
+            if group is not None:
+                group.kill(_ENDING)
+            watch.kill(init)
+            watch.wait([init], _ENDING)
+            became = "the container was ended" if watch.ended() else "the container does not end"
+            _record(work, outcome=became)
+            raise GpuLost(f"{error.message}; {became}", hint=error.hint) from error
+
+
+def _cgroup(work: Work) -> Cgroup | None:
+    """The container's own; None if it has none."""
+    try:
+        return of_pid(int(work.details["pid"]))
+    except NotFound:
+        return None
+
+
+def _record(work: Work, **fields: str) -> None:
+    notes = work.bundle.spec().get("annotations") or {}
+    audit.record(
+        work.config,
+        "end",
+        who="thaw",
+        container=work.id,
+        pod=notes.get(POD_NAME, ""),
+        namespace=notes.get(POD_NAMESPACE, ""),
+        reason=GpuLost.reason,
+        **fields,
+    )
 
 
 def _driver(work: Work, pids: Iterable[int]) -> Driver | None:
@@ -144,21 +254,13 @@ def _is_nvidias(entry: os.DirEntry[str]) -> bool:
     return stat.S_ISCHR(info.st_mode) and os.major(info.st_rdev) == _MAJOR
 
 
-def _cuda(driver: Driver | None, inside: Mapping[int, int]) -> dict[int, int]:
-    if driver is None:
-        return {}
-    from shim.gpu.processes import cuda_processes
-
-    return {pid: inside[pid] for pid in cuda_processes(driver, inside)}
-
-
 def _given(work: Work) -> list[nvml.Gpu]:
     """The GPUs that the container has, as they are now. Raises Unfit if they are none for us."""
     from shim.gpu.given import given
     from shim.gpu.nvml import gpus
     from shim.gpu.rules import unsupported
 
-    found = given(work.bundle.spec(), gpus())
+    found = given(work.bundle.spec(), gpus(), work.config.text("BinaryName"))
     for reason in unsupported(found):
         raise Unfit(reason, hint="give the container whole GPUs of a machine")
     return found

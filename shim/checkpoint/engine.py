@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from shim.checkpoint.device import suspended
 from shim.checkpoint.document import Moment, made_by
 from shim.checkpoint.pages import Pages, Parallel, Plain
 from shim.checkpoint.quiet import Quiet
+from shim.checkpoint.verifying import Verification
 from shim.criu import GHOST_LIMIT, NETWORK_LOCK, Steering, log_tail
 from shim.errors import (
     AlreadyExists,
@@ -32,10 +33,12 @@ from shim.errors import (
     StoreFull,
     ThawError,
 )
+from shim.gpu.hooks import mounting
 from shim.removal import remove_folder
 from shim.snapshot import archive, retention
 from shim.snapshot.fit import never_fits
 from shim.snapshot.index import FOLDER as INDEX
+from shim.snapshot.mounts import inside, mounts_of, unexpected
 from shim.snapshot.origin import origin_of
 from shim.snapshot.pack import FOLDER, pack
 from shim.snapshot.policy import ITS_OWN
@@ -47,23 +50,26 @@ from shim.timeline import Timeline
 from shim.work import Work
 
 
-def checkpoint(work: Work) -> dict[str, Any]:
+def checkpoint(work: Work, ends: list[Callable[[], None]] | None = None) -> dict[str, Any]:
     """Dump `work`'s container into the store, or into the folder that containerd named.
 
-    Answers path, id, bytes on disk, seconds, those for which the container stood still (`frozen`)
-    and for which its worker was not at work (`quiet`), and why that could not be resumed, if so.
+    `ends` gets what is to be called should this process end meanwhile. Answers path, id, bytes on
+    disk, seconds, those for which the container stood still (`frozen`) and for which its worker was
+    not at work (`quiet`), why that could not be resumed, if so, and whether it was `verified`.
     Raises CheckpointFailed with the tail of CRIU's log, WorkerFailed, StoreFull, AlreadyExists; the
     container runs on then, and nothing is left of the snapshot.
     """
     timeline = Timeline()
     quiet = Quiet(work, timeline)
+    verification = Verification(work, timeline, ends)
     # What others could write is refused when it is restored from; containerd's umask may be 0.
     umask = os.umask(0o077)
     try:
         if work.details["name"]:
-            reply = _into_store(work, timeline, quiet)
+            reply = _into_store(work, timeline, quiet, verification)
         else:
-            reply = _into_folder(work, Path(work.details["path"]), timeline, quiet)
+            path = Path(work.details["path"])
+            reply = _into_folder(work, path, timeline, quiet, verification)
     except OSError as error:
         _record(work, outcome="failed", reason=str(error))
         raise
@@ -74,14 +80,16 @@ def checkpoint(work: Work) -> dict[str, Any]:
         raise
     finally:
         os.umask(umask)
-    _record(work, outcome="made", id=reply.get("id", ""))
+    _record(work, outcome="made", id=reply.get("id", ""), verified=verification.said)
     if work.details["name"]:
         retention.apply(Stores.of(work.config).first, work.config)
-    reply |= {"quiet": quiet.seconds, "unresumed": quiet.failure}
+    reply |= {"quiet": quiet.seconds, "unresumed": quiet.failure, "verified": verification.said}
     return {**reply, "seconds": time.monotonic() - timeline.began}
 
 
-def _into_store(work: Work, timeline: Timeline, quiet: Quiet) -> dict[str, Any]:
+def _into_store(
+    work: Work, timeline: Timeline, quiet: Quiet, verification: Verification
+) -> dict[str, Any]:
     _refuse_hopeless(work)
     store = Stores.of(work.config).first
     with (
@@ -92,32 +100,42 @@ def _into_store(work: Work, timeline: Timeline, quiet: Quiet) -> dict[str, Any]:
             images=draft.path / "criu",
             extras=draft.path,
             pages=draft.pages,
-            publish=lambda: _publish(work, draft),
+            publish=lambda: _publish(work, draft, verification),
         )
         target.images.mkdir(mode=0o700)
         with quiet:
             reply = _make(work, target, timeline, quiet)
-            _publish(work, draft)
+            _publish(work, draft, verification)
         return {**reply, "path": str(draft.path), "id": draft.id}
 
 
-def _publish(work: Work, draft: Draft) -> None:
-    if not draft.published and work.details.get("shared"):
+def _publish(work: Work, draft: Draft, verification: Verification) -> None:
+    if draft.published:
+        return
+    verification.check(draft.path, draft.roots[1:])
+    if work.details.get("shared"):
         draft.mark_shared()
     draft.publish()
 
 
-def _into_folder(work: Work, images: Path, timeline: Timeline, quiet: Quiet) -> dict[str, Any]:
+def _into_folder(
+    work: Work, images: Path, timeline: Timeline, quiet: Quiet, verification: Verification
+) -> dict[str, Any]:
     """CRIU's images as they are in the folder itself, and our part in one file beside them."""
     extras = images / FOLDER
     shutil.rmtree(extras, ignore_errors=True)
     extras.mkdir(mode=0o700, parents=True)
-    target = _Target(images, extras, None, lambda: pack(images))
+
+    def publish() -> None:
+        verification.check(extras, images=images)
+        pack(images)
+
+    target = _Target(images, extras, None, publish)
     try:
         with _room(images), quiet:
             reply = _make(work, target, timeline, quiet)
             if not work.details["exit"]:
-                pack(images)
+                publish()
     finally:
         shutil.rmtree(extras, ignore_errors=True)
     return {**reply, "path": str(images)}
@@ -129,11 +147,27 @@ def _refuse_hopeless(work: Work) -> None:
             f"the root file system of {work.id} is no writable overlay",
             hint="its changes could not be kept; use the overlayfs snapshotter",
         )
-    never = next(never_fits(origin_of(work.bundle.spec(), "", "")), "")
+    spec = work.bundle.spec()
+    never = next(never_fits(origin_of(spec, "", "")), "")
     if never:
         raise FailedPrecondition(
             f"a snapshot of {work.id} could not be restored: {never}",
             hint="nothing can be restored into such a pod",
+        )
+    _refuse_mounted_beside(work, spec)
+
+
+def _refuse_mounted_beside(work: Work, spec: Mapping[str, Any]) -> None:
+    """CRIU dumps a bind mount of the node's files only if the spec says where they are from."""
+    hooks = mounting(spec)
+    if not hooks:
+        return
+    pid = int(work.details["pid"])
+    found = unexpected(spec, mounts_of(pid), inside(f"/proc/{pid}/root"))
+    if found:
+        raise FailedPrecondition(
+            f"{hooks[0]} has mounted what the spec of {work.id} does not know: {found[0]}",
+            hint="give GPUs by CDI: containerd's own, or that of NVIDIA's runtime (mode cdi)",
         )
 
 

@@ -72,8 +72,9 @@ def reasons(
 
 def _gpus(snapshot: Snapshot, wanted: Target | None) -> Iterator[Reason]:
     spec = wanted.spec if wanted is not None else None
+    runtime = wanted.work.config.text("BinaryName") if wanted is not None else ""
     try:
-        for reason in fit.gpu_reasons(snapshot.config, spec):
+        for reason in fit.gpu_reasons(snapshot.config, spec, runtime):
             yield Reason("gpu", reason)
     except ThawError as error:
         yield Reason("gpu", error.message, error.hint)

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 from datetime import datetime
 
+from shim.checkpoint.verifying import RESTORED
 from shim.cli import output
 from shim.config import Config
 from shim.names import unquoted
@@ -68,6 +69,7 @@ def _contents(config: SnapshotConfig) -> list[tuple[str, object]]:
     return [
         ("made", _moment(config.created)),
         ("made by", ", ".join(word for word in maker_words if word)),
+        ("verified", _verified(config.verified)),
         ("container", origin.container),
         ("namespace", origin.namespace),
         ("service account", origin.service_account),
@@ -99,6 +101,11 @@ def _moment(created: str) -> str:
         return output.moment(datetime.fromisoformat(created).timestamp())
     except ValueError:
         return created
+
+
+def _verified(became: str) -> str:
+    """What was found out before it was published, see checkpoint/verifying.py."""
+    return "restored beside its original" if became == RESTORED else became or "no"
 
 
 def _user(ids: list[int]) -> str:

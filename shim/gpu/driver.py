@@ -8,6 +8,11 @@ Each call takes as long as it takes (a checkpoint about 2 GiB a second) and lets
 meanwhile, so that threads ask for several processes at once. It cannot be given up, and no signal
 interrupts it. Which calls there are is found out by looking; `_REMAPS` is the one thing that only
 a version tells. What the calls do is in the CUDA driver API reference, "CUDA Checkpointing".
+
+What that does not say, measured on an H100 with driver 580.159.04: every call answers 304
+(OPERATING_SYSTEM) for a process that there is not, and 3 (NOT_INITIALIZED) for a zombie and for one
+that has never called cuInit. If the process is killed, a call for it that is under way returns at
+once, with 304. Calls in the wrong order answer 401 (ILLEGAL_STATE) and do no harm.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import select
 import threading
 from collections.abc import Sequence
 from types import TracebackType
@@ -22,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from shim._native import ffi, lib
 from shim.errors import GpuFailed, Unfit
-from shim.gpu.results import INVALID_VALUE, NOT_INITIALIZED, result
+from shim.gpu.results import INVALID_VALUE, NOT_INITIALIZED, OPERATING_SYSTEM, result
 from shim.native import check
 
 if TYPE_CHECKING:
@@ -88,15 +94,18 @@ class Driver:
     def state(self, pid: int) -> str | None:
         """What the process is: running, locked, checkpointed or failed.
 
-        None: the driver does not know it, because it does not use CUDA or has ended. During an
-        `Operation` it is checkpointing or restoring. Takes processes only: with the id of a thread
-        the driver would answer for its process.
+        None: the driver does not know it, because it does not use CUDA or has ended. Whoever has
+        called cuInit, and nothing else, is running. During an `Operation` it is checkpointing or
+        restoring. Takes processes only: with the id of a thread the driver would answer for its
+        process.
         """
         self.init()
         state = ffi.new("int *")
         answered = lib.thaw_cuda_state(self._cuda, pid, state)
-        # Which of the two depends on how far it has got with CUDA; the reference has both.
+        # The reference has INVALID_VALUE for those that use no CUDA; 580.159.04 has the other.
         if answered in (INVALID_VALUE, NOT_INITIALIZED):
+            return None
+        if answered == OPERATING_SYSTEM and _has_ended(pid):
             return None
         _judge("cuCheckpointProcessGetState", answered, pid)
         if 0 <= state[0] < len(_STATES):
@@ -109,7 +118,8 @@ class Driver:
     def lock(self, pid: int, seconds: float) -> None:
         """Wait at most so long for its CUDA work to end, and hold new calls from then on.
 
-        After a failure it runs on. NOT_READY if the time was too short.
+        After a failure it runs on. NOT_READY if the time was too short: the driver keeps to it
+        within a millisecond.
         """
         self.init()
         # Zero would be for ever.
@@ -118,7 +128,11 @@ class Driver:
         _judge("cuCheckpointProcessLock", answered, pid)
 
     def checkpoint(self, pid: int) -> None:
-        """Bring the locked process's device memory into its own, and let go of its GPUs."""
+        """Bring the locked process's device memory into its own, and let go of its GPUs.
+
+        NOT_SUPPORTED if it has managed memory: it is locked as before then, and an unlock helps. It
+        succeeds, though, if memory of another process is mapped, and no restore does afterwards.
+        """
         self.init()
         answered = lib.thaw_cuda_checkpoint(self._cuda, pid)
         _judge("cuCheckpointProcessCheckpoint", answered, pid)
@@ -128,6 +142,10 @@ class Driver:
 
         `pairs` are the UUIDs (16 bytes) of all GPUs that it had and of those that it gets; without,
         it gets the same. Raises Unfit, before anything is done, if the driver cannot do that.
+
+        After INVALID_VALUE, for a UUID that is nobody's, it may be called again. Not so after
+        OUT_OF_MEMORY: the second attempt answers 304, whatever is free by then, and the third has
+        not returned within a minute. The process is lost, as it is after NOT_SUPPORTED.
         """
         self.init()
         moved = self._moved(pairs)
@@ -237,6 +255,20 @@ def _judge(call: str, answered: int, pid: int = 0) -> None:
         said = result(answered, call)
         whose = f" of process {pid}" if pid else ""
         raise GpuFailed(f"{call}{whose}: {said.name}: {said.sentence}", hint=said.hint)
+
+
+def _has_ended(pid: int) -> bool:
+    """Also if it is a zombie."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(0))
+    finally:
+        os.close(fd)
 
 
 def _not_usable(library: str, error: int, why: str) -> Exception:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 
 from shim.errors import Unfit
+from shim.gpu.hooks import CLI, every, names_nvidia
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 VISIBLE = "NVIDIA_VISIBLE_DEVICES"
 CDI = "cdi.k8s.io/"  # annotations: any name below this, a list of VENDOR/CLASS=NAME
 _MOUNTS = "/var/run/nvidia-container-devices/"
-_CLI = "nvidia-container-cli"
 _VENDOR = "nvidia.com"  # or below it: runtime.nvidia.com, k8s.device-plugin.nvidia.com
 _NODE = "/dev/nvidia"
 _MAJOR = 195  # NVIDIA's, of Linux's own list; minors 254 and 255 are no GPUs
@@ -46,30 +46,28 @@ class _Name:
         self.place = place
 
 
-def has_gpus(spec: Mapping[str, Any], *, nvidia_runtime: bool = True) -> bool:
-    """Whether it has been given any, as far as the spec says without NVML."""
-    return bool(_nodes(spec) or _names(spec, nvidia_runtime))
+def has_gpus(spec: Mapping[str, Any], runtime: str = "") -> bool:
+    """Whether it has been given any, as far as the spec says without NVML; `runtime`: see given."""
+    return bool(_nodes(spec) or _names(spec, runtime))
 
 
 def is_nvidias(spec: Mapping[str, Any], runtime: str) -> bool:
     """Whether NVIDIA's runtime creates the container: `runtime` itself, or a hook that it left."""
-    paths = [hook.get("path", "") for hook in _hooks(spec)]
-    return any("nvidia" in os.path.basename(path) for path in (runtime, *paths))
+    paths = [hook.get("path", "") for hook in every(spec)]
+    return any(map(names_nvidia, (runtime, *paths)))
 
 
-def given(
-    spec: Mapping[str, Any], gpus: Sequence[Gpu], *, nvidia_runtime: bool = True
-) -> list[Gpu]:
+def given(spec: Mapping[str, Any], gpus: Sequence[Gpu], runtime: str = "") -> list[Gpu]:
     """Those of `gpus` (all of this machine's) that the container has, by kind, then by index.
 
-    `nvidia_runtime`: the OCI runtime is, or may be, NVIDIA's. Raises Unfit naming what cannot be
-    told: a GPU that NVML does not know, a part of one (MIG), a word that is none.
+    `runtime`: the OCI runtime, as the configuration has it in BinaryName. Raises Unfit naming what
+    cannot be told: a GPU that NVML does not know, a part of one (MIG), a word that is none.
     """
     nodes = _nodes(spec)
     if nodes:
         chosen = [_by_minor(minor, place, gpus) for minor, place in nodes]
     else:
-        names = _names(spec, nvidia_runtime)
+        names = _names(spec, runtime)
         chosen = [gpu for name in names for gpu in _by_name(name, gpus)]
     return sorted(set(chosen), key=place_of)
 
@@ -104,9 +102,10 @@ def _number(path: str) -> int | None:
     return int(number) if found and _is_number(number) else None
 
 
-def _names(spec: Mapping[str, Any], nvidia_runtime: bool) -> list[_Name]:
+def _names(spec: Mapping[str, Any], runtime: str) -> list[_Name]:
     """From the first place that names any."""
-    places = (_from_mounts, _from_annotations, _from_environment) if nvidia_runtime else ()
+    heeded = is_nvidias(spec, runtime)
+    places = (_from_mounts, _from_annotations, _from_environment) if heeded else ()
     for place in (_from_hooks, *places):
         names = list(place(spec))
         if names:
@@ -116,17 +115,13 @@ def _names(spec: Mapping[str, Any], nvidia_runtime: bool) -> list[_Name]:
 
 def _from_hooks(spec: Mapping[str, Any]) -> Iterator[_Name]:
     """containerd's own client calls NVIDIA's tool by a hook: --device=NAME,NAME among its words."""
-    for hook in _hooks(spec):
+    for hook in every(spec):
         args = hook.get("args") or ()
-        if _CLI in map(os.path.basename, args):
+        if CLI in map(os.path.basename, args):
             for arg in args:
                 key, _, names = arg.partition("=")
                 if key == "--device":
-                    yield from (_Name(word, f"hook {_CLI}") for word in _words(names))
-
-
-def _hooks(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [hook for stage in (spec.get("hooks") or {}).values() for hook in stage or ()]
+                    yield from (_Name(word, f"hook {CLI}") for word in _words(names))
 
 
 def _from_mounts(spec: Mapping[str, Any]) -> Iterator[_Name]:

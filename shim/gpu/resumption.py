@@ -3,6 +3,10 @@
 A process that CRIU has restored runs, but for its CUDA calls: they wait for the unlock. So nothing
 of a restore is to be seen before every process of the worker has all that it had; one that went on
 earlier would find its peers, with which it shares work on GPUs, unable to answer.
+
+Nothing is tried twice: a process whose restore has failed can only be ended (see Driver.restore),
+as the undoing of the whole restore does. It also ends those for which the driver hangs, when the
+restore's time is over: the engine is killed, and with it the thread that waits in the driver.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from shim.errors import GpuFailed
 from shim.gpu.driver import Driver
-from shim.gpu.processes import Watch, all_of, each
+from shim.gpu.processes import Watch, all_of, each, ended_over_it
 from shim.timeline import Timeline
 
 _KILLED = "has it been killed, or is a memory limit reached? Its pod's events may tell"
@@ -51,19 +55,9 @@ class Resumption:
         driver = self._ready()
         with Watch(pids) as watch:
             with self.timeline.span("restore"):
-                self._do(lambda pid: driver.restore(pid, pairs), pids, watch)
+                _do(driver, lambda pid: driver.restore(pid, pairs), pids, watch)
             with self.timeline.span("unlock"):
-                self._do(driver.unlock, pids, watch)
-
-    def _do(self, act: Callable[[int], None], pids: Sequence[int], watch: Watch) -> None:
-        failures = each(act, pids)
-        ended = sorted(watch.ended())
-        if ended:
-            words = ", ".join(map(str, ended))
-            told = f": {all_of(failures).message}" if failures else ""
-            raise GpuFailed(f"process {words} ended before it ran on{told}", hint=_KILLED)
-        if failures:
-            raise all_of(failures)
+                _do(driver, driver.unlock, pids, watch)
 
     def _ready(self) -> Driver:
         """The driver, once it is initialized."""
@@ -85,3 +79,14 @@ class Resumption:
             self._failure = error
         finally:
             self._opened.set()
+
+
+def _do(driver: Driver, act: Callable[[int], None], pids: Sequence[int], watch: Watch) -> None:
+    failures = each(act, pids)
+    ended = sorted(ended_over_it(driver, failures, watch))
+    if ended:
+        words = ", ".join(map(str, ended))
+        told = f": {all_of(failures).message}" if failures else ""
+        raise GpuFailed(f"process {words} ended before it ran on{told}", hint=_KILLED)
+    if failures:
+        raise all_of(failures)

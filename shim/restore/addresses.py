@@ -23,7 +23,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from shim.errors import Damaged, Unfit
-from shim.restore.sockets import CLOSED, NAME, TCP, Changes, FilesImage, Socket, closed, moved
+from shim.restore.fields import Changes
+from shim.restore.sockets import CLOSED, NAME, TCP, FilesImage, Socket, closed, moved
 from shim.snapshot.images import NotIndexable, read_plain
 
 Address = IPv4Address | IPv6Address

@@ -15,7 +15,7 @@ from typing import Any
 from shim.budget import GIB
 from shim.config import Config
 from shim.restore.memory import Filling, Progress, filling_of
-from shim.snapshot.config import SnapshotConfig
+from shim.snapshot.config import CudaProcess, SnapshotConfig
 from shim.snapshot.index import Index
 from shim.snapshot.policy import check_namespace
 from shim.snapshot.store import Stores
@@ -104,7 +104,14 @@ class ReadAhead:
             live = request.get("namespace", "")
             check_namespace(config, made_in, live, snapshot.shared, by)
             opened(config, snapshot.config)
-            memory = self.take(snapshot.index, snapshot.criu, config, shared_by, snapshot.pages)
+            memory = self.take(
+                snapshot.index,
+                snapshot.criu,
+                config,
+                shared_by,
+                snapshot.pages,
+                snapshot.config.gpu.processes,
+            )
             memory.read_ahead()
             memory.check_files()  # for CRIU's sake: they are in the page cache then
             if memory.filling is not None:
@@ -121,11 +128,12 @@ class ReadAhead:
         config: Config,
         shared_by: int = 1,
         pages: Sequence[Path] | None = None,
+        staging: Sequence[CudaProcess] = (),
     ) -> Memory:
         """The memory for a restore from the index in `folder`: what was begun, or a new one.
 
-        `shared_by` processes share the budget; `pages` as of Index.open, for a snapshot. Raises
-        Unfit if the index is damaged.
+        `shared_by` processes share the budget; `pages` as of Index.open, for a snapshot; `staging`
+        as of Filling. Raises Unfit if the index is damaged.
         """
         begun = self._begun(folder)
         if begun is not None:
@@ -137,7 +145,7 @@ class ReadAhead:
         index = Index.open(folder, images, pages)
         if index.reason:
             return Memory(None, index.reason)
-        return Memory(filling_of(index, config, shared_by))
+        return Memory(filling_of(index, config, shared_by, staging))
 
     def called(self) -> None:
         """A container has come: from here on the kernel spares us as it spares the shim."""

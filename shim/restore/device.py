@@ -52,7 +52,8 @@ class Device:
         """Which GPU of the container takes up which of the snapshot's: UUIDs, if one has moved.
 
         Raises Unfit unless this machine's driver and the container's GPUs will do. Waits a while
-        for their memory, if there is not enough of it.
+        for their memory, if there is not enough of it: a process whose restore found no room is
+        lost (see gpu.driver.Driver.restore), and all that CRIU has done by then was in vain.
         """
         if not snapshot.gpu.processes:
             return []
@@ -63,10 +64,11 @@ class Device:
         from shim.gpu.nvml import gpus
 
         self._asking.join()
-        for reason in fit.gpu_reasons(snapshot, spec):
+        runtime = work.config.text("BinaryName")
+        for reason in fit.gpu_reasons(snapshot, spec, runtime):
             raise Unfit(reason, hint="give the pod GPUs as the snapshot was made with")
         old, kinds = snapshot.gpu.uuids, snapshot.host.gpus
-        new = rules.successors(old, given(spec, gpus()), kinds) if old else []
+        new = rules.successors(old, given(spec, gpus(), runtime), kinds) if old else []
         moved = [(uuid, gpu.uuid) for uuid, gpu in zip(old, new, strict=True)]
         needed = {now: snapshot.gpu.memory.get(then, 0) for then, now in moved}
         rules.wait_for_memory(needed, gpus, work.config.number("gpu.wait"))

@@ -17,7 +17,7 @@ from shim.config import Config
 from shim.errors import Damaged, RestoreFailed, ThawError, Unfit
 from shim.names import SNAPSHOTS
 from shim.reference import parse
-from shim.restore import addresses, namespace
+from shim.restore import addresses, huge, namespace
 from shim.restore import plan as planning
 from shim.restore.addresses import Rewritten
 from shim.restore.adoption import Adoption
@@ -185,17 +185,12 @@ def prepare(
     if snapshot is not None:
         _judge(work, spec, snapshot)
         gpus = device.judge(work, spec, snapshot.config)
-    memory = _memory(work, snapshot, images, ahead or ReadAhead())
+    memory = memory_of(work, snapshot, images, ahead or ReadAhead())
     try:
-        memory.check_files()
-        if snapshot is not None:
-            check_sums(snapshot, skeleton=memory.index is None)
-        privileges.check(images, spec)
-        check_flags(images)
-        index = memory.index.folder if memory.index is not None else None
-        sockets = _sockets(spec, snapshot, images)
-        plan = _plan(work, snapshot, images, index, sockets, uncontrolled=uncontrolled)
-        plan = replace(plan, gpus=tuple(gpus))
+        plan = planned(work, spec, snapshot, images, memory, uncontrolled=uncontrolled)
+        staging = snapshot.config.gpu.processes if snapshot is not None else ()
+        rewritten = huge.images(images, work.config, staging)
+        plan = replace(plan, gpus=tuple(gpus), rewritten=rewritten)
         if plan.canary is not None:
             _check_canary(plan.canary)
         _refuse_a_live_root(plan)
@@ -203,6 +198,26 @@ def prepare(
         memory.close()
         raise
     return plan, memory
+
+
+def planned(
+    work: Work,
+    spec: dict[str, Any],
+    snapshot: Snapshot | None,
+    images: Path,
+    memory: Memory,
+    *,
+    uncontrolled: bool = False,
+) -> Plan:
+    """The plan, once the files have been found to be what they were. Raises Unfit, Damaged."""
+    memory.check_files()
+    if snapshot is not None:
+        check_sums(snapshot, skeleton=memory.index is None)
+    privileges.check(images, spec)
+    check_flags(images)
+    index = memory.index.folder if memory.index is not None else None
+    sockets = _sockets(spec, snapshot, images)
+    return _plan(work, snapshot, images, index, sockets, uncontrolled=uncontrolled)
 
 
 def _is_uncontrolled(spec: dict[str, Any], snapshot: Snapshot | None) -> bool:
@@ -233,12 +248,14 @@ def _judge(work: Work, spec: dict[str, Any], snapshot: Snapshot) -> None:
     check_whole(snapshot, sums=False)
 
 
-def _memory(work: Work, snapshot: Snapshot | None, images: Path, ahead: ReadAhead) -> Memory:
+def memory_of(work: Work, snapshot: Snapshot | None, images: Path, ahead: ReadAhead) -> Memory:
+    """Where the memory of a restore from these images comes from. Raises Unfit."""
     if snapshot is None:
         return ahead.take(images / INDEX, images, work.config)
     in_pieces = snapshot.pages != (images,)
     pages = snapshot.pages if in_pieces else None
-    return ahead.take(snapshot.index, images, work.config, pages=pages)
+    staging = snapshot.config.gpu.processes
+    return ahead.take(snapshot.index, images, work.config, pages=pages, staging=staging)
 
 
 def _refuse_a_live_root(plan: Plan) -> None:

@@ -26,6 +26,8 @@ def lay(folder: Path, plan: Plan, index: Index | None, *, pagemaps: bool) -> Non
         _link_all(plan.assembled or plan.images, folder, pagemaps)
     if plan.sockets is not None and plan.sockets.changed:
         _put(folder / NAME, plan.sockets.data)
+    for name, data in plan.rewritten.items():
+        _put(folder / name, data)
 
 
 def _link_all(images: Path, folder: Path, pagemaps: bool) -> None:

@@ -34,9 +34,10 @@ from shim.errors import Damaged, RestoreFailed, ThawError
 from shim.native import check
 from shim.processes import processes_below
 from shim.restore.numa import nodes_for
-from shim.snapshot.config import DAMAGED
-from shim.snapshot.extents import interleaved
+from shim.snapshot.config import DAMAGED, CudaProcess
+from shim.snapshot.extents import interleaved, parted
 from shim.snapshot.index import Index
+from shim.snapshot.skeleton import united
 from shim.snapshot.tree import open_file
 
 _TURN = 100  # milliseconds between two looks at the progress
@@ -64,15 +65,22 @@ class Filling:
 
     Raises Unfit if one is not what the index says. Closing it at any time ends all threads;
     `cancel` and `progress` may then still be called, by other threads too, but not while one of
-    the other methods is under way.
+    the other methods is under way. `staging` is filled first (see gpu/suspension.py for what it
+    is).
     """
 
-    def __init__(self, index: Index, *, threads: int = 0, budget: int = 0, source: int = 0) -> None:
+    def __init__(
+        self,
+        index: Index,
+        *,
+        threads: int = 0,
+        budget: int = 0,
+        source: int = 0,
+        staging: Sequence[CudaProcess] = (),
+    ) -> None:
         self.index = index
         self._fds = _open_sources(index)
-        # The order in which they are read; the disks of a striped snapshot are read by turns.
-        records = interleaved(index.extents, index.disks)
-        self._extents = ffi.from_buffer("struct thaw_extent[]", records)
+        self._extents = ffi.from_buffer("struct thaw_extent[]", _in_order(index, staging))
         self._fill: Any = None
         self._lock = threading.Lock()  # of closing, against `cancel` and `progress`
         self._last = Progress(0, 0, 0, 0, 0, 0, 0)
@@ -230,16 +238,42 @@ class Filling:
 _READ, _SHORT, _CHECKSUM, _TASK = 1, 2, 3, 4  # the stages of struct thaw_failure
 
 
-def filling_of(index: Index, config: Config, shared_by: int = 1) -> Filling:
+def filling_of(
+    index: Index, config: Config, shared_by: int = 1, staging: Sequence[CudaProcess] = ()
+) -> Filling:
     """The fill of an index, as the operator's configuration has it.
 
-    `shared_by` processes read ahead for one pod and share its budget.
+    `shared_by` processes read ahead for one pod and share its budget. `staging` as of Filling.
     """
     return Filling(
         index,
         threads=int(config.number("restore.threads")),
         budget=budget_of(config.number("restore.memory"), available()) // shared_by,
+        staging=staging,
     )
+
+
+def _in_order(index: Index, staging: Sequence[CudaProcess]) -> bytes:
+    """The extents in the order in which they are read and written.
+
+    The disks of a striped snapshot are read by turns. Staging comes first: huge pages (huge.py)
+    are to be had as long as free memory is in large pieces, and filling the rest breaks it up.
+
+    The GPU driver reads the staging, and could in theory begin while the rest is being filled. It
+    does not, because a thread of the worker's own does that reading (cuCheckpointProcess-
+    GetRestoreThreadId). Before CRIU is done, that thread is in CRIU's restorer code like all the
+    others; afterwards all of them run, in memory that has to be complete. There is little to gain:
+    most of a GPU worker is staging, and a GiB of the rest takes a tenth of a second.
+    """
+    areas = {
+        index.tasks.index(process.pid): united(
+            (area.address, area.address + area.length) for area in process.staging
+        )
+        for process in staging
+        if process.pid in index.tasks
+    }
+    parts = parted(index.extents, areas) if areas else (index.extents,)
+    return b"".join([interleaved(part, index.disks) for part in parts])
 
 
 def writable_ranges(pid: int) -> list[tuple[int, int]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from shim.namespaces import is_own
 from shim.restore.addresses import Rewritten
 from shim.snapshot.archive import Archive
 from shim.snapshot.config import MountPoint, SnapshotConfig
+from shim.snapshot.nodes import Exchange, exchange
 from shim.snapshot.pieces import parse
 from shim.work import Work
 
@@ -55,6 +56,8 @@ class Plan:
     canary: Canary | None = None
     cuda: tuple[int, ...] = ()  # pids inside whose GPU state lies in their memory
     gpus: tuple[tuple[str, str], ...] = ()  # UUIDs: that was, that is now; empty: the same
+    devices: Exchange = field(default_factory=Exchange)  # of device nodes
+    rewritten: Mapping[str, bytes] = field(default_factory=dict)  # images of ours in CRIU's place
 
     def describe(self) -> list[str]:
         """The plan in words, one step a line, in the order in which they are done."""
@@ -76,7 +79,11 @@ class Plan:
         if self.mounts:
             count = len(self.mounts)
             lines.append(f"  check {count} mounts, and that the pod's spec asks for each")
+        lines += [f"  remove the device node {node.path}" for node in self.devices.gone]
+        lines += [f"  make the device node {node.path}" for node in self.devices.made]
         lines.append(f"  memory: {filler}")
+        if self.rewritten:
+            lines.append("  that of the GPU's driver first, in huge pages")
         lines += self._describe_device()
         if self.hostname:
             lines.append(f"set the host name to {self.hostname}")
@@ -144,6 +151,7 @@ def make(
         sockets=sockets,
         uncontrolled=uncontrolled,
         cuda=tuple(config.gpu.pids),
+        devices=exchange(config.origin.devices, spec),
         **_adoption(spec),
     )
 
@@ -169,6 +177,7 @@ def bare(
         mounts=(),
         sockets=sockets,
         uncontrolled=True,
+        devices=exchange((), spec),
         **_adoption(spec),
     )
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from shim.errors import Damaged
+from shim.restore.fields import Changes, Field, block, fields, replaced, varint
 from shim.snapshot import images
 from shim.snapshot.images import FILES, NotIndexable
 
@@ -19,7 +20,6 @@ _HINT = "the snapshot is damaged, or a newer CRIU has made it"
 _HEAD = (0x54564319).to_bytes(4, "little") + FILES.to_bytes(4, "little")
 LARGEST = 1 << 24  # bytes; a hundred thousand open files have less
 _INET_SOCKET = 4  # the field of file_entry
-_VARINT, _BLOCK, _FIXED = 0, 2, {1: 8, 5: 4}  # wire types; bytes of the fixed ones
 _WORD = 0xFFFFFFFF
 
 # Numbers of the fields of inet_sk_entry.
@@ -30,8 +30,6 @@ _WORDS = {2: 1, 10: 4}  # 32-bit words of an address, by family: AF_INET, AF_INE
 TCP = 6
 CLOSED, LISTENING = 7, 10  # states, include/net/tcp_states.h
 _BOTH = 3  # sk_shutdown of images/sk-opts.proto: neither reads nor writes
-
-Changes = Mapping[int, list[int]]  # the values that a field of a number is to have
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,8 @@ class FilesImage:
             if socket.id not in changes:
                 continue
             record = self._data[begin:end]
-            entry = _replaced(_content(field), changes[socket.id])
-            head = _number(_INET_SOCKET << 3 | _BLOCK) + _number(len(entry))
-            record = record[: field.start] + head + entry + record[field.stop :]
+            entry = replaced(_content(field), changes[socket.id])
+            record = record[: field.start] + block(_INET_SOCKET, entry) + record[field.stop :]
             out += [self._data[done : begin - 4], len(record).to_bytes(4, "little"), record]
             done = end
         return b"".join([*out, self._data[done:]])
@@ -100,17 +97,10 @@ def closed(socket: Socket) -> Changes:
     }
 
 
-class _Field(NamedTuple):
-    number: int
-    value: int | bytes
-    start: int  # of its tag
-    stop: int
-
-
 class _Place(NamedTuple):
     begin: int  # of the record in the image, after its length
     end: int
-    field: _Field  # in the record
+    field: Field  # in the record
     socket: Socket
 
 
@@ -123,7 +113,7 @@ def _places(data: bytes) -> Iterator[_Place]:
     try:
         for record in images.records(data, 8, NAME):
             begin, end = end + 4, end + 4 + len(record)
-            found = [field for field in _fields(record) if field.number == _INET_SOCKET]
+            found = [field for field in fields(record) if field.number == _INET_SOCKET]
             if len(found) > 1:
                 raise ValueError("a file is two sockets")
             for field in found:
@@ -138,7 +128,7 @@ def _places(data: bytes) -> Iterator[_Place]:
 def _socket(entry: bytes) -> Socket:
     last: dict[int, int] = {}
     lists: dict[int, list[int]] = {_SOURCE: [], _PEER: []}
-    for field in _fields(entry):
+    for field in fields(entry):
         if field.number in lists:
             lists[field.number] += _unpacked(field.value)
         elif isinstance(field.value, int):
@@ -165,56 +155,10 @@ def _socket(entry: bytes) -> Socket:
     )
 
 
-def _replaced(entry: bytes, changes: Changes) -> bytes:
-    """A message in which fields of numbers have others, at the place of the first of their kind."""
-    left = dict(changes)
-    out, done = [], 0
-    for field in _fields(entry):
-        if field.number in changes:
-            out += [entry[done : field.start], _encoded(field.number, left.pop(field.number, []))]
-            done = field.stop
-    out += [entry[done:], *(_encoded(number, values) for number, values in left.items())]
-    return b"".join(out)
-
-
-# The wire: protobuf.dev's encoding guide. CRIU's messages are proto2 and have no groups.
-
-
-def _fields(data: bytes) -> Iterator[_Field]:
-    pos = 0
-    while pos < len(data):
-        start = pos
-        tag, pos = _varint(data, pos)
-        number, kind = tag >> 3, tag & 7
-        value: int | bytes
-        if kind == _VARINT:
-            value, pos = _varint(data, pos)
-        else:
-            size, pos = _varint(data, pos) if kind == _BLOCK else (_FIXED.get(kind, -1), pos)
-            value = data[pos : pos + size]
-            pos += size
-            if size < 0 or pos > len(data):
-                raise ValueError(f"a field of {size} bytes" if size >= 0 else f"wire type {kind}")
-        if not number:
-            raise ValueError("a field has no number")
-        yield _Field(number, value, start, pos)
-
-
-def _content(field: _Field) -> bytes:
+def _content(field: Field) -> bytes:
     if isinstance(field.value, int):
         raise ValueError("a socket is a number")
     return field.value
-
-
-def _varint(data: bytes, pos: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[pos]
-        pos += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, pos
-    raise ValueError("a number exceeds 64 bits")
 
 
 def _unpacked(value: int | bytes) -> list[int]:
@@ -222,22 +166,9 @@ def _unpacked(value: int | bytes) -> list[int]:
         return [value & _WORD]
     found, pos = [], 0
     while pos < len(value):
-        number, pos = _varint(value, pos)
+        number, pos = varint(value, pos)
         found.append(number & _WORD)
     return found
-
-
-def _number(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _encoded(number: int, values: list[int]) -> bytes:
-    return b"".join(_number(number << 3 | _VARINT) + _number(value) for value in values)
 
 
 def _address(words: list[int]) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from shim.errors import RestoreFailed
 from shim.restore import linked
 from shim.restore.bulk import Memory
+from shim.restore.devices import exchange
 from shim.restore.frozen import check_mounts, set_limits
 from shim.restore.plan import Plan, linked_images
 from shim.work import Work
@@ -52,5 +53,6 @@ class Stages:
         spec = self._work.bundle.spec()
         check_mounts(spec, self._plan, init)
         set_limits(spec, init)
+        exchange(self._plan.devices, init)
         self._memory.fill(init)
         self._seen = True

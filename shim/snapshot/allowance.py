@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shim.gpu.spec import compared
 from shim.snapshot import capabilities
 
 
@@ -18,7 +19,7 @@ class Allowance:
     bounding: int
     attainable: int  # what a thread can come to hold
     no_new_privileges: bool
-    filtered: bool  # there is a seccomp profile
+    filtered: bool  # the pod has a seccomp profile; what Thaw denies by itself is none
     labels: frozenset[bytes]  # of security modules; with none in the spec, none or our own
     user_namespace: bool
     real_time: bool
@@ -40,7 +41,7 @@ class Allowance:
             bounding=bounding,
             attainable=_attainable(process, uid, bounding),
             no_new_privileges=bool(process.get("noNewPrivileges")),
-            filtered=bool(linux.get("seccomp")),
+            filtered=bool(compared(linux.get("seccomp"))),
             labels=frozenset(x.encode() for x in labels if x and x != "unconfined")
             or frozenset([b"", _own_label()]),
             user_namespace="user" in kinds,

@@ -18,7 +18,7 @@ from shim._native import lib
 from shim.errors import Damaged, Unfit
 from shim.timeline import Span
 
-FORMAT = 3  # 2 knew nothing of GPUs; it is still read
+FORMAT = 3  # 2 knew nothing of GPUs and devices; it is still read
 READABLE = (2, 3)
 LARGEST = 8 << 20  # bytes of a document
 PAGE = 4096
@@ -58,6 +58,19 @@ class MountPoint:
 
 
 @dataclass(frozen=True)
+class DeviceNode:
+    """A device node that a spec gives a container. A FIFO has no numbers: 0."""
+
+    path: str
+    type: str  # "c", "b", or "p" for a FIFO
+    major: int
+    minor: int
+    mode: int  # the bits of rights
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
 class Origin:
     """What the pod's spec says of a container, as far as a restored process is bound to it."""
 
@@ -81,6 +94,7 @@ class Origin:
     service_account: str = ""  # as its token says, which is not verified: for people
     # "INTERFACE ADDRESS" each, in the kernel's order: what the snapshot's sockets are bound to.
     addresses: list[str] = field(default_factory=list)
+    devices: list[DeviceNode] = field(default_factory=list)  # by path; see nodes.py
 
 
 @dataclass(frozen=True)
@@ -179,6 +193,8 @@ class SnapshotConfig:
     maker: Maker = field(default_factory=Maker)
     spans: list[Span] = field(default_factory=list)
     gpu: CudaState = field(default_factory=CudaState)
+    # "restored" beside its original before it was published, or why not; "": nobody wanted that.
+    verified: str = ""
 
     def to_json(self) -> str:
         """The document as it is written, with its checksum."""
@@ -201,7 +217,9 @@ class SnapshotConfig:
         if not good:
             raise Damaged(f"{path}: not what was written (its checksum is wrong)", hint=DAMAGED)
         if document["format"] == 2:
-            document["gpu"] = asdict(CudaState())
+            document |= {"gpu": asdict(CudaState()), "verified": ""}
+            if isinstance(document.get("origin"), dict):
+                document["origin"]["devices"] = []
         config: SnapshotConfig = _typed(document, cls, path)
         _check_names(config, path)
         _check_cuda(config.gpu, path)

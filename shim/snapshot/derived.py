@@ -22,6 +22,7 @@ from typing import Any
 
 from shim.annotations import POD_NAME, POD_UID, SANDBOX_ID
 from shim.errors import FailedPrecondition
+from shim.gpu.given import VISIBLE
 from shim.snapshot import token
 from shim.snapshot.config import FORMAT, Host, Origin
 from shim.snapshot.tree import open_directory
@@ -128,6 +129,8 @@ def _environment(spec: Mapping[str, Any]) -> Iterator[str]:
     entries = [entry.partition("=") for entry in (spec.get("process") or {}).get("env") or []]
     services = _services({name: value for name, _, value in entries})
     for name, _, value in entries:
+        if name == VISIBLE:  # which GPUs; what they are like counts, and how many
+            continue
         if not (_OF_THE_POD.fullmatch(name) or services.fullmatch(name) or value in identity):
             yield f"{name}={value}"
 

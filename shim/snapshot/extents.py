@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
-from itertools import compress, count, islice, pairwise, repeat
+from itertools import chain, compress, count, groupby, islice, pairwise, repeat
 from operator import add, le, ne, or_, sub, xor
 from typing import NamedTuple
 
@@ -74,6 +74,27 @@ def interleaved(records: bytes, disks: Sequence[object]) -> bytes:
     owners = [disks[source] for source in array("H", records)[14::16]]
     turns = dealt(array("I", records)[4::8], owners, _BLOCK)
     return b"".join([records[turn.start * SIZE : turn.stop * SIZE] for turn in turns])
+
+
+def parted(records: bytes, areas: Mapping[int, Sequence[Range]]) -> tuple[bytes, bytes]:
+    """The extents that begin in some areas, and the others, both in the order of before.
+
+    `areas` are those of tasks, by number; each task's are in order and do not overlap.
+    """
+    bounds = {task: [*chain.from_iterable(ranges)] for task, ranges in areas.items()}
+    addresses, tasks = array("Q", records)[0::4], array("I", records)[6::8]
+    # Behind an odd number of bounds is inside.
+    inside = [
+        bisect_right(bounds.get(task, ()), address) % 2 == 1
+        for task, address in zip(tasks, addresses, strict=True)
+    ]
+    parts: tuple[list[bytes], list[bytes]] = ([], [])
+    at = 0
+    for wanted, run in groupby(inside):
+        end = at + sum(1 for _ in run)
+        parts[not wanted].append(records[at * SIZE : end * SIZE])
+        at = end
+    return b"".join(parts[0]), b"".join(parts[1])
 
 
 def check(

@@ -61,10 +61,13 @@ def _machine(config: SnapshotConfig, _live: Origin, host: Host) -> Iterator[str]
         yield f"made on cgroup v{config.host.cgroup}, this machine has v{host.cgroup}"
 
 
-def gpu_reasons(config: SnapshotConfig, spec: Mapping[str, Any] | None) -> Iterator[str]:
+def gpu_reasons(
+    config: SnapshotConfig, spec: Mapping[str, Any] | None, runtime: str = ""
+) -> Iterator[str]:
     """Every reason why the GPUs of a container with this spec are none for the snapshot's worker.
 
-    Without a spec: those of this machine. They are only asked for if it was on any.
+    `runtime` is what creates it (BinaryName). Without a spec: those of this machine. They are only
+    asked for if it was on any.
     """
     if not config.gpu.processes:
         return
@@ -72,7 +75,7 @@ def gpu_reasons(config: SnapshotConfig, spec: Mapping[str, Any] | None) -> Itera
     from shim.gpu.given import given
     from shim.gpu.nvml import gpus
 
-    here = gpus() if spec is None else given(spec, gpus())
+    here = gpus() if spec is None else given(spec, gpus(), runtime)
     needed = [config.gpu.memory.get(uuid, 0) for uuid in config.gpu.uuids]
     yield from rules.reasons(config.host.gpus, here, needed)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shim.gpu.hooks import hides_parameters
 from shim.snapshot.config import MountPoint
 from shim.snapshot.host import read_mount_table
 
@@ -100,7 +102,7 @@ def unexpected(
     /var/run is one, as a rule. Mounts below a bind that is recursive are its source's, and not
     looked at.
     """
-    roles = _roles(spec, resolve)
+    roles = [*_roles(spec, resolve), *_of_hooks(spec, points)]
     complaints = []
     for path, here in _by_path(points).items():
         known = [role for role in roles if role.path == path]
@@ -193,6 +195,9 @@ class _Role:
 _LINKS = 40  # as many as the kernel follows
 _DEVICES = ("null", "random", "full", "tty", "zero", "urandom")
 _CGROUPS = frozenset(["cgroup", "cgroup2", "tmpfs"])
+_PARAMETERS = re.compile(
+    r"/proc/driver/nvidia/params|(/var)?/run/nvidia-ctk-hook(/[0-9a-f-]{1,36})?"
+)
 _MASKS = frozenset(["tmpfs", "devtmpfs"])  # an empty folder, or /dev/null, of whichever /dev
 
 
@@ -220,6 +225,14 @@ def _of_mount(mount: Mapping[str, Any], resolve: Resolve) -> _Role:
     if kind == "cgroup":
         return _Role(path, _CGROUPS, read_only, recursive=True)
     return _Role(path, frozenset([kind]), read_only)
+
+
+def _of_hooks(spec: Mapping[str, Any], points: Sequence[MountPoint]) -> list[_Role]:
+    """What NVIDIA's hook mounts: it names a folder by chance."""
+    if not hides_parameters(spec):
+        return []
+    paths = dict.fromkeys(point.path for point in points if _PARAMETERS.fullmatch(point.path))
+    return [_Role(path, types=frozenset(["tmpfs"])) for path in paths]
 
 
 def _by_path(points: Sequence[MountPoint]) -> dict[str, list[MountPoint]]:

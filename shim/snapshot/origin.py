@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from shim.annotations import CONTAINER_NAME, IMAGE_NAME, POD_NAMESPACE
+from shim.gpu.spec import compared
 from shim.namespaces import is_own
 from shim.snapshot.config import Origin, SpecMount
+from shim.snapshot.nodes import nodes_of
 from shim.snapshot.token import service_account
 
 NAMESPACES = ("pid", "network", "ipc", "uts", "mount", "user", "cgroup", "time")
@@ -26,7 +28,7 @@ def origin_of(spec: Mapping[str, Any], image: str, image_digest: str) -> Origin:
     user = process.get("user") or {}
     notes = spec.get("annotations") or {}
     groups = sorted(user.get("additionalGids") or [])
-    seccomp = (spec.get("linux") or {}).get("seccomp")
+    seccomp = compared((spec.get("linux") or {}).get("seccomp"))
     return Origin(
         container=notes.get(CONTAINER_NAME, ""),
         image=image or notes.get(IMAGE_NAME, ""),
@@ -48,6 +50,7 @@ def origin_of(spec: Mapping[str, Any], image: str, image_digest: str) -> Origin:
         env=sorted({entry.partition("=")[0] for entry in process.get("env") or []}),
         namespace=notes.get(POD_NAMESPACE, ""),
         service_account=service_account(spec),
+        devices=nodes_of(spec),
     )
 
 

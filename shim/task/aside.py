@@ -10,8 +10,10 @@ to sleep, frozen or ended, and no snapshot may have work in it.
 from __future__ import annotations
 
 from shim import log
+from shim.annotations import CONTAINER_NAME
+from shim.bundle import annotations_of
 from shim.conduct import CONTRACT
-from shim.errors import Cancelled, ThawError
+from shim.errors import Cancelled, GpuLost, ThawError
 from shim.lean.threads import Event, Lock, start
 from shim.reference import AUTO
 from shim.task.engine import Engine
@@ -138,6 +140,10 @@ class Aside:
         from shim.task.checkpointing import dump
 
         container, ready = self._container, making.ready
+        if self._name in container.host.lost:
+            because = "the worker of this container that was here before was lost over its snapshot"
+            log.warning("no snapshot made", container=container.id, because=because)
+            return False
         engine = self._begun(awaits=True)
         try:
             reply = engine.ask(
@@ -158,6 +164,9 @@ class Aside:
             work = {"name": reply["name"], "path": "", "exit": False, "ends": making.exits}
             work.update(by=AUTO if making.auto else "annotation", replace=self._anew)
             made = dump(container, work, self._keep(engine))
+        except GpuLost:
+            container.host.lost.add(self._name)  # it is started anew: that must not go on for ever
+            raise
         finally:
             self._done_with(engine)
         fields = {"container": container.id, "snapshot": reply["name"]}
@@ -213,6 +222,11 @@ class Aside:
         except (ThawError, OSError) as error:
             log.debug("no control directory", container=self._container.id, error=error)
             return None
+
+    @property
+    def _name(self) -> str:
+        """What the pod calls the container, whichever attempt it is."""
+        return annotations_of(self._container.bundle.spec()).get(CONTAINER_NAME, self._container.id)
 
     def _request(self, verb: str, **details: Any) -> dict[str, Any]:
         return {**describe(self._container, self._container.host), "verb": verb, **details}

@@ -6,12 +6,15 @@ kept in the bundle as `criu-dump.log`.
 
 from __future__ import annotations
 
+import os
+
 from shim import log
 from shim.bundle import annotations_of
 from shim.conduct import actions
 from shim.errors import (
     Cancelled,
     FailedPrecondition,
+    GpuLost,
     InvalidArgument,
     RestoreFailed,
     ThawError,
@@ -21,8 +24,11 @@ from shim.errors import (
 from shim.proto.control_pb import CheckpointResponse
 from shim.reference import check_name
 from shim.task.engine import Engine
-from shim.task.restoration import describe
+from shim.task.restoration import UNDO_TIMEOUT, describe
 from shim.task.state import PAUSED, RUNNING
+from shim.trial import REQUEST, folder_of
+
+RESTORED = "restored"  # as the engine says it, see checkpoint/verifying.py
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,12 +115,16 @@ def _asked(container: Container, engine: Engine, request: dict[str, Any]) -> dic
     try:
         reply = engine.ask(request, [], None)
     except ThawError as error:
+        if isinstance(error, GpuLost):  # nobody who looks at the exit alone could know why
+            log.error("a worker is lost over its snapshot", container=container.id, error=error)
         _thaw(container)
+        _end_trial(container)
         # It died or was ended before CRIU began, and nobody else gives the worker back what it
         # had: only the driver knows what is missing.
         if isinstance(error, (RestoreFailed, Cancelled)):
             _resume(container)
         raise
+    _say_verified(container, reply.get("verified", ""))
     if reply.get("refused"):
         log.info("dumped by CRIU alone", container=container.id, because=reply["refused"])
     return reply
@@ -154,6 +164,27 @@ def _resume(container: Container) -> None:
         log.debug("not resumed, the container is over", container=container.id)
     except ThawError as error:
         log.warning("worker not resumed", container=container.id, error=error)
+    finally:
+        engine.close()
+
+
+def _say_verified(container: Container, became: str) -> None:
+    if became == RESTORED:
+        log.info("snapshot verified", container=container.id)
+    elif became:
+        log.warning("snapshot not verified", container=container.id, because=became)
+
+
+def _end_trial(container: Container) -> None:
+    """Remove what an engine that was killed has left of the container beside this one."""
+    if not os.path.lexists(f"{folder_of(container.folder)}/{REQUEST}"):
+        return
+    engine = Engine(container.host.reaper, container.runc.env)
+    try:
+        request = {**describe(container, container.host), "verb": "end-trial"}
+        engine.ask(request, [], UNDO_TIMEOUT)
+    except ThawError as error:
+        log.error("a trial could not be undone", container=container.id, error=error)
     finally:
         engine.close()
 

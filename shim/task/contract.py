@@ -1,5 +1,5 @@
-"""What a container's annotations ask for, agreed upon at Create, and its control directory: one
-mount and two variables in its spec.
+"""What a container's annotations ask for, agreed upon at Create, and what that makes of its spec:
+the control directory, which is one mount and two variables, and what gpu/spec.py is for.
 
 What is written there, and read, is worker/control.py's. The directory is a small file system of
 its own, so that a container cannot fill the node's /run with it. A pod that mounts a volume of its
@@ -11,10 +11,20 @@ from __future__ import annotations
 import os
 
 from shim import log
-from shim.annotations import ON_FAILURE, PREFIX, SNAPSHOT, is_annotated, unknown, value
+from shim.annotations import (
+    CONTAINER_TYPE,
+    ON_FAILURE,
+    PREFIX,
+    SNAPSHOT,
+    is_annotated,
+    unknown,
+    value,
+)
 from shim.bundle import annotations_of
 from shim.conduct import check
 from shim.errors import FailedPrecondition, ThawError
+from shim.gpu.given import has_gpus
+from shim.gpu.spec import make_checkpointable
 from shim.mount import mount_all
 from shim.proto.task_pb import Mount
 from shim.task.source import refused
@@ -39,6 +49,22 @@ def agree(container: str, spec: dict[str, Any], folder: str, config: Config) -> 
     counts, and it boots like any other: unless it shall fail then, which raises the reason. Those
     that do not count are not in `spec` any longer.
     """
+    notes = _heeded(container, spec, folder, config)
+    # Before a name is derived, and the same whether it boots cold or is restored: both compare.
+    gpus = _has_gpus(spec, notes, config)
+    if gpus or is_annotated(notes):
+        make_checkpointable(spec, gpus=gpus)
+    return notes
+
+
+def _has_gpus(spec: dict[str, Any], notes: dict[str, str], config: Config) -> bool:
+    """Who has any can be meant by `thaw checkpoint` without an annotation; sandboxes never are."""
+    if notes.get(CONTAINER_TYPE) == "sandbox":
+        return False
+    return has_gpus(spec, config.text("BinaryName"))
+
+
+def _heeded(container: str, spec: dict[str, Any], folder: str, config: Config) -> dict[str, str]:
     notes = annotations_of(spec)
     if not is_annotated(notes):
         return notes

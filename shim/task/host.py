@@ -16,7 +16,8 @@ class Host:
     """The daemon's services: loop, reaper, event queue, OOM watch, and who we are."""
 
     __slots__ = (
-        *("engines", "events", "grpc_address", "loop", "namespace", "oom", "reaper", "socket"),
+        *("engines", "events", "grpc_address", "loop", "lost", "namespace", "oom", "reaper"),
+        "socket",
     )
 
     def __init__(
@@ -33,6 +34,7 @@ class Host:
         self.reaper = reaper
         self.events = events
         self.engines = Engines(loop, reaper)
+        self.lost: set[str] = set()  # containers whose worker was lost over its snapshot
         self.oom = oom
         self.namespace = namespace
         self.socket = socket  # path of the shim's own socket

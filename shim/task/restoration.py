@@ -25,6 +25,7 @@ from shim.errors import (
     Unfit,
 )
 from shim.reference import AUTO
+from shim.task.adjusting import give_back
 from shim.task.engine import Engine
 from shim.task.process import Console
 from shim.task.source import note
@@ -73,6 +74,7 @@ class Restoration:
             reply = self._ask(container, deadline)
         except ThawError as error:
             self._give_up(container, error)
+            give_back(container.bundle)
             return False
         _forget(container)  # from here on there is nothing to be undone
         self._leave()

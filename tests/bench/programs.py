@@ -26,9 +26,9 @@ def compiled(name: str, folder: Path) -> Path:
     return program
 
 
-def pages(huge: bool) -> str:
-    """How the programs call the two sizes of pages."""
-    return "huge" if huge else "small"
+def pages(huge: bool | None) -> str:
+    """How the programs call the two sizes of pages; None: whatever the machine gives."""
+    return "any" if huge is None else "huge" if huge else "small"
 
 
 def memcpy_rate(program: Path, size: int, threads: int, huge: bool) -> float:
@@ -43,7 +43,9 @@ def memcpy_rate(program: Path, size: int, threads: int, huge: bool) -> float:
 class Worker:
     """Processes with random memory, before a dump and after restores. It keeps its pid."""
 
-    def __init__(self, program: Path, folder: Path, size: int, processes: int, huge: bool) -> None:
+    def __init__(
+        self, program: Path, folder: Path, size: int, processes: int, huge: bool | None
+    ) -> None:
         self._said = folder / "said"
         self._processes = processes
         command = [str(program), str(size), str(processes), pages(huge), "1"]

@@ -1,7 +1,7 @@
 /*
  * worker BYTES PROCESSES PAGES SEED: random private memory, split over some processes.
  *
- * PAGES is `huge` or `small`. Says `ready` when all is filled; at SIGUSR1 every process looks at
+ * PAGES is `huge`, `small`, or `any`, as the machine has it. Says `ready` when all is filled; at SIGUSR1 every process looks at
  * all of its memory again and says `well` or `BADLY`. All ends with the first process.
  */
 #define _GNU_SOURCE
@@ -73,8 +73,8 @@ static void go_over(size_t threads) {
         pthread_join(others[--count], NULL);
 }
 
-static void allocate(int huge) {
-    int advice = huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE;
+static void allocate(const char *pages) {
+    int advice = strcmp(pages, "huge") == 0 ? MADV_HUGEPAGE : MADV_NOHUGEPAGE;
     unsigned char *all = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     size_t more;
@@ -83,7 +83,7 @@ static void allocate(int huge) {
         fail("mmap");
     more = (HUGE_PAGE - (uintptr_t)all % HUGE_PAGE) % HUGE_PAGE;
     memory = (void *)(all + more);
-    if (madvise(memory, bytes, advice) < 0)
+    if (strcmp(pages, "any") != 0 && madvise(memory, bytes, advice) < 0)
         fail("madvise");
 }
 
@@ -113,7 +113,7 @@ int main(int argc, char **argv) {
     if (mine != 0 && prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
         fail("prctl");
     seed += mine;
-    allocate(strcmp(argv[3], "huge") == 0);
+    allocate(argv[3]);
     go_over((size_t)processors / processes);
     checking = 1;
     if (mine != 0 && write(ready[1], &byte, 1) != 1)

@@ -24,7 +24,7 @@ class Group:
         return []
 
 
-def started(pod: Pod, notes: dict[str, str], *args: str) -> Container:
+def started(pod: Pod, notes: dict[str, str], *args: str, name: str = "c") -> Container:
     """A container that has booted cold, with a volume at the place of its control directory."""
     for key in ("policy.auto", "policy.checkpoint"):
         pod.settings.setdefault(key, "*")
@@ -32,10 +32,10 @@ def started(pod: Pod, notes: dict[str, str], *args: str) -> Container:
     folder.mkdir(exist_ok=True)
     mount = {"destination": "/snapshot-control", "type": "bind", "source": str(folder)}
     spec = {"annotations": notes, "mounts": [{**mount, "options": ["rbind"]}]}
-    container = pod.create("c", *(args or FOREVER), spec=spec)
+    container = pod.create(name, *(args or FOREVER), spec=spec)
     group: Any = Group()
     container._cgroup = group
-    pod.start("c")
+    pod.start(name)
     return container
 
 

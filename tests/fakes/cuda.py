@@ -7,10 +7,13 @@ cuInit of yet.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +28,7 @@ CALLS = (
     "cuCheckpointProcessRestore",
     "cuCheckpointProcessUnlock",
 )
+STATES = ("running", "locked", "checkpointed", "failed", "checkpointing", "restoring")
 STORAGE = "cuCheckpointOperationComplete"  # drivers of CUDA 13.4 and newer
 _SOURCE = Path(__file__).with_name("libcuda.c")
 _WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Werror")
@@ -76,7 +80,7 @@ class FakeCuda:
         storage: bool = False,
     ) -> None:
         self.folder = folder
-        for name in ("processes", "answers", "delays"):
+        for name in ("processes", "answers", "delays", "holds"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / "version").write_text(str(version))
         lacking = frozenset(without) | (frozenset() if storage else {STORAGE})
@@ -104,8 +108,12 @@ class FakeCuda:
         (self.folder / "processes" / str(pid)).unlink()
 
     def state(self, pid: int) -> str:
-        """The state that the process is in."""
-        return (self.folder / "processes" / str(pid)).read_text().strip()
+        """The state that the process is in; "" if the driver does not know it."""
+        try:
+            return (self.folder / "processes" / str(pid)).read_text().strip()
+        except FileNotFoundError:
+            number = ctypes.CDLL(self.library).fakeState(pid)
+            return "" if number < 0 else STATES[number]
 
     def answer(
         self, call: str, *results: int, pid: int | None = None, left: str = "", always: bool = False
@@ -125,6 +133,16 @@ class FakeCuda:
     def delay(self, call: str, seconds: float, pid: int | None = None) -> None:
         """How long `call` takes, from now on."""
         self._file("delays", call, pid).write_text(str(seconds))
+
+    @contextmanager
+    def held(self, call: str) -> Iterator[None]:
+        """A block in which `call` does not come to its end, unless its process does."""
+        held = self._file("holds", call, None)
+        held.touch()
+        try:
+            yield
+        finally:
+            held.unlink()
 
     @property
     def calls(self) -> list[Call]:
@@ -157,9 +175,23 @@ class FakeCuda:
             if call.pid and "Get" not in call.name and (not pids or call.pid in pids)
         ]
 
+    def under_way(self, call: str, pid: int | None = None) -> bool:
+        """Whether somebody waits for such a call."""
+        return any(
+            made.result is None and made.short == call and pid in (None, made.pid)
+            for made in self.calls
+        )
+
     def forget(self) -> None:
         """Start the log anew."""
         (self.folder / "log").unlink(missing_ok=True)
+
+    def reset(self) -> None:
+        """Forget all but the processes: calls, answers, delays."""
+        self.forget()
+        for folder in ("answers", "delays", "holds"):
+            for path in (self.folder / folder).iterdir():
+                path.unlink()
 
     def _file(self, folder: str, call: str, pid: int | None) -> Path:
         if call not in (*CALLS, STORAGE):

@@ -1,7 +1,9 @@
 """A process that uses CUDA as far as tests can tell: it has the fake driver's library mapped.
 
-    cuda_worker.py LIBRARY     then, for each line on stdin: a number of bytes to map, as the driver
-                               does for device memory; it prints the address
+    cuda_worker.py LIBRARY [init]   then, for each line on stdin: a number of bytes to map, as the
+                                    driver does for device memory; it prints the address
+
+With `init` it calls cuInit, and its state is in its own memory; else the fake driver keeps it.
 
 Started by `Workers`, which tells the fake driver of it, too.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import subprocess
 import sys
 from types import TracebackType
@@ -20,13 +23,18 @@ if TYPE_CHECKING:  # the process itself has no path to it
 
 
 class Workers:
-    """Processes that the driver knows, ended with the block."""
+    """Processes that the driver knows, ended with the block.
 
-    def __init__(self, cuda: FakeCuda, count: int) -> None:
+    `real`: they have called cuInit, so that the driver notices by itself if one is killed.
+    """
+
+    def __init__(self, cuda: FakeCuda, count: int, *, real: bool = False) -> None:
         self.cuda = cuda
-        self._processes = [start(cuda) for _ in range(count)]
+        self._real = real
+        self._processes = [start(cuda, real=real) for _ in range(count)]
         for process in self._processes:
-            cuda.add(process.pid)
+            if not real:
+                cuda.add(process.pid)
 
     def __enter__(self) -> Self:
         return self
@@ -64,25 +72,33 @@ class Workers:
         process = self._of(pid)
         process.kill()
         process.wait()
-        self.cuda.remove(pid)
+        if not self._real:
+            self.cuda.remove(pid)
+
+    def ended(self, pid: int) -> int | None:
+        """The exit status; minus the signal that killed it; None while it runs."""
+        return self._of(pid).poll()
 
     def _of(self, pid: int) -> subprocess.Popen[str]:
         return next(process for process in self._processes if process.pid == pid)
 
 
-def start(cuda: FakeCuda) -> subprocess.Popen[str]:
+def start(cuda: FakeCuda, *, real: bool = False) -> subprocess.Popen[str]:
     """One process, once it has mapped the library."""
     pipe = subprocess.PIPE
-    command = [sys.executable, "-IS", __file__, cuda.library]
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    command = [sys.executable, "-IS", __file__, cuda.library, *(["init"] if real else [])]
+    env = {name: text for name, text in os.environ.items() if name not in cuda.environment}
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
     assert process.stdout is not None
     process.stdout.readline()
     return process
 
 
-def main(library: str) -> None:
+def main(library: str, *words: str) -> None:
     """Map what is asked for, and keep it."""
     driver, kept = ctypes.CDLL(library), []
+    if words:
+        driver.cuInit(0)
     print("ready", flush=True)
     for line in sys.stdin:
         area = mmap.mmap(-1, int(line), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -92,4 +108,4 @@ def main(library: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

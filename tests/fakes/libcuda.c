@@ -2,163 +2,25 @@
  * A libcuda for tests: the driver's checkpoint calls on a world of files, in the folder that the
  * environment variable THAW_FAKE_CUDA names (tests/fakes/cuda.py writes and reads it):
  *
- *     processes/PID         the process's state; no file, no such process
+ *     processes/PID         the process's state
  *     answers/CALL[.PID]    lines "RESULT once|always [STATE]": what the call answers instead of
  *                           doing its work; STATE is what the process is left in
  *     delays/CALL[.PID]     how many seconds the call takes
+ *     holds/CALL            the call waits for as long as there is such a file
  *     version               the CUDA version
  *     log                   "begin|end THREAD NANOSECONDS CALL PID RESULT DETAIL", as it happens
  *
+ * A process without such a file, and without the variable, uses CUDA if it has called cuInit of
+ * this library: its state is in its own memory then, and is dumped and restored with it.
+ *
  * It is as strict as the real one: nothing goes before cuInit, nothing in the wrong state, no byte
- * of an argument may be set that this version does not know. WITHOUT_name leaves a function out.
+ * of an argument may be set that this version does not know. What it answers for processes that use
+ * no CUDA, have ended or are killed meanwhile is what driver 580.159.04 was seen to answer.
+ * WITHOUT_name leaves a function out.
  */
 #define _GNU_SOURCE
 
-#include <fcntl.h>
-#include <stdarg.h>
-#include <stdatomic.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/file.h>
-#include <time.h>
-#include <unistd.h>
-
-enum {
-    SUCCESS = 0,
-    INVALID_VALUE = 1,
-    NOT_INITIALIZED = 3,
-    INVALID_HANDLE = 400,
-    ILLEGAL_STATE = 401
-};
-enum { RUNNING, LOCKED, CHECKPOINTED, FAILED, CHECKPOINTING, RESTORING, STATES, NOBODY = -1 };
-
-static const char *const names[STATES] = {"running", "locked",        "checkpointed",
-                                          "failed",  "checkpointing", "restoring"};
-static atomic_bool initialized;
-
-/* ---- the world --------------------------------------------------------------------------- */
-
-/* Opens FOLDER/NAME; -1 if that is not there. */
-static int world(int flags, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-static int world(int flags, const char *format, ...) {
-    const char *folder = getenv("THAW_FAKE_CUDA");
-    char path[4096];
-    va_list arguments;
-    int length = snprintf(path, sizeof(path), "%s/", folder != NULL ? folder : "/nonexistent");
-
-    va_start(arguments, format);
-    vsnprintf(path + length, sizeof(path) - (size_t)length, format, arguments);
-    va_end(arguments);
-    return open(path, flags | O_CLOEXEC, 0600);
-}
-
-/* What the file says, as a string; false if it is not there. Closes it. */
-static bool content(int fd, char *text, size_t size) {
-    ssize_t got;
-
-    if (fd < 0)
-        return false;
-    got = read(fd, text, size - 1);
-    text[got > 0 ? got : 0] = '\0';
-    close(fd);
-    return got >= 0;
-}
-
-static int state_of(int pid) {
-    char text[64];
-
-    if (!content(world(O_RDONLY, "processes/%d", pid), text, sizeof(text)))
-        return NOBODY;
-    text[strcspn(text, " \n")] = '\0';
-    for (int state = 0; state < STATES; state++)
-        if (strcmp(text, names[state]) == 0)
-            return state;
-    return atoi(text); /* one that nobody has heard of yet */
-}
-
-/* In one piece, for those who read it meanwhile. A process that is gone stays so. */
-static void set_state(int pid, const char *state) {
-    int fd = world(O_WRONLY, "processes/%d", pid);
-
-    if (fd >= 0) {
-        dprintf(fd, "%-16s\n", state);
-        close(fd);
-    }
-}
-
-static void log_line(const char *what, const char *call, int pid, int result, const char *detail) {
-    struct timespec now;
-    char line[4096];
-    int fd = world(O_WRONLY | O_CREAT | O_APPEND, "log"), length;
-
-    if (fd < 0)
-        return;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    length = snprintf(line, sizeof(line), "%s %d %lld %s %d %d %s\n", what, gettid(),
-                      (long long)now.tv_sec * 1000000000 + now.tv_nsec, call, pid, result, detail);
-    if (write(fd, line, (size_t)length) != length) /* one write: lines of threads do not mix */
-        abort();
-    close(fd);
-}
-
-static void delay(const char *call, int pid) {
-    char text[64];
-    struct timespec time;
-    double seconds;
-
-    if (!content(world(O_RDONLY, "delays/%s.%d", call, pid), text, sizeof(text)) &&
-        !content(world(O_RDONLY, "delays/%s", call), text, sizeof(text)))
-        return;
-    seconds = atof(text);
-    time.tv_sec = (time_t)seconds;
-    time.tv_nsec = (long)((seconds - (double)time.tv_sec) * 1e9);
-    nanosleep(&time, NULL); /* if a signal interrupts it the call is shorter, as a test can see */
-}
-
-/* The first line of the file is the answer; one that counts once is taken out. */
-static bool take_answer(int fd, int *result, char *state, size_t size) {
-    char text[4096], often[16] = "", left[16] = "";
-    ssize_t got;
-    bool found;
-
-    if (fd < 0)
-        return false;
-    flock(fd, LOCK_EX);
-    got = pread(fd, text, sizeof(text) - 1, 0);
-    text[got > 0 ? got : 0] = '\0';
-    found = sscanf(text, "%d %15s%*[ ]%15[a-z]", result, often, left) >= 2;
-    if (found && strcmp(often, "once") == 0) {
-        const char *rest = strchr(text, '\n');
-        size_t length = rest != NULL ? strlen(rest + 1) : 0;
-
-        if (ftruncate(fd, 0) < 0 || pwrite(fd, text + strlen(text) - length, length, 0) < 0)
-            abort();
-    }
-    snprintf(state, size, "%s", left);
-    close(fd);
-    return found;
-}
-
-static bool answer(const char *call, int pid, int *result) {
-    char state[16];
-
-    if (!take_answer(world(O_RDWR, "answers/%s.%d", call, pid), result, state, sizeof(state)) &&
-        !take_answer(world(O_RDWR, "answers/%s", call), result, state, sizeof(state)))
-        return false;
-    if (state[0] != '\0')
-        set_state(pid, state);
-    return true;
-}
-
-static int version(void) {
-    char text[64];
-
-    return content(world(O_RDONLY, "version"), text, sizeof(text)) ? atoi(text) : 0;
-}
+#include "libcuda_world.h"
 
 /* ---- how every call goes ----------------------------------------------------------------- */
 
@@ -167,7 +29,8 @@ static int begin(const char *call, int pid, const char *detail) {
     int result;
 
     log_line("begin", call, pid, 0, detail);
-    delay(call, pid);
+    if (!delay(call, pid))
+        return OPERATING_SYSTEM;
     return answer(call, pid, &result) ? result : -1;
 }
 
@@ -184,8 +47,10 @@ static int move(const char *call, int pid, bool sane, int from, int to, const ch
         return end(call, pid, result);
     if (!atomic_load(&initialized))
         return end(call, pid, NOT_INITIALIZED);
-    if (!sane || state_of(pid) == NOBODY)
+    if (!sane)
         return end(call, pid, INVALID_VALUE);
+    if (state_of(pid) == NOBODY)
+        return end(call, pid, unknown(pid));
     if (state_of(pid) != from)
         return end(call, pid, ILLEGAL_STATE);
     set_state(pid, names[to]);
@@ -212,11 +77,30 @@ EXPORT int cuInit(unsigned int flags) {
 
     if (result < 0)
         result = flags == 0 ? SUCCESS : INVALID_VALUE;
-    if (result == SUCCESS)
+    if (result == SUCCESS) {
         atomic_store(&initialized, true);
+        if (getenv("THAW_FAKE_CUDA") == NULL) /* whoever has it asks about others */
+            memcpy(own.mark, mark, sizeof(mark));
+    }
     return end("cuInit", 0, result);
 }
 #endif
+
+/* For tests: what a process is, without a word in the log. */
+EXPORT int fakeState(int pid);
+EXPORT int fakeState(int pid) {
+    return state_of(pid);
+}
+
+/* What stands for all that a worker does with its GPU: while it is locked, it waits. */
+EXPORT int cuCtxSynchronize(void);
+EXPORT int cuCtxSynchronize(void) {
+    const struct timespec step = {0, 2000000};
+
+    while (own.state != RUNNING)
+        nanosleep(&step, NULL);
+    return atomic_load(&initialized) ? SUCCESS : NOT_INITIALIZED;
+}
 
 #ifndef WITHOUT_cuDriverGetVersion
 EXPORT int cuDriverGetVersion(int *number);
@@ -236,7 +120,7 @@ static int ask(const char *call, int pid, int *value, int truth) {
 
     if (result < 0)
         result = !atomic_load(&initialized) ? NOT_INITIALIZED
-                 : state_of(pid) == NOBODY  ? INVALID_VALUE
+                 : state_of(pid) == NOBODY  ? unknown(pid)
                                             : SUCCESS;
     if (result == SUCCESS)
         *value = truth;

@@ -1,4 +1,4 @@
-"""Talking to the worker (worker.py)."""
+"""Talking to a worker over HTTP."""
 
 from __future__ import annotations
 
@@ -8,31 +8,49 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 _START_SECONDS = 180.0
+_PAUSE = 0.01
 
 
-def ask(address: str, port: int, path: str = "/check") -> dict[str, Any]:
-    """What it answers. Raises RuntimeError unless that is 200."""
-    connection = HTTPConnection(address, port, timeout=60)
+def ask(
+    address: str,
+    port: int,
+    path: str = "/check",
+    body: dict[str, Any] | None = None,
+    seconds: float = 60.0,
+) -> dict[str, Any]:
+    """What it answers: to a GET, or to a POST if there is a body; {} if that is nothing.
+
+    Raises RuntimeError unless the answer is 200.
+    """
+    connection = HTTPConnection(address, port, timeout=seconds)
     try:
-        connection.request("GET", path)
+        if body is None:
+            connection.request("GET", path)
+        else:
+            kind = {"Content-Type": "application/json"}
+            connection.request("POST", path, json.dumps(body), kind)
         response = connection.getresponse()
-        body = response.read()
+        content = response.read()
         if response.status != 200:
-            raise RuntimeError(f"{address}:{port}{path} answered {response.status}: {body!r:.200}")
-        answer: dict[str, Any] = json.loads(body)
+            raise RuntimeError(
+                f"{address}:{port}{path} answered {response.status}: {content!r:.400}"
+            )
+        answer: dict[str, Any] = json.loads(content) if content else {}
         return answer
     finally:
         connection.close()
 
 
-def wait_until_healthy(address: str, port: int, seconds: float = _START_SECONDS) -> None:
+def wait_until_healthy(
+    address: str, port: int, seconds: float = _START_SECONDS, path: str = "/health"
+) -> None:
     """Return when it is warm."""
     ends = time.monotonic() + seconds
     while True:
         try:
-            ask(address, port, "/health")
+            ask(address, port, path)
             return
         except (OSError, HTTPException) as error:
             if time.monotonic() > ends:
                 raise TimeoutError(f"no answer from {address}:{port} in {seconds} s") from error
-            time.sleep(0.02)
+            time.sleep(_PAUSE)

@@ -1,7 +1,8 @@
 """What a container needs of this machine to use its GPU: device nodes, libraries, a PyTorch.
 
-Nothing of NVIDIA's container tools is needed: the nodes come by CDI, whose file is written here,
-and the libraries, as all else, from the machine's own folders.
+Without a GPU (`library` is None) the workers run on the processor: that shows nothing but that
+these tests work. Nothing of NVIDIA's container tools is needed: the nodes come by CDI, whose file
+is written here, and the libraries, as all else, from the machine's own folders.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bed.pod import Mount
 
 LIBRARY = "libcuda.so.1"
 KIND = "thaw.local/gpu"
-ANNOTATIONS = {"cdi.k8s.io/thaw-test": f"{KIND}=all"}
 _SPECIFICATION = Path("/var/run/cdi/thaw-test.json")  # where containerd looks by default
 _NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 _PLACES = ("/usr/local/nvidia/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib64")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TELL = "import json, sys, torch; print(json.dumps([sys.prefix, sys.base_prefix]))"
 
 
@@ -31,12 +32,13 @@ class Machine(NamedTuple):
 
     python: str
     folders: tuple[Path, ...]  # that it lies in
-    library: Path  # the driver's libcuda.so.1
+    library: Path | None  # the driver's libcuda.so.1
 
     @property
     def mounts(self) -> list[Mount]:
         """The folders, each at its own path; read-only."""
-        wanted = outermost([Path("/usr"), *self.folders, self.library.parent])
+        drivers = [self.library.parent] if self.library is not None else []
+        wanted = outermost([Path("/usr"), *self.folders, *drivers])
         points = mount_points(Path("/proc/self/mountinfo").read_text())
         real = outermost(folder.resolve() for folder in wanted)
         parts = [part for folder in real for part in bindable(folder, points)]
@@ -49,14 +51,20 @@ class Machine(NamedTuple):
         """What a process that uses the GPU needs; the library's folder may be nobody's default."""
         return {
             "HOME": "/root",
-            "LD_LIBRARY_PATH": str(self.library.parent),
+            "PATH": f"{Path(self.python).parent}:{_PATH}",
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
+            **self.libraries,
         }
 
+    @property
+    def libraries(self) -> dict[str, str]:
+        """Where the driver's libraries are found, for whoever loads them."""
+        return {"LD_LIBRARY_PATH": str(self.library.parent)} if self.library is not None else {}
 
-def this_machine(python: str) -> Machine:
-    """Raises RuntimeError, saying what is missing."""
+
+def this_machine(python: str, device: str = "cuda") -> Machine:
+    """Raises RuntimeError, saying what is missing. Device cpu: a driver is not looked for."""
     program = subprocess.run(["which", python], capture_output=True, text=True, check=False)
     path = program.stdout.strip()
     asked = subprocess.run(
@@ -65,7 +73,7 @@ def this_machine(python: str) -> Machine:
     if asked.returncode:
         raise RuntimeError(f"{python} has no PyTorch: {asked.stderr.strip()[-200:]}")
     folders = tuple(Path(folder) for folder in json.loads(asked.stdout))
-    return Machine(path, folders, _library())
+    return Machine(path, folders, _library() if device == "cuda" else None)
 
 
 def _library() -> Path:
@@ -78,24 +86,34 @@ def _library() -> Path:
     raise RuntimeError(f"no {LIBRARY}: is NVIDIA's driver installed?")
 
 
+def annotations_of(device: str) -> dict[str, str]:
+    """What a container says by CDI to have it: `all`, or one GPU by its minor number."""
+    return {"cdi.k8s.io/thaw-test": f"{KIND}={device}"}
+
+
 @contextmanager
 def described(folder: Path = Path("/dev")) -> Iterator[None]:
-    """Tell containerd of all the GPUs, by CDI, for the block; it looks whenever it makes one."""
-    nodes = [folder / name for name in _NODES]
-    nodes += [path for path in folder.glob("nvidia*") if path.name.removeprefix("nvidia").isdigit()]
-    devices = [{"path": str(path)} for path in sorted(nodes) if path.exists()]
-    edits = {"deviceNodes": devices}
+    """Tell containerd of the GPUs by CDI, for the block; it looks whenever it makes a container."""
+    gpus = {path.name.removeprefix("nvidia"): path for path in folder.glob("nvidia*")}
+    gpus = {number: gpus[number] for number in sorted(gpus) if number.isdigit()}
+    common = [folder / name for name in _NODES if (folder / name).exists()]
+    devices = {"all": list(gpus.values()), **{number: [path] for number, path in gpus.items()}}
     about = {
         "cdiVersion": "0.5.0",
         "kind": KIND,
-        "devices": [{"name": "all", "containerEdits": edits}],
+        "devices": [_device(name, [*common, *paths]) for name, paths in devices.items()],
     }
     _SPECIFICATION.parent.mkdir(parents=True, exist_ok=True)
     _SPECIFICATION.write_text(json.dumps(about))
     try:
         yield
     finally:
-        _SPECIFICATION.unlink()
+        _SPECIFICATION.unlink(missing_ok=True)
+
+
+def _device(name: str, paths: Iterable[Path]) -> dict[str, Any]:
+    nodes = [{"path": str(path)} for path in sorted(paths)]
+    return {"name": name, "containerEdits": {"deviceNodes": nodes}}
 
 
 def mount_points(mountinfo: str) -> set[Path]:

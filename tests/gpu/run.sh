@@ -1,9 +1,17 @@
 #!/bin/bash
-# Thaw on a real GPU, as root: bash tests/gpu/run.sh [--gib 8] [--restores 3] [--python PYTHON] [--json FILE]
+# Thaw on a real GPU, as root: bash tests/gpu/run.sh [--only PART,…] [--python PYTHON] [--json FILE] …; --help names all
 #
-# A PyTorch worker with a CUDA graph is booted in a pod of a private containerd, snapshotted, and restored in new
-# pods; all of its memory is compared each time. The same worker is dumped and restored by stock CRIU beside it.
-# Takes a few minutes, and needs no network if everything is there:
+# Each worker is booted in a pod of a private containerd, snapshotted, and restored in new pods, with the page cache
+# cold and warm; what it answers is compared each time. The same worker is dumped and restored by stock CRIU beside it.
+#
+#   pytorch        all of its memory, and a CUDA graph
+#   transformers   Qwen3's shapes with random weights (--shapes), behind HTTP
+#   vllm           a real vLLM with random weights, with and without its sleep (--vllm, --vllm-site)
+#   faults         what can go wrong: see faults.py
+#   two            on a machine with two GPUs: another one than before, and NCCL between two processes
+#
+# Takes a few minutes for each part, and needs no network if everything is there; `python -m gpu.table FILE` prints
+# the tables of a document again. `--device cpu` tries all but the GPU itself on a machine that has none.
 #
 #   PYTHON                       has PyTorch for the GPU (python3 in PATH)
 #   NVIDIA's driver              570 or newer; no container tools, no CUDA toolkit

@@ -1,26 +1,23 @@
 """A PyTorch worker whose every byte on the GPU can be checked: random memory and a CUDA graph.
 
-    worker.py GIB PORT        a random bf16 tensor of so many GiB, and a captured graph
+    python -m gpu.worker GIB PORT [DEVICE]     a random bf16 tensor of so many GiB, and a graph
 
     GET /health               200, once it is warm
     GET /check                checksums of the whole tensor, and of what a replay of the graph gives
 
 It knows nothing of Thaw. What it answers depends on nothing but its size, so a worker that was
 restored, one that was started anew and the one beside them answer alike but for `answers`, which
-says how often this very process has been asked.
+says how often this very process has been asked. Without a GPU (DEVICE cpu) there is no graph.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler
-from socketserver import TCPServer
 from typing import Any
 
 import torch
+from gpu.answering import serve
 
 SEED = 20250101
 BLOCK = 1 << 28  # elements that are summed up at a time
@@ -30,17 +27,19 @@ SIDE = 2048  # of the graph's matrices
 class State:
     """What lies on the GPU."""
 
-    def __init__(self, size: float) -> None:
+    def __init__(self, size: float, device: str) -> None:
         torch.manual_seed(SEED)
         count = int(size * (1 << 30)) // 2
-        self.memory = torch.empty(count, dtype=torch.bfloat16, device="cuda")
+        self.memory = torch.empty(count, dtype=torch.bfloat16, device=device)
         for begin in range(0, count, BLOCK):
             self.memory[begin : begin + BLOCK].normal_()
         self._answers = 0
-        self._turn = threading.Lock()
-        self._given = torch.randn(SIDE, SIDE, device="cuda")
-        self._weights = torch.randn(SIDE, SIDE, device="cuda") / SIDE**0.5
-        self._graph, self._result = self._captured()
+        self._given = torch.randn(SIDE, SIDE, device=device)
+        self._weights = torch.randn(SIDE, SIDE, device=device) / SIDE**0.5
+        self._graph: Any = None
+        self._result: Any = None
+        if device == "cuda":
+            self._graph, self._result = self._captured()
 
     def _captured(self) -> tuple[Any, Any]:
         """A graph of what a small network does; warmed up on a stream of its own, as it must be."""
@@ -61,18 +60,22 @@ class State:
             out = torch.relu(out @ self._weights)
         return out
 
+    def _replayed(self) -> Any:
+        if self._graph is None:
+            return self._network()
+        self._graph.replay()
+        torch.cuda.synchronize()
+        return self._result
+
     def check(self) -> dict[str, Any]:
         """The checksums, and how often they were asked for."""
-        with self._turn:
-            self._answers += 1
-            self._graph.replay()
-            torch.cuda.synchronize()
-            return {
-                "memory": sums(self.memory.view(torch.int16)),
-                "graph": sums(self._result.view(torch.int32)),
-                "answers": self._answers,
-                "pid": os.getpid(),
-            }
+        self._answers += 1
+        return {
+            "memory": sums(self.memory.view(torch.int16)),
+            "graph": sums(self._replayed().view(torch.int32)),
+            "answers": self._answers,
+            "pid": os.getpid(),
+        }
 
 
 def sums(numbers: Any) -> list[int]:
@@ -87,29 +90,12 @@ def sums(numbers: Any) -> list[int]:
     return found
 
 
-def main(size: float, port: int) -> None:
+def main(size: float, port: int, device: str = "cuda") -> None:
     """Fill the memory, capture the graph, answer."""
-    state = State(size)
+    state = State(size, device)
     state.check()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = state.check() if self.path == "/check" else {}
-            content = json.dumps(body).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    # Not http.server's own, which asks for its name: where there is no DNS that takes its time.
-    TCPServer.allow_reuse_address = True
-    with TCPServer(("0.0.0.0", port), Handler) as server:
-        print("ready", flush=True)
-        server.serve_forever()
+    serve(port, lambda _path, _query: state.check())
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+    main(float(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -106,8 +106,13 @@ def test_v1_kills_the_frozen_and_leaves_the_group_thawed(name: str, start: Start
     group = make_v1(name, "freezer")
     group.add(start())
     freezer = Path(group.paths["freezer"], "freezer.state")
+    seen = [group.frozen]
     freezer.write_text("FROZEN")
+    while freezer.read_text() != "FROZEN\n":  # the kernel takes its time
+        pass
+    seen.append(group.frozen)
     assert group.kill()
+    assert [*seen, group.frozen] == [False, True, False]
     assert freezer.read_text() == "THAWED\n"
     group.remove()
 
@@ -248,6 +253,10 @@ def test_v2_of_pid(v2: Machine) -> None:
     folder = v2.folder("kubepods.slice/pod.slice/c.scope")
     group = v2.of_pid(7)
     assert (group.version, group.paths) == (2, {"": folder})
+    assert not group.frozen
+    for said, frozen in (("populated 1\nfrozen 0\n", False), ("populated 1\nfrozen 1\n", True)):
+        Path(folder, "cgroup.events").write_text(said)
+        assert group.frozen is frozen
 
 
 def test_v1_of_spec(v1: Machine) -> None:

@@ -19,6 +19,7 @@ from fakes.pod import FAKES, make_bundle
 from shim.config import Config
 from shim.proto.known import nanoseconds
 from shim.proto.task_pb import DeleteResponse
+from shim.trial import REQUEST, folder_of
 
 DATA = Path(__file__).parents[1] / "data" / "bootstrap-2.3"
 SHIM = "import sys; from shim import bootstrap; sys.exit(bootstrap.main(sys.argv[1:]))"
@@ -159,6 +160,16 @@ def test_a_restore_that_was_cut_off_is_undone_by_an_engine(left: Left) -> None:
     assert done.returncode == 0
     assert done.stderr, "what the engine says is told"
     assert list((left.folder / "state").iterdir()) == []
+
+
+def test_a_trial_that_was_cut_off_is_ended_by_an_engine(left: Left) -> None:
+    trial = Path(folder_of(str(left.state)))
+    trial.mkdir()
+    (trial / REQUEST).write_text("no json")
+    done = left.delete()
+    assert done.returncode == 0
+    assert done.stderr, "what the engine says is told"
+    assert not left.state.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")

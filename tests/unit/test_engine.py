@@ -141,7 +141,7 @@ def test_leaves_keep_their_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_system_errors_need_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_work: object) -> dict[str, Any]:
+    def full(_work: object, _ends: object) -> dict[str, Any]:
         raise OSError(28, "No space left on device", "/x")
 
     monkeypatch.setattr("shim.checkpoint.engine.checkpoint", full)

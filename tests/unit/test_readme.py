@@ -11,6 +11,7 @@ import pytest
 from shim import cli, config
 from shim.annotations import TABLE as ANNOTATIONS
 from shim.cli import VERBS, exits
+from shim.gpu.spec import ENVIRONMENT
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -25,6 +26,11 @@ def configuration_table() -> str:
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
 
 
+def environment_table() -> str:
+    rows = [f"| `{name}` | `{value}` | {reason} |" for name, value, reason in ENVIRONMENT]
+    return "\n".join(["| variable | value | why |", "|---|---|---|", *rows])
+
+
 def shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value!r}".replace("'", '"')
 
@@ -34,6 +40,7 @@ def shown(value: object) -> str:
     [
         ("annotations", annotation_table()),
         ("configuration", configuration_table()),
+        ("environment", environment_table()),
         ("verbs", cli.as_markdown()),
         ("statuses", exits.as_markdown()),
     ],

@@ -12,12 +12,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from fakes.dumping import work_of
+from fakes.nvml import A100, H100, FakeNvml, machine
 
 from shim import names
 from shim.checkpoint import auto
-from shim.checkpoint.auto import Making
+from shim.checkpoint.auto import Making, derived_name
 from shim.config import Config
-from shim.errors import BadName, NotFound, StoreFull
+from shim.errors import BadName, NotFound, StoreFull, Unfit
 from shim.snapshot.lease import Lease
 from shim.work import Work
 
@@ -193,3 +195,35 @@ def test_the_last_room_is_not_taken(asked: Asked, monkeypatch: pytest.MonkeyPatc
     error = Waiting(asked.work).result()
     assert isinstance(error, StoreFull)
     assert "thaw gc" in error.hint
+
+
+def node(minor: int) -> dict[str, Any]:
+    return {"path": f"/dev/nvidia{minor}", "type": "c", "major": 195, "minor": minor}
+
+
+def test_names_go_by_the_containers_own_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node of another model has another snapshot; what else is in a machine does not matter."""
+    monkeypatch.setattr(auto, "image_of", lambda *_: ("image", "sha256:aa"))
+    nvml = FakeNvml(tmp_path)
+    nvml.use(monkeypatch)
+
+    work = work_of(tmp_path)
+    spec = work.bundle.spec()
+
+    def name(*minors: int) -> str:
+        linux = {**spec["linux"], "devices": [node(minor) for minor in minors]}
+        work.bundle.save({**spec, "linux": linux})
+        return derived_name(work)
+
+    nvml.has(machine(H100, A100, H100))
+    assert name(0) == name(2)
+    assert len({name(), name(0), name(1), name(0, 2)}) == 4
+    none, one = name(), name(0)
+    nvml.has(machine(H100))
+    assert (name(), name(0)) == (none, one)
+    nvml.has([])
+    assert name() == none
+    with pytest.raises(Unfit, match="no GPU '/dev/nvidia0' here"):
+        name(0)

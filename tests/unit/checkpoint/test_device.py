@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import stat
-import subprocess
-import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from fakes.dumping import SPEC, Criu, left, made, work_of
 from fakes.nvml import A100, GIB, H100, FakeNvml, machine, numbered
 from fakes.talkers import answer, talker
 
+from shim.cgroup import Cgroup
 from shim.checkpoint import device
-from shim.checkpoint.device import Device, candidates, recover, suspended
+from shim.checkpoint.device import candidates, recover, suspended
 from shim.checkpoint.engine import checkpoint
 from shim.checkpoint.quiet import resume
-from shim.errors import CheckpointFailed, GpuFailed, Unfit
+from shim.errors import CheckpointFailed, FailedPrecondition, GpuFailed, GpuLost, Unfit
+from shim.gpu.nvml import gpus
 from shim.runc import Runc
 from shim.snapshot.config import CudaState, Gpu
 from shim.timeline import Timeline
@@ -176,15 +179,83 @@ def test_the_driver_refuses(
     assert left(tmp_path) == []
 
 
+@pytest.fixture
+def alone(on_gpu: Work, workers: Workers) -> Work:
+    """The container of one of the workers, which is its init: it can be ended."""
+    return with_config(on_gpu, {"audit.log": f"{on_gpu.folder}/audit"}, pid=workers.pids[0])
+
+
 def test_it_cannot_have_its_gpus_back(
-    on_gpu: Work, cuda: FakeCuda, workers: Workers, seen: list[list[str]], tmp_path: Path
+    alone: Work, cuda: FakeCuda, workers: Workers, seen: list[list[str]], tmp_path: Path
 ) -> None:
-    """What could not be restored here can be restored nowhere: there is no such snapshot."""
-    cuda.answer("Restore", 801, pid=workers.pids[0])
-    with pytest.raises(GpuFailed, match="not given back"):
-        checkpoint(on_gpu)
-    assert seen == [AWAY]
+    """What could not be restored here can be restored nowhere: there is no such snapshot, and no
+    such worker, which would wait for ever."""
+    lost, other = workers.pids
+    cuda.answer("Restore", 801, pid=lost)
+    with pytest.raises(GpuLost, match=r"cannot be given back.*container was ended") as failed:
+        checkpoint(alone)
+    assert "imported VMM memory" in failed.value.hint
+    assert seen == [["checkpointed", "running"]]
     assert left(tmp_path) == []
+    assert workers.ended(lost) == -signal.SIGKILL
+    assert workers.ended(other) is None
+    lines = [json.loads(line) for line in (alone.folder / "audit").read_text().splitlines()]
+    assert [(line["event"], line["reason"]) for line in lines] == [
+        ("end", "GpuLost"),
+        ("create", "GpuLost"),
+    ]
+    assert lines[0]["outcome"] == "the container was ended"
+
+
+def test_it_waits_for_the_room_that_it_had(
+    on_gpu: Work,
+    cuda: FakeCuda,
+    workers: Workers,
+    nvml: FakeNvml,
+    criu: Criu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever took it meanwhile may give it back; a restore without room is the worker's end."""
+    free = [40, 60, 10, 10, 60]  # before, without it, and while it is waited for
+    asked: list[int] = []
+    real = gpus
+
+    def looked() -> list[Any]:
+        asked.append(len(cuda.asked()))
+        nvml.has(machine(A100, *grown(free[len(asked) - 1] * GIB)))
+        return real()
+
+    monkeypatch.setattr("shim.gpu.nvml.gpus", looked)
+    checkpoint(on_gpu)
+    assert asked == [0, 4, 4, 4, 4], "two locked and checkpointed, none restored"
+    assert made(tmp_path).config.gpu.memory == {numbered(H100, 1).uuid: 20 * GIB}
+    assert workers.states == RUNNING
+
+
+def test_one_that_is_paused(
+    on_gpu: Work, cuda: FakeCuda, workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver would wait for it."""
+    group = Cgroup(2, {"": str(on_gpu.folder)})
+    (on_gpu.folder / "cgroup.events").write_text("populated 1\nfrozen 1\n")
+    monkeypatch.setattr(device, "of_pid", lambda _: group)
+    with pytest.raises(FailedPrecondition, match="is paused"):
+        checkpoint(on_gpu)
+    assert cuda.asked() == []
+
+
+def test_a_driver_that_answers_nothing(
+    on_gpu: Work, cuda: FakeCuda, workers: Workers, tmp_path: Path
+) -> None:
+    """A GPU that has failed: nothing was touched yet, and nobody waits for ever."""
+    cuda.delay("cuInit", 1)
+    with pytest.raises(GpuFailed, match=r"has not answered within 0\.2 s"):
+        checkpoint(with_config(on_gpu, {"gpu.limit": 0.2}))
+    assert workers.states == RUNNING
+    assert left(tmp_path) == []
+    while cuda.under_way("cuInit"):  # its thread would go on in the next test's world
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("exit", [False, True])
@@ -298,57 +369,14 @@ def test_an_engine_that_died(on_gpu: Work, cuda: FakeCuda, workers: Workers) -> 
     assert resume(on_gpu) == {}
     assert workers.states == RUNNING
     recover(on_gpu)
+
+
+def test_an_engine_that_died_and_a_worker_that_is_lost(
+    alone: Work, cuda: FakeCuda, workers: Workers
+) -> None:
+    lost, other = workers.pids
     cuda.answer("Unlock", 801)
-    cuda.add(one, "locked")
-    with pytest.raises(GpuFailed, match=f"process {one}"):
-        resume(on_gpu)
-
-
-# Without CUDA
-
-PROGRAM = """
-import sys
-from shim.checkpoint.device import recover, suspended
-from shim.timeline import Timeline
-import shim.checkpoint.engine, shim.engine, shim.restore.engine
-from shim.restore.device import Device
-from shim.snapshot.config import CudaState
-class Work:
-    details = {"pid": int(sys.argv[1])}
-    config = None
-class Snapshot:
-    gpu = CudaState()
-with suspended(Work, Timeline()) as held:
-    assert held.state == CudaState()
-    held.check()
-    held.resume()
-recover(Work)
-device = Device()
-device.expect(None, Snapshot)
-assert device.judge(Work, {}, Snapshot) == []
-assert device.report() == {}
-print(*sorted(name for name in sys.modules if name.startswith(("shim.gpu", "pynvml"))))
-"""
-
-
-def test_it_costs_nothing() -> None:
-    """Neither side so much as imports what it would be done with."""
-    with subprocess.Popen(["sleep", "1000"]) as worker:
-        command = [sys.executable, "-c", PROGRAM, str(worker.pid)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        worker.kill()
-    assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout.strip() == ""
-
-
-def test_a_worker_that_has_ended() -> None:
-    with subprocess.Popen(["true"]) as gone:
-        pass
-    assert candidates(gone.pid) == {}
-
-
-def test_nothing_to_be_done() -> None:
-    held = Device()
-    held.check()
-    held.resume()
-    assert (held.state, held.gpus) == (CudaState(), ())
+    cuda.add(lost, "locked")
+    with pytest.raises(GpuLost, match=f"process {lost}.*container was ended"):
+        resume(alone)
+    assert (workers.ended(lost), workers.ended(other)) == (-signal.SIGKILL, None)

@@ -35,6 +35,15 @@ def test_the_facts(thaw: Thaw) -> None:
     assert shown.replace(size, "size             12.0 KiB") == GOLDEN.read_text()
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [("restored", "restored beside its original"), ("not restored: a reason",) * 2],
+)
+def test_whether_it_was_tried(thaw: Thaw, said: str, shown: str) -> None:
+    make(thaw.store, "tried", config(verified=said))
+    assert f"verified         {shown}\n" in thaw("show", "tried").out
+
+
 def test_the_document(thaw: Thaw) -> None:
     id = make(thaw.store, "one", FULL)
     digest = seal(thaw.store.snapshot(id))

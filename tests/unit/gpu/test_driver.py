@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import signal
+import os
+import subprocess
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from fakes.cuda import STORAGE, VARIABLE, FakeCuda
+from fakes.cuda_worker import Workers
 
 from shim.errors import GpuFailed, Unfit
 from shim.gpu.driver import Driver
-from shim.gpu.results import RESULTS
+from shim.gpu.results import OPERATING_SYSTEM, RESULTS
 
 PID = 4242
+NOBODY = (1 << 22) + 1  # the kernel's largest pid and one more
 OLD, NEW, OTHER = b"\x01" * 16, b"\x02" * 16, b"\xff" * 16
 PREFIX = "cuCheckpointProcess"
 VERBS: dict[str, Callable[[Driver], object]] = {
@@ -36,15 +40,6 @@ def newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     monkeypatch.setenv(VARIABLE, str(made.folder))
     made.add(PID)
     return made
-
-
-@pytest.fixture
-def heard() -> Iterator[list[int]]:
-    """The signals SIGUSR1 that have been handled."""
-    signals: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: signals.append(number))
-    yield signals
-    signal.signal(signal.SIGUSR1, before)
 
 
 def older(folder: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> tuple[FakeCuda, Driver]:
@@ -141,9 +136,49 @@ def test_a_process_that_the_driver_does_not_know(
 
 
 def test_a_process_that_has_never_been(driver: Driver) -> None:
-    assert driver.state(PID) is None
-    with pytest.raises(GpuFailed, match="CUDA_ERROR_INVALID_VALUE"):
-        driver.restore_thread(PID)
+    assert driver.state(NOBODY) is None
+    for call, verb in VERBS.items():
+        if call != f"{PREFIX}GetState":
+            with pytest.raises(GpuFailed, match=r"NOT_INITIALIZED|OPERATING_SYSTEM"):
+                verb(driver)
+
+
+def test_a_process_that_has_ended(cuda: FakeCuda, driver: Driver) -> None:
+    """The driver's word for that is one for other things, too: those must not be taken for it."""
+    cuda.answer("GetState", OPERATING_SYSTEM, always=True)
+    assert driver.state(NOBODY) is None
+    with subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert driver.state(ended.pid) is None, "a zombie"
+    assert driver.state(ended.pid) is None
+    with pytest.raises(GpuFailed, match=f"GetState of process {os.getpid()}: .*OPERATING_SYSTEM"):
+        driver.state(os.getpid())
+
+
+def test_processes_with_their_own_state(cuda: FakeCuda, driver: Driver) -> None:
+    """As the driver has it: who has called cuInit is known, until it ends, in the midst of a call
+    as well."""
+    with Workers(cuda, 1, real=True) as workers, subprocess.Popen(["sleep", "1000"]) as other:
+        [pid] = workers.pids
+        assert (driver.state(pid), driver.state(other.pid)) == ("running", None)
+        with pytest.raises(GpuFailed, match="NOT_INITIALIZED"):
+            driver.lock(other.pid, 1)
+        other.kill()
+        driver.lock(pid, 1)
+        assert driver.state(pid) == "locked"
+        cuda.delay("Checkpoint", 1000)
+        killing = threading.Thread(target=kill_over_it, args=(cuda, workers, pid))
+        killing.start()
+        with pytest.raises(GpuFailed, match="OPERATING_SYSTEM"):
+            driver.checkpoint(pid)
+        killing.join()
+        assert driver.state(pid) is None
+
+
+def kill_over_it(cuda: FakeCuda, workers: Workers, pid: int) -> None:
+    while not cuda.under_way("Checkpoint", pid):
+        time.sleep(0.01)
+    workers.kill(pid)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +263,7 @@ def test_every_answer_of_every_call(cuda: FakeCuda, driver: Driver, number: int)
     cuda.add(PID)
     said = RESULTS[number]
     for call, verb in VERBS.items():
-        if call == f"{PREFIX}GetState" and number in (1, 3):
+        if call == f"{PREFIX}GetState" and number in (1, 3, OPERATING_SYSTEM):
             continue  # that it does not know the process
         cuda.answer(call, number)
         with pytest.raises(GpuFailed) as caught:
@@ -252,62 +287,6 @@ def test_a_hint_of_the_call(cuda: FakeCuda, driver: Driver) -> None:
         driver.checkpoint(PID)
     with pytest.raises(GpuFailed, match="another process has the GPU's memory"):
         driver.restore(PID)
-
-
-# ---- several at once -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_calls_for_several_processes_overlap(cuda: FakeCuda, driver: Driver, change: str) -> None:
-    """Nothing of ours stands in a queue: not the interpreter, and no lock."""
-    pids = [PID, PID + 1, PID + 2, PID + 3]
-    begins = {"Lock": "running", "Restore": "checkpointed"}.get(change, "locked")
-    for pid in pids:
-        cuda.add(pid, begins)
-    cuda.delay(change, 0.3)
-    verb: Callable[[int], None] = {
-        "Lock": lambda pid: driver.lock(pid, 10),
-        "Checkpoint": driver.checkpoint,
-        "Restore": lambda pid: driver.restore(pid, [(OLD, NEW)]),
-        "Unlock": driver.unlock,
-    }[change]
-    driver.init()
-    cuda.forget()
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(verb, pids))
-    calls = cuda.calls
-    assert {call.pid for call in calls} == set(pids)
-    assert all(one.overlaps(other) for one in calls for other in calls)
-
-
-def test_another_thread_works_on_meanwhile(cuda: FakeCuda, driver: Driver) -> None:
-    cuda.add(PID, "locked")
-    cuda.delay("Checkpoint", 0.3)
-    working = threading.Thread(target=driver.checkpoint, args=(PID,))
-    driver.init()
-    working.start()
-    while not cuda.asked():  # Python runs here while the call is under way there
-        pass
-    assert cuda.calls[-1].result is None
-    working.join()
-    assert driver.state(PID) == "checkpointed"
-
-
-def test_no_signal_interrupts_a_call(cuda: FakeCuda, driver: Driver, heard: list[int]) -> None:
-    """It waits; and the next one comes as it always did."""
-    cuda.add(PID)
-    cuda.delay("Lock", 0.2)
-    driver.init()
-    here = threading.get_ident()
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    disturbing = threading.Timer(0.02, signal.pthread_kill, (here, signal.SIGUSR1))
-    disturbing.start()
-    driver.lock(PID, 1)
-    disturbing.join()
-    assert heard == [signal.SIGUSR1]
-    call = cuda.calls[-1]
-    assert call.ended - call.begun >= 0.2  # the fake one's sleep ends when a signal comes
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == held
 
 
 # ---- custom storage --------------------------------------------------------------------------

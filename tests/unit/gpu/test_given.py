@@ -18,6 +18,7 @@ CONTROL = {"path": "/dev/nvidiactl", "type": "c", "major": 195, "minor": 255}
 UVM = {"path": "/dev/nvidia-uvm", "type": "c", "major": 511, "minor": 0}
 CAPS = {"path": "/dev/nvidia-caps/nvidia-cap1", "type": "c", "major": 236, "minor": 1}
 VOLUMES = "/var/run/nvidia-container-devices"
+NVIDIAS = "nvidia-container-runtime"
 
 
 def node(minor: int, path: str = "") -> dict[str, Any]:
@@ -51,10 +52,10 @@ def with_hook(*args: str, path: str = "/usr/bin/containerd") -> dict[str, Any]:
 CTR = ("containerd", "oci-hook", "--", "/usr/bin/nvidia-container-cli", "--load-kmods", "configure")
 
 
-def found(*specs: dict[str, Any], nvidia_runtime: bool = True) -> list[int]:
+def found(*specs: dict[str, Any], runtime: str = NVIDIAS) -> list[int]:
     spec = {key: part for spec in specs for key, part in spec.items()}
-    gpus = given(spec, GPUS, nvidia_runtime=nvidia_runtime)
-    assert has_gpus(spec, nvidia_runtime=nvidia_runtime) == bool(gpus)
+    gpus = given(spec, GPUS, runtime)
+    assert has_gpus(spec, runtime) == bool(gpus)
     return [gpu.index for gpu in gpus]
 
 
@@ -125,8 +126,8 @@ def test_some(spec: dict[str, Any], indexes: list[int]) -> None:
 
 def test_the_beginning_of_a_uuid() -> None:
     gpus = [GPUS[0], replace(GPUS[1], uuid="GPU-fef8089b-1111-2222-3333-444444444444")]
-    assert given(with_env("GPU-fef8089b"), gpus) == [gpus[1]]
-    assert given(with_env("GPU-FEF8089B-11"), gpus) == [gpus[1]]
+    assert given(with_env("GPU-fef8089b"), gpus, NVIDIAS) == [gpus[1]]
+    assert given(with_env("GPU-FEF8089B-11"), gpus, NVIDIAS) == [gpus[1]]
 
 
 def test_nodes_say_it_all() -> None:
@@ -143,9 +144,9 @@ def test_the_order_of_the_rest() -> None:
 
 @pytest.mark.parametrize("spec", [with_env("all"), with_cdi(a="nvidia.com/gpu=0"), with_env("?")])
 def test_runc_heeds_nodes_alone(spec: dict[str, Any]) -> None:
-    assert found(spec, nvidia_runtime=False) == []
-    assert found(with_devices(node(0)), spec, nvidia_runtime=False) == [0]
-    assert found(with_hook(*CTR, "--device=1"), spec, nvidia_runtime=False) == [1]
+    assert found(spec, runtime="runc") == []
+    assert found(with_devices(node(0)), spec, runtime="runc") == [0]
+    assert found(with_hook(*CTR, "--device=1"), spec, runtime="runc") == [1]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_whose_runtime_it_is(spec: dict[str, Any], runtime: str, nvidias: bool) 
 def test_a_minor_that_is_not_the_index() -> None:
     gpus = [replace(GPUS[0], minor=1), replace(GPUS[1], minor=0)]
     assert given(with_devices(node(1)), gpus) == [gpus[0]]
-    assert given(with_env("1"), gpus) == [gpus[1]]
+    assert given(with_env("1"), gpus, NVIDIAS) == [gpus[1]]
 
 
 @pytest.mark.parametrize(
@@ -207,12 +208,12 @@ def test_a_minor_that_is_not_the_index() -> None:
 )
 def test_what_cannot_be_told(spec: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unfit, match=reason) as refused:
-        given(spec, GPUS)
+        given(spec, GPUS, NVIDIAS)
     assert refused.value.hint
-    assert has_gpus(spec)
+    assert has_gpus(spec, NVIDIAS)
 
 
 def test_without_nvml() -> None:
     with pytest.raises(Unfit, match=r"no GPU '/dev/nvidia0' here \(NVML knows: none\)"):
         given(with_devices(node(0)), [])
-    assert given(with_env("all"), []) == []
+    assert given(with_env("all"), [], NVIDIAS) == []

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from fakes.cuda import VARIABLE, FakeCuda
 
-from shim.errors import GpuFailed
+from shim.errors import GpuFailed, GpuLost
 from shim.gpu.driver import Driver
-from shim.gpu.processes import Watch, all_of, cuda_processes, each
+from shim.gpu.processes import Watch, all_of, cuda_processes, each, within
 
 
 @pytest.fixture
@@ -67,6 +67,40 @@ def test_a_fault_of_ours_is_not_taken_for_the_drivers(count: int) -> None:
 
     with pytest.raises(ZeroDivisionError):
         each(act, range(count))
+
+
+def test_one_that_does_not_come_to_its_end() -> None:
+    """It is ended, which makes the call return; the others are none the worse for it."""
+    killed = threading.Event()
+    ended: list[int] = []
+
+    def act(pid: int) -> None:
+        if pid == 2:
+            killed.wait(30)
+            ended.append(pid)
+            raise GpuFailed("process 2: broke off")
+
+    def kill(pid: int) -> None:
+        assert pid == 2
+        killed.set()
+
+    failures = each(act, [1, 2, 3], 0.2, kill)
+    assert ended == [2], "it was waited for"
+    assert list(failures) == [2]
+    assert isinstance(failures[2], GpuLost)
+    assert failures[2].message == "process 2: the NVIDIA driver is not done with it after 0.2 s"
+    told = all_of({1: GpuFailed("process 1: no"), **failures})
+    assert isinstance(told, GpuLost)
+
+
+def test_an_answer_in_time() -> None:
+    assert within(30, lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        within(30, lambda: 1 // 0)
+    held = threading.Event()
+    with pytest.raises(GpuFailed, match=r"has not answered within 0\.1 s"):
+        within(0.1, held.wait)
+    held.set()
 
 
 def test_nobody() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +18,7 @@ from fakes.cuda_worker import Workers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.errors import CheckpointFailed, GpuFailed
+from shim.errors import CheckpointFailed, GpuFailed, GpuLost
 from shim.gpu.driver import Driver
 from shim.gpu.processes import Watch
 from shim.gpu.suspension import Area, Suspension, anonymous_areas, beyond, give_back, recover
@@ -196,24 +200,24 @@ def test_all_have_ended(cuda: FakeCuda, driver: Driver, workers: Workers) -> Non
 
 
 def test_one_that_cannot_be_given_back(cuda: FakeCuda, driver: Driver, workers: Workers) -> None:
-    """The others are; that one hangs, and whoever reads it must know."""
+    """The others are; that one would wait for ever, and is not asked for twice."""
     stuck = workers.pids[1]
     cuda.answer("Restore", NOT_SUPPORTED, pid=stuck)
-    words = f"not given back.*{stuck}.*NOT_SUPPORTED"
-    with pytest.raises(GpuFailed, match=words) as failed, suspension(driver, workers) as suspended:
+    words = f"cannot be given back.*{stuck}.*NOT_SUPPORTED"
+    with pytest.raises(GpuLost, match=words) as failed, suspension(driver, workers) as suspended:
         suspended.resume()
-    assert "restart the container" in failed.value.hint
+    assert "memory of another process" in failed.value.hint
     assert workers.states == ["running", "checkpointed", "running"]
     assert cuda.asked(stuck)[2:] == [f"Restore {stuck}"], "once, and no unlock"
 
 
 def test_neither_dumped_nor_given_back(cuda: FakeCuda, driver: Driver, workers: Workers) -> None:
-    """Both are told, as what it was that failed first."""
+    """Both are told, as what is worse."""
     cuda.answer("Unlock", NOT_SUPPORTED, pid=workers.pids[0])
-    words = r"no dump\nGPU state not given back"
-    with pytest.raises(CheckpointFailed, match=words) as failed, suspension(driver, workers):
+    words = r"no dump\nthe worker is lost"
+    with pytest.raises(GpuLost, match=words) as failed, suspension(driver, workers):
         raise CheckpointFailed("no dump", hint="the container runs on")
-    assert "restart the container" in failed.value.hint
+    assert "runs on" not in failed.value.hint
     assert workers.states == ["locked", "running", "running"]
 
 
@@ -240,7 +244,55 @@ def test_nobody_is_left(driver: Driver) -> None:
     with subprocess.Popen(["true"]) as gone:
         pass
     with Watch([gone.pid]) as watch:
-        assert give_back(driver, [gone.pid], watch) == {}
+        assert give_back(driver, [gone.pid], watch, 60) == {}
+
+
+# Calls that never return
+
+
+@pytest.mark.parametrize("call", ALL)
+def test_the_driver_hangs(cuda: FakeCuda, driver: Driver, call: str) -> None:
+    """Only an end of the process makes such a call return: the others are given back."""
+    with Workers(cuda, 3, real=True) as workers:
+        stuck, *others = workers.pids
+        cuda.delay(call, 1000, pid=stuck)
+        words = f"process {stuck}: the NVIDIA driver is not done with it"
+        made = suspension(driver, workers, seconds=0.1, limit=0.5)
+        with pytest.raises(GpuLost, match=words), made:
+            pass
+        assert [cuda.state(pid) for pid in others] == ["running"] * 2
+        assert cuda.state(stuck) == ""
+        [asked] = [made for made in cuda.calls if (made.short, made.pid) == (call, stuck)]
+        assert asked.result == 304
+
+
+def test_killed_in_the_midst_of_a_call(cuda: FakeCuda, driver: Driver) -> None:
+    """The driver says so before the kernel does."""
+    with Workers(cuda, 2, real=True) as workers:
+        killed, other = workers.pids
+        cuda.delay("Restore", 1000, pid=killed)
+        with suspension(driver, workers) as suspended:
+            resuming = threading.Thread(target=suspended.resume)
+            resuming.start()
+            while not cuda.under_way("Restore", killed):
+                time.sleep(0.01)
+            workers.kill(killed)
+            resuming.join()
+        assert cuda.state(other) == "running"
+
+
+def test_one_that_is_stopped(cuda: FakeCuda, driver: Driver) -> None:
+    """The driver would wait for it."""
+    with Workers(cuda, 2, real=True) as workers:
+        stopped = workers.pids[1]
+        os.kill(stopped, signal.SIGSTOP)
+        os.waitid(os.P_PID, stopped, os.WSTOPPED | os.WNOWAIT)
+        with (
+            pytest.raises(GpuFailed, match=f"process {stopped} is stopped"),
+            suspension(driver, workers),
+        ):
+            pytest.fail("it was suspended")
+    assert cuda.asked() == []
 
 
 # Where the device memory is put

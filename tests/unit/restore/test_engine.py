@@ -30,9 +30,9 @@ from shim.errors import (
 )
 from shim.mount import mount_points
 from shim.proto import criu_pb as pb
-from shim.restore import engine, namespace, stages
+from shim.restore import engine, huge, namespace, stages
 from shim.restore.adoption import Adoption
-from shim.restore.bulk import Memory
+from shim.restore.bulk import Memory, ReadAhead
 from shim.restore.device import Device
 from shim.restore.engine import prepare, restore, take_back, undo
 from shim.restore.hook import Hook
@@ -40,7 +40,7 @@ from shim.restore.plan import Plan
 from shim.restore.steps import Step, steps_of
 from shim.snapshot import privileges as judging
 from shim.snapshot.artifact import seal
-from shim.snapshot.config import SnapshotConfig
+from shim.snapshot.config import CudaProcess, CudaState, SnapshotConfig, Staging
 from shim.snapshot.host import this_host
 from shim.snapshot.images import FILES
 from shim.snapshot.origin import origin_of
@@ -100,6 +100,7 @@ def snapshot(tmp_path: Path, config: SnapshotConfig) -> Path:
 def mounts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake runtime mounts nothing; see test_frozen.py."""
     monkeypatch.setattr(stages, "check_mounts", lambda *_: None)
+    monkeypatch.setattr(stages, "exchange", lambda *_: None)  # init is of this machine
 
 
 @pytest.fixture(autouse=True)
@@ -574,6 +575,34 @@ def with_sockets(folder: Path, work: Work, config: SnapshotConfig, *entries: byt
 
 def entries_of(*entries: bytes) -> bytes:
     return images.image(FILES, *entries)
+
+
+def test_staging_is_told_apart(
+    work: Work, snapshot: Path, config: SnapshotConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CRIU gets another image of it, and the fill knows of it."""
+    asked: list[tuple[object, ...]] = []
+
+    def images(*about: object) -> dict[str, bytes]:
+        asked.append(about)
+        return {"mm-1.img": b"advised"}
+
+    monkeypatch.setattr(huge, "images", images)
+    monkeypatch.setattr(Device, "expect", lambda *_: None)
+    monkeypatch.setattr(Device, "judge", lambda *_: [])
+    state = CudaState([CudaProcess(1, [Staging(4096, 4096)])])
+    swap_config(gpu=state)(snapshot, config)
+    taken: list[object] = []
+    take = ReadAhead.take
+
+    def taking(self: ReadAhead, *words: Any, **more: Any) -> Memory:
+        taken.append(more["staging"])
+        return take(self, *words, **more)
+
+    monkeypatch.setattr(ReadAhead, "take", taking)
+    assert make_plan(work).rewritten == {"mm-1.img": b"advised"}
+    assert asked == [(snapshot / "criu", work.config, state.processes)]
+    assert taken == [state.processes]
 
 
 def test_sockets_are_moved(

@@ -67,3 +67,12 @@ def test_rewritten_sockets(plan: Plan, tmp_path: Path, moved: int) -> None:
     if moved:
         assert os.stat(folder / "files.img").st_mode & 0o777 == 0o600
     assert (plan.images / "files.img").read_bytes() == b"old"
+
+
+def test_other_images_of_ours(plan: Plan, tmp_path: Path) -> None:
+    plan = replace(plan, rewritten={"core-1.img": b"new"})
+    folder = tmp_path / "links"
+    for pagemaps in (False, True):
+        linked.lay(folder, plan, None, pagemaps=pagemaps)
+        assert (folder / "core-1.img").read_bytes() == b"new"
+    assert (plan.images / "core-1.img").read_bytes() == b"core"

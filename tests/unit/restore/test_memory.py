@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from shim.config import Config
 from shim.errors import Damaged, RestoreFailed, ThawError, Unfit
 from shim.restore.bulk import NO_INDEX, SWITCHED_OFF, Memory, ReadAhead
 from shim.restore.memory import Filling, _readers, writable_ranges
+from shim.snapshot.config import CudaProcess, CudaState, Staging
 from shim.snapshot.index import Document, Index
 from shim.snapshot.indexing import make
 from shim.snapshot.layout import Blob
@@ -120,6 +122,18 @@ def test_it_is_filled(
         filling.prefetch()
         progress = filling.fill(target.pid)
     assert progress.done == progress.total == SIZE
+    assert target.memory() == data
+
+
+def test_staging_comes_first(target: Target, tmp_path: Path, data: bytes) -> None:
+    parts = [Staging(target.address + n * PIECE, PIECE) for n in (6, 3, 2)]
+    staging = [CudaProcess(1, [Staging(target.address, SIZE)]), CudaProcess(target.pid, parts)]
+    with Filling(index_of(target, tmp_path, data), staging=staging) as filling:
+        records = [filling._extents[n] for n in range(len(filling._extents))]
+        order = [(extent.address - target.address) // PIECE for extent in records]
+        filling.prefetch()
+        filling.fill(target.pid)
+    assert order == [2, 3, 6, 0, 1, 4, 5, 7]
     assert target.memory() == data
 
 
@@ -309,11 +323,17 @@ def test_a_fill_and_what_is_said_of_it(target: Target, tmp_path: Path, data: byt
 def test_what_a_pod_may_not_have_is_not_read_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[Path] = []
-    monkeypatch.setattr(ReadAhead, "take", lambda _, folder, *__: taken.append(folder))
+    taken: list[tuple[Path, object]] = []
+
+    def take(_: ReadAhead, folder: Path, *more: object) -> None:
+        taken.append((folder, more[-1]))
+
+    monkeypatch.setattr(ReadAhead, "take", take)
     monkeypatch.setattr(ReadAhead, "_volunteer", lambda _: None)
     store = tmp_path / "snapshots"
-    made = write(store / "snapshots" / "0123456789abcdef", config(namespace="theirs"))
+    state = CudaState([CudaProcess(1, [Staging(BASE, LARGE)])])
+    theirs = replace(config(namespace="theirs"), gpu=state)
+    made = write(store / "snapshots" / "0123456789abcdef", theirs)
     (store / "names").mkdir()
     (store / "names" / "warm").write_text("0123456789abcdef\n")
     for folder in (store, store / "names", store / "snapshots"):
@@ -322,4 +342,4 @@ def test_what_a_pod_may_not_have_is_not_read_for_it(
     ReadAhead().begin({**request, "namespace": "ours"})
     assert taken == []
     ReadAhead().begin({**request, "namespace": "theirs"})
-    assert taken == [made / "index"]
+    assert taken == [(made / "index", state.processes)]

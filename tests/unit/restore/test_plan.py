@@ -17,7 +17,7 @@ from shim.restore import plan as planning
 from shim.restore.addresses import Rewritten
 from shim.restore.plan import Plan
 from shim.snapshot.archive import Archive
-from shim.snapshot.config import Connections, SnapshotConfig
+from shim.snapshot.config import Connections, DeviceNode, SnapshotConfig
 from shim.work import Work
 
 FOLDER = Path("/snapshots/one")
@@ -102,6 +102,25 @@ def test_described(tmp_path: Path) -> None:
     ]
     moved = replace(plan, sockets=Rewritten(b"", 3, 2, 1)).describe()
     assert "  sockets: 3 moved, 2 kept, 1 closed" in moved
+
+
+def test_the_pods_own_devices(tmp_path: Path) -> None:
+    """Those of the snapshot's spec go; of images without one nothing is known."""
+    device = {"path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0}
+    work = make_work(tmp_path, {"linux": {"devices": [device]}})
+    old = DeviceNode("/dev/nvidia1", "c", 195, 1, 0o666, 0, 0)
+    plan = make(work, bare_config(origin=replace(CONFIG.origin, devices=[old])))
+    lines = plan.describe()
+    at = lines.index("  remove the device node /dev/nvidia1")
+    assert lines[at + 1] == "  make the device node /dev/nvidia0"
+    assert plan.devices.gone == (old,)
+    bare = planning.bare(work, tmp_path)
+    assert bare.devices == replace(plan.devices, gone=())
+
+
+def test_staging_is_told(tmp_path: Path) -> None:
+    plan = replace(make(make_work(tmp_path), bare_config()), rewritten={"mm-1.img": b""})
+    assert "  that of the GPU's driver first, in huge pages" in plan.describe()
 
 
 def test_what_is_not_needed_is_not_described(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from shim.errors import Damaged, Unfit
 from shim.snapshot.config import (
     FORMAT,
     CudaState,
+    DeviceNode,
     Origin,
     SnapshotConfig,
     Staging,
@@ -170,16 +171,29 @@ def test_a_missing_field_further_in(name: str) -> None:
         read({**DOCUMENT, "origin": origin})
 
 
+def test_devices() -> None:
+    node = {"path": "/dev/a", "type": "c", "major": 195, "minor": 1, "mode": 438, "uid": 0}
+    origin = {**DOCUMENT["origin"], "devices": [{**node, "gid": 44}]}
+    config = read({**DOCUMENT, "origin": origin})
+    assert config.origin.devices == [DeviceNode("/dev/a", "c", 195, 1, 0o666, 0, 44)]
+    assert SnapshotConfig.from_json(config.to_json(), "x") == config
+    with pytest.raises(Unfit, match="origin: devices: expected a field 'gid'"):
+        read({**DOCUMENT, "origin": {**origin, "devices": [node]}})
+
+
 def test_fields_of_a_later_version_are_passed_over() -> None:
     assert read({**DOCUMENT, "later": {"a": 1}}) == CONFIG
 
 
 def test_a_document_that_knew_nothing_of_gpus() -> None:
     """Whatever else it says of them: what made it did not check it."""
-    old = {key: value for key, value in DOCUMENT.items() if key != "gpu"}
-    for document in (old, {**old, "gpu": {"a": 1}}):
+    old = {key: value for key, value in DOCUMENT.items() if key not in ("gpu", "verified")}
+    origin = {key: value for key, value in old["origin"].items() if key != "devices"}
+    odd = {"gpu": {"a": 1}, "verified": 1, "origin": {**origin, "devices": [{"a": 1}]}}
+    for document in ({**old, "origin": origin}, {**old, **odd}):
         config = read({**document, "format": 2})
         assert (config.format, config.gpu) == (2, CudaState())
+        assert (config.origin.devices, config.verified) == ([], "")
         assert SnapshotConfig.from_json(config.to_json(), "x") == config
 
 

@@ -14,7 +14,7 @@ from fakes.snapshots import HOST, ORIGIN
 
 from shim.errors import FailedPrecondition
 from shim.reference import check_name
-from shim.snapshot.config import Host, Origin
+from shim.snapshot.config import Gpu, Host, Origin
 from shim.snapshot.derived import KEY, key_of, name_of
 
 SECRET = b"k" * 32
@@ -42,6 +42,19 @@ def test_it_is_a_name() -> None:
     odd = replace(ORIGIN, container="Ünder_score" + "x" * 99)
     assert check_name(named(origin=odd))
     assert re.fullmatch(r"auto-[0-9a-f]{20}", named(origin=replace(ORIGIN, container="")))
+
+
+def test_gpus_of_one_kind_are_as_good_as_others() -> None:
+    """The device plugin says which it has chosen; another kind, or more of them, are others."""
+    one = Gpu("H100", 80 << 30, "580.159.04", 1)
+    plain = with_env("MODEL=qwen3")
+    chosen = [
+        with_env("MODEL=qwen3", f"NVIDIA_VISIBLE_DEVICES={word}") for word in ("GPU-1", "all")
+    ]
+    host = replace(HOST, gpus=[one])
+    assert len({named(spec, host=host) for spec in (plain, *chosen)}) == 1
+    kinds: list[list[Gpu]] = [[], [one], [replace(one, model="A100")], [replace(one, count=2)]]
+    assert len({named(chosen[0], host=replace(HOST, gpus=gpus)) for gpus in kinds}) == 4
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from fakes.images import BASE, LARGE, vma
 
 from shim.proto import criu_pb as pb
 from shim.snapshot import saving
-from shim.snapshot.extents import SIZE, Columns, check, interleaved, renumbered
+from shim.snapshot.extents import SIZE, Columns, check, interleaved, parted, renumbered
 from shim.snapshot.images import PAGE
 
 BLOCK = 4 << 20
@@ -49,6 +49,18 @@ def test_disks_are_read_by_turns() -> None:
         *(2, 3, 6, 7),
         *(8, 9, 10, 11),
     ]
+
+
+def test_some_areas_come_apart() -> None:
+    parts = [extent(BASE + n * LARGE, task=n % 2, offset=n * LARGE) for n in range(10)]
+    records = b"".join(parts)
+    assert parted(records, {}) == (b"", records)
+    assert parted(b"", {0: [(BASE, BASE + BLOCK)]}) == (b"", b"")
+    areas = {0: [(BASE, BASE + LARGE), (BASE + 3 * LARGE, BASE + 7 * LARGE)], 5: [(0, BASE)]}
+    first, rest = parted(records, areas)
+    assert first == parts[0] + parts[4] + parts[6]
+    assert rest == b"".join(part for n, part in enumerate(parts) if n not in (0, 4, 6))
+    assert parted(records, {0: [(0, 1 << 64)], 1: [(0, 1 << 64)]}) == (records, b"")
 
 
 def test_none() -> None:

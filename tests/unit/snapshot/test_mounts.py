@@ -196,6 +196,22 @@ def test_what_else_runc_makes() -> None:
         assert unexpected({**SPEC, "linux": linux}, with_point(path, "devtmpfs")) == []
 
 
+def test_what_nvidias_hook_mounts() -> None:
+    """For the driver's parameters: a folder of its own, by chance, and a file over another."""
+    args = ["nvidia-cdi-hook", "disable-device-node-modification"]
+    hook = {"path": "/usr/bin/nvidia-cdi-hook", "args": args}
+    live = {**SPEC, "hooks": {"createContainer": [hook]}}
+    scratch, params = f"/run/nvidia-ctk-hook/{'0' * 36}", "/proc/driver/nvidia/params"
+    for path in (scratch, params, "/var/run/nvidia-ctk-hook"):
+        assert unexpected(live, with_point(path)) == []
+        assert unexpected(SPEC, with_point(path)) == [f"{path} is mounted too"]
+        assert unexpected(live, with_point(path, "ext4")) == [f"{path} is ext4 rw, not tmpfs"]
+        twice = [*with_point(path), with_point(path)[-1]]
+        assert unexpected(live, twice) == [f"{path} is mounted again"]
+    for path in ("/run/nvidia-ctk-hook/../x", "/proc/driver/nvidia", f"{scratch}/x"):
+        assert unexpected(live, with_point(path)) == [f"{path} is mounted too"]
+
+
 def test_a_read_only_root() -> None:
     live = {**SPEC, "root": {"readonly": True}}
     assert unexpected(live, parse(REAL)) == ["/ is ext4 relatime,rw, not a bind ro"]

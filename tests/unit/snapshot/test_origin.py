@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from shim.snapshot.config import SpecMount
+from shim.gpu.spec import deny_io_uring
+from shim.snapshot.config import DeviceNode, SpecMount
 from shim.snapshot.origin import NAMESPACES, origin_of
 
 SPEC: dict[str, Any] = {
@@ -37,6 +38,9 @@ SPEC: dict[str, Any] = {
             {"type": "ipc", "path": "/proc/self/ns/ipc"},
         ],
         "seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"]}]},
+        "devices": [
+            {"path": "/dev/nvidia0", "type": "c", "major": 195, "fileMode": 0o660, "gid": 44}
+        ],
     },
 }
 
@@ -59,6 +63,20 @@ def test_a_whole_spec() -> None:
     assert len(origin.seccomp) == 64
     assert origin.namespace == "team-a"
     assert origin.service_account == ""
+    assert origin.devices == [DeviceNode("/dev/nvidia0", "c", 195, 0, 0o660, 0, 44)]
+
+
+def test_what_thaw_denies_is_no_part_of_the_profile() -> None:
+    """A container that was made before, or without an annotation, is the same one."""
+    made = copy.deepcopy(SPEC)
+    deny_io_uring(made)
+    assert made != SPEC
+    assert origin_of(made, "", "") == origin_of(SPEC, "", "")
+    bare = {**SPEC, "linux": {}}
+    made = copy.deepcopy(bare)
+    deny_io_uring(made)
+    assert origin_of(made, "", "") == origin_of(bare, "", "")
+    assert origin_of(made, "", "").seccomp == ""
 
 
 def test_of_the_environment_only_names() -> None:

@@ -12,6 +12,7 @@ from fakes.creds import Dump, halves, spec
 from fakes.images import Images
 
 from shim.errors import Damaged, Unfit
+from shim.gpu.spec import deny_io_uring
 from shim.proto import criu_pb as pb
 from shim.snapshot import allowance, capabilities, privileges
 from shim.snapshot import images as criu
@@ -151,6 +152,17 @@ class TestSeccomp:
         images = dump.write()
         assert "thread 7" in refusal(images)
         privileges.check(images, spec(linux={"seccomp": None}))
+
+    def test_what_thaw_denies_protects_nobody(self, tmp_path: Path) -> None:
+        """A snapshot without it is as good, but for a pod that has a profile of its own."""
+        dump = Dump(tmp_path, 1, 7)
+        dump.cores[7] = fake.core(False, seccomp_mode=None)
+        images = dump.write()
+        ours, own = spec(linux={"seccomp": None}), spec()
+        deny_io_uring(ours)
+        deny_io_uring(own)
+        privileges.check(images, ours)
+        assert "thread 7" in refusal(images, own)
 
     def test_what_all_threads_have_is_dumped_once(self, tmp_path: Path) -> None:
         dump = Dump(tmp_path, 1, 7)

@@ -80,6 +80,22 @@ def test_the_worker_is_not_resumed(pod: Pod, plays: Any, logged: Callable[[], st
     assert "http:1/up: no answer" in logged()
 
 
+def test_a_worker_that_was_lost_over_it(pod: Pod, plays: Any, logged: Callable[[], str]) -> None:
+    """It is ended, and started anew in the same pod: that must not go on and on."""
+    plays.set("await", play="reply", reply={"name": "warm", "because": ""})
+    plays.fail("checkpoint", "GpuLost", "the worker is lost")
+    notes = {**NAMED, "io.kubernetes.cri.container-name": "main"}
+    started(pod, notes)
+    eventually(lambda: "could not make a snapshot" in logged())
+    asked = plays.verbs
+    assert asked == ["await", "checkpoint"]
+    started(pod, notes, name="again")
+    eventually(lambda: "was lost over its snapshot" in logged())
+    assert plays.verbs == asked
+    started(pod, {**notes, "io.kubernetes.cri.container-name": "other"}, name="other")
+    eventually(lambda: plays.verbs == asked * 2)
+
+
 # What becomes of the worker
 
 CONTRACT = {"thaw.dev/checkpoint": "warm", "thaw.dev/after-checkpoint": "exit"}

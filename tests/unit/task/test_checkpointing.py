@@ -28,6 +28,7 @@ from shim.task.container import Container
 from shim.task.control import ControlService
 from shim.task.dumping import BEGUN, STOPPED, is_marked, mark
 from shim.task.state import RUNNING
+from shim.trial import REQUEST, folder_of
 
 FOREVER = ("sleep", "1000")
 REPLY = {"path": "/snapshots/warm", "bytes": 7 << 20, "seconds": 1.5, "frozen": 0.25}
@@ -244,6 +245,33 @@ def test_it_cannot_be_resumed_either(pod: Pod, plays: Any, logged: Callable[[], 
     with pytest.raises(RestoreFailed):
         to_name(pod)
     assert "nobody listens" in logged()
+
+
+def test_the_engine_dies_over_a_trial(pod: Pod, plays: Any, logged: Callable[[], str]) -> None:
+    """Another one removes what is left of that before all else; done or not, the reason stays."""
+    acted_on(pod, {})
+    folder = pod.service.containers["c"].folder
+    trial = Path(folder_of(folder))
+    trial.mkdir()
+    (trial / REQUEST).touch()
+    plays.set("checkpoint", play="die")
+    plays.set("resume", play="reply", reply={})
+    plays.fail("end-trial", "RestoreFailed", "it is stuck")
+    with pytest.raises(RestoreFailed, match="the engine process died"):
+        to_name(pod)
+    assert plays.verbs == ["checkpoint", "end-trial", "resume"]
+    assert plays.seen[1]["folder"] == folder
+    assert "it is stuck" in logged()
+
+
+def test_what_became_of_a_trial_is_logged(pod: Pod, plays: Any, logged: Callable[[], str]) -> None:
+    acted_on(pod, {})
+    plays.set("checkpoint", play="reply", reply={**REPLY, "verified": "restored"})
+    to_name(pod)
+    assert "snapshot verified" in logged()
+    plays.set("checkpoint", play="reply", reply={**REPLY, "verified": "not restored: no room"})
+    to_name(pod)
+    assert 'because="not restored: no room"' in logged()
 
 
 class Quiescing(NamedTuple):

@@ -134,21 +134,39 @@ def test_taking_it_out_again(spec: dict[str, Any], folder: Path) -> None:
 OTHER = {"io.kubernetes.cri.container-name": "main"}
 
 
-def agreed(spec: dict[str, Any], folder: Path, **notes: str) -> dict[str, str]:
+NVIDIAS = "/usr/bin/nvidia-container-runtime"
+NODE = {"path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0}
+
+
+def agreed(
+    spec: dict[str, Any], folder: Path, runtime: str = "runc", **notes: str
+) -> dict[str, str]:
     spec["annotations"] = {**OTHER, **notes}
     folder.mkdir(exist_ok=True)
-    return agree("c", spec, str(folder), Config({"audit.log": str(folder / "audit.log")}))
+    settings = {"audit.log": str(folder / "audit.log"), "BinaryName": runtime}
+    return agree("c", spec, str(folder), Config(settings))
+
+
+def without_io_uring(spec: dict[str, Any]) -> bool:
+    rules = ((spec.get("linux") or {}).get("seccomp") or {}).get("syscalls") or []
+    return any("io_uring_setup" in rule["names"] for rule in rules)
+
+
+def with_nccl(spec: dict[str, Any]) -> bool:
+    return any(entry.startswith("NCCL_") for entry in spec["process"]["env"])
 
 
 def test_nothing_is_asked(spec: dict[str, Any], folder: Path) -> None:
     assert agreed(spec, folder) == OTHER
-    assert spec["mounts"] == SPEC["mounts"]
+    assert spec == {**SPEC, "annotations": OTHER}
     assert os.listdir(folder) == []
 
 
 def test_all_is_agreed(spec: dict[str, Any], folder: Path, logged: Callable[[], str]) -> None:
     notes = {CANARY: "http:80/health", "thaw.dev/canari": "http:80/"}
     assert agreed(spec, folder, **notes) == {**OTHER, **notes}
+    assert without_io_uring(spec)
+    assert not with_nccl(spec)
     assert spec["mounts"][-1]["destination"] == PLACE
     assert 'unknown annotation" container=c key=thaw.dev/canari' in logged()
 
@@ -159,7 +177,7 @@ def test_one_that_cannot_be_read(
     """The pod boots as any other would: with half of what was asked, it would be a wrong one."""
     notes = {SNAPSHOT: "warm", CANARY: "ftp:80"}
     assert agreed(spec, folder, **notes) == OTHER
-    assert spec["mounts"] == SPEC["mounts"]
+    assert spec == {**SPEC, "annotations": OTHER}
     (line,) = logged().splitlines()
     for word in ("booting cold", "reason=BadAnnotation", CANARY, "ftp:80", "http:PORT/PATH"):
         assert word in line
@@ -181,3 +199,42 @@ def test_no_control_directory(
     own["source"] = str(tmp_path / "nowhere")
     with pytest.raises(FailedPrecondition, match="No such file"):
         agreed(spec, folder, **{SNAPSHOT: "warm", ON_FAILURE: "fail"})
+
+
+def test_gpus_make_a_container_checkpointable(spec: dict[str, Any], folder: Path) -> None:
+    """`thaw checkpoint` may mean any of them; no annotation, so no control directory."""
+    spec["linux"] = {"devices": [NODE]}
+    assert agreed(spec, folder) == OTHER
+    assert spec["mounts"] == SPEC["mounts"]
+    assert spec["linux"]["devices"] == [NODE]
+    assert without_io_uring(spec)
+    assert with_nccl(spec)
+    once = copy.deepcopy(spec)
+    agreed(spec, folder)
+    assert spec == once
+
+
+@pytest.mark.parametrize(("runtime", "gpus"), [("runc", False), (NVIDIAS, True)])
+def test_gpus_that_the_runtime_gives(
+    spec: dict[str, Any], folder: Path, runtime: str, gpus: bool
+) -> None:
+    """The environment of an image is NVIDIA's runtime's to read, and nobody else's."""
+    spec["process"]["env"].append("NVIDIA_VISIBLE_DEVICES=all")
+    agreed(spec, folder, runtime)
+    assert (without_io_uring(spec), with_nccl(spec)) == (gpus, gpus)
+
+
+def test_gpus_and_an_annotation_that_cannot_be_read(spec: dict[str, Any], folder: Path) -> None:
+    """That it asks for nothing that counts makes it a container with GPUs like any other."""
+    spec["linux"] = {"devices": [NODE]}
+    assert agreed(spec, folder, **{SNAPSHOT: "warm", CANARY: "ftp:80"}) == OTHER
+    assert spec["mounts"] == SPEC["mounts"]
+    assert with_nccl(spec)
+
+
+def test_a_sandbox(spec: dict[str, Any], folder: Path) -> None:
+    sandbox = {"io.kubernetes.cri.container-type": "sandbox"}
+    spec["process"]["env"].append("NVIDIA_VISIBLE_DEVICES=all")
+    before = copy.deepcopy(spec)
+    notes = agreed(spec, folder, NVIDIAS, **sandbox, **{SNAPSHOT: "warm"})
+    assert spec == {**before, "annotations": notes}

@@ -1,0 +1,157 @@
+"""One worker's whole way: cold start, snapshot, pod deleted, restores each in a pod of its own.
+
+A restore may not fall back to a cold start here, and every answer is compared with the first: the
+figures are of workers that are whole. The same worker is then dumped and restored by stock CRIU
+with the driver's calls around it (stock.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bed import fetch
+from bed.lane import CRI_NAMESPACE
+from bench.disk import cool, files_below, warm
+from gpu.lane import GpuLane
+from gpu.machine import Machine
+from gpu.record import Record, say
+from gpu.subject import TESTS, Subject, compare
+
+from shim.gpu.spec import ENVIRONMENT
+
+_IO_URING = Path("/proc/sys/kernel/io_uring_disabled")
+COLD, WARM = "cold", "warm"  # what the page cache is, of the snapshot's files
+
+
+class Restores(NamedTuple):
+    """How often it is restored, by what the page cache is."""
+
+    cold: int = 1
+    warm: int = 3
+
+    @property
+    def conditions(self) -> list[str]:
+        """Each restore's, in order."""
+        return [COLD] * self.cold + [WARM] * self.warm
+
+
+def through_containerd(
+    lane: GpuLane,
+    subject: Subject,
+    restores: Restores,
+    record: Record,
+    look: Callable[[Path], None] | None = None,
+) -> None:
+    """Do all of it. `look` is shown the snapshot's folder before it is removed. Raises Wrong."""
+    place = ("workers", subject.name, "thaw")
+    say(f"{subject.name}: booting it")
+    cold, pod, container = lane.boot(subject, f"{subject.name}-cold", {})
+    record.put(cold.times(), *place, "cold")
+    say(f"{subject.name}: first answer after {cold.answered:.2f} s; making a snapshot")
+    began = time.monotonic()
+    lane.thaw("checkpoint", container.id, subject.name, "--namespace", CRI_NAMESPACE)
+    made = {"seconds": time.monotonic() - began, **_account(lane.newest())}
+    record.put(made, *place, "snapshot")
+    digest = compare("the worker after it", subject, cold.answer, subject.answer(pod.ip))
+    record.put(digest, "workers", subject.name, "same")
+    lane.clear()
+    for number, condition in enumerate(restores.conditions):
+        _restored(lane, subject, f"{subject.name}-{number}", condition, cold.answer, record)
+    if look is not None:
+        look(lane.newest())
+    lane.forget()
+
+
+def _restored(
+    lane: GpuLane,
+    subject: Subject,
+    pod_name: str,
+    condition: str,
+    before: dict[str, Any],
+    record: Record,
+) -> None:
+    _condition(condition, lane.newest())
+    notes = {"thaw.dev/snapshot": subject.name, "thaw.dev/on-failure": "fail"}
+    back, *_ = lane.boot(subject, pod_name, notes)
+    compare("the restored worker", subject, before, back.answer)
+    found = record.found["workers"][subject.name]["thaw"].setdefault("restores", [])
+    found.append({"cache": condition, **back.times()})
+    record.save()
+    say(f"{subject.name}: restored, page cache {condition}, {back.answered:.2f} s; all the same")
+    lane.clear()
+
+
+def _condition(condition: str, folder: Path) -> None:
+    """Have a folder's files in the page cache, or not."""
+    files = files_below([folder])
+    (warm if condition == WARM else cool)(files)
+
+
+def _account(folder: Path) -> dict[str, Any]:
+    """The snapshot's own account: seconds of each step, bytes, its GPU part."""
+    document = json.loads((folder / "config.json").read_text())
+    return {
+        "steps": {span["name"]: round(span["seconds"], 3) for span in document["spans"]},
+        "spans": document["spans"],
+        "bytes": sum(document["sizes"].values()),
+        "gpu": document["gpu"],
+    }
+
+
+def stock(lane: GpuLane, subject: Subject, restores: Restores, record: Record) -> None:
+    """The same with CRIU and the driver alone, in a process that ends with it."""
+    say(f"{subject.name}: the same with stock CRIU and the driver's calls")
+    assert lane.installation is not None
+    machine = lane.machine
+    command = [str(lane.installation.bin / "python"), "-m", "gpu.stock"]
+    place = tempfile.TemporaryDirectory(prefix="thaw-gpu-stock-", dir=fetch.cache_folder())
+    with place as folder, _no_io_uring():
+        done = subprocess.run(
+            command,
+            input=json.dumps(_asked(machine, subject, restores, folder)),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            cwd=TESTS,  # or the checkout's shim would be taken for the installed one
+            env={**os.environ, **machine.libraries},
+        )
+    if done.returncode:
+        raise RuntimeError(f"stock CRIU: exit {done.returncode}")
+    record.put(json.loads(done.stdout.splitlines()[-1]), "workers", subject.name, "stock")
+
+
+def _asked(machine: Machine, subject: Subject, restores: Restores, folder: str) -> dict[str, Any]:
+    """What stock.py is told: the same worker, with what the shim would have given it."""
+    given = {name: value for name, value, _ in ENVIRONMENT}
+    own = {**machine.environment, "PYTHONPATH": str(TESTS), **given, **subject.environment}
+    fields = ("name", "same", "first", "whole", "port", "starting", "body")
+    return {
+        "folder": folder,
+        "criu": str(fetch.criu()),
+        "library": str(machine.library or ""),
+        "command": [machine.python, *subject.words],
+        "environment": {**os.environ, **own},
+        "subject": {name: getattr(subject, name) for name in fields},
+        "conditions": restores.conditions,
+    }
+
+
+@contextmanager
+def _no_io_uring() -> Iterator[None]:
+    """A block in which nobody on this machine gets any, where that can be said."""
+    before = _IO_URING.read_text() if _IO_URING.exists() else ""
+    if before:
+        _IO_URING.write_text("2")
+    try:
+        yield
+    finally:
+        if before:
+            _IO_URING.write_text(before)

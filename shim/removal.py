@@ -11,12 +11,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 
 from shim.mount import unmount_all
 
+_ATTEMPTS = 100
+_PAUSE = 0.02  # seconds between two of them
+
 
 def remove_folder(path: str) -> None:
-    """Remove a folder with what is in it; one that is not there is no error."""
+    """Remove a folder with what is in it; one that is not there is no error.
+
+    A CRIU that was killed a moment ago may still leave something there: that goes, too.
+    """
     try:
         info = os.lstat(path)
     except FileNotFoundError:
@@ -24,8 +31,15 @@ def remove_folder(path: str) -> None:
     if not stat.S_ISDIR(info.st_mode):  # a link: what it leads to is not ours
         os.unlink(path)
         return
-    unmount_all(path)
-    _remove(path, info.st_dev)
+    for left in reversed(range(_ATTEMPTS)):
+        unmount_all(path)
+        try:
+            _remove(path, info.st_dev)
+            return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY or not left:
+                raise
+        time.sleep(_PAUSE)
 
 
 def _remove(path: str, device: int) -> None:

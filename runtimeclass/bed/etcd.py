@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import secrets
 import shutil
 import signal
 import socket
@@ -17,7 +18,7 @@ from typing import Any, Self
 
 from bed import fetch
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 
 
 class Server:
@@ -36,7 +37,7 @@ class Server:
         self._folder = folder
         self._address = address
         self._launcher = launcher
-        self.port, self._peers = ports or (_free(address), _free(address))
+        self.port, self._peers = ports or _free(address)
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -119,8 +120,16 @@ class Server:
         raise RuntimeError(f"etcd did not start: {(self._folder / 'log').read_text()[-2000:]}")
 
 
-def _free(address: str) -> int:
+def _free(address: str) -> tuple[int, int]:
+    """Two ports below those that the kernel gives to connections: none of these may take them."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family) as server:
-        port: int = server.getsockname()[1]
-        return port
+    found: list[int] = []
+    while len(found) < 2:
+        port = 10_000 + secrets.randbelow(20_000)
+        try:
+            socket.create_server((address, port), family=family).close()
+        except OSError:
+            continue  # somebody has it
+        if port not in found:
+            found.append(port)
+    return found[0], found[1]

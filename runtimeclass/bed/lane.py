@@ -24,14 +24,14 @@ from bed.config import Places, containerd_config, thaw_config
 from bed.cri import api_pb2 as api
 from bed.cri.client import Client
 from bed.dismantle import BRIDGE, OWNER, PREFIX, dismantle, process_identity
-from bed.images import archives
+from bed.images import LAYERS_IMAGE, archives
 from bed.leaks import Holdings, holdings, processes, shim_sockets
 from bed.network import free_subnets, make_bridge, write_configuration
 from bed.pod import Pod, pod_config
 
 CRI_NAMESPACE = "k8s.io"
 RUNTIMES = {"runc": "io.containerd.runc.v2", "thaw": "io.containerd.thaw.v1"}
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
 _LOG_WIDTH = 1000
 
 
@@ -86,7 +86,7 @@ class Lane:
         """End containerd; shims and containers stay."""
         if self._daemon:
             self._daemon.send_signal(how)
-            self._daemon.wait(30)
+            self._daemon.wait(60)
             self._daemon = None
 
     def restart(self, how: signal.Signals = signal.SIGTERM) -> None:
@@ -94,9 +94,11 @@ class Lane:
         self.stop(how)
         self.start()
 
-    def import_images(self) -> None:
-        """Import the test images, for pods and for `ctr`."""
+    def import_images(self, *, layers: bool = True) -> None:
+        """Import the test images, for pods and for `ctr`; that of many layers takes its time."""
         for name, archive in archives().items():
+            if name == LAYERS_IMAGE and not layers:
+                continue
             for namespace in (CRI_NAMESPACE, self.name):
                 self.ctr("images", "import", str(archive), namespace=namespace)
             # The CRI learns of an image by an event.
@@ -163,7 +165,7 @@ class Lane:
         self._see_sockets()
         return holdings(self.places.folder, self.bridge, self.pid, set(self._sockets))
 
-    def leaks(self, since: Holdings, seconds: float = 10) -> dict[str, list[str]]:
+    def leaks(self, since: Holdings, seconds: float = 30) -> dict[str, list[str]]:
         """What is there now and was not then; waits for what is still being removed."""
         ends = time.monotonic() + seconds
         while (left := self.holdings().since(since)) and time.monotonic() < ends:
@@ -252,12 +254,17 @@ def chosen_versions() -> list[str]:
 
 
 @contextmanager
-def opened(version: str, installation: Installation | None = None) -> Iterator[Lane]:
-    """A lane that runs, has the test images, and is taken down at the end of the block."""
+def opened(
+    version: str, installation: Installation | None = None, *, layers: bool = True
+) -> Iterator[Lane]:
+    """A lane that runs, has the test images, and is taken down at the end of the block.
+
+    Without `layers` it has not the image of many layers.
+    """
     lane = Lane(version, installation)
     try:
         lane.start()
-        lane.import_images()
+        lane.import_images(layers=layers)
         yield lane
     finally:
         lane.take_down()

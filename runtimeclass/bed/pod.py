@@ -159,8 +159,9 @@ class Container:
 
     def log(self) -> str:
         """Everything it has written, without the line heads (time, stream, full or partial)."""
-        text = self._log.read_text() if self._log.exists() else ""
-        pieces = [line.split(" ", 3) for line in text.splitlines()]
+        text = self._log.read_bytes() if self._log.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1].decode()  # containerd may just be writing
+        pieces = [line.split(" ", 3) for line in whole.splitlines()]
         return "".join(p[3] + ("\n" if p[2] == "F" else "") for p in pieces if len(p) == 4)
 
     def status(self) -> api.ContainerStatus:
@@ -174,7 +175,7 @@ class Container:
         """Whether the runtime says that it runs."""
         return self.status().state == api.CONTAINER_RUNNING
 
-    def wait(self, seconds: float = 30) -> int:
+    def wait(self, seconds: float = 60) -> int:
         """Wait for its end and return the exit code; the CRI has no call that waits."""
         ends = time.monotonic() + seconds
         while (status := self.status()).state != api.CONTAINER_EXITED:
@@ -183,7 +184,7 @@ class Container:
             time.sleep(0.05)
         return int(status.exit_code)
 
-    def wait_for_log(self, text: str, seconds: float = 30) -> str:
+    def wait_for_log(self, text: str, seconds: float = 60) -> str:
         """Wait until it has written `text`; return the whole log."""
         ends = time.monotonic() + seconds
         while text not in (log := self.log()):

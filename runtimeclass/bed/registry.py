@@ -23,7 +23,7 @@ http:
   headers: {{X-Content-Type-Options: [nosniff]}}
 """
 _LISTENS = re.compile(r"listening on (127\.0\.0\.1:\d+)")
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 
 
 @contextmanager

@@ -32,6 +32,7 @@ LARGEST = 1 << 20  # bytes of an answer
 LOOPBACK = ("127.0.0.1", "::1")
 _PAUSE = 0.01  # seconds between two attempts to connect, at first …
 _PAUSE_MOST = 0.2  # … and after a while
+_MOMENT = 0.1  # seconds from a connection's end to that of the process which had it, at most
 _NOT_YET = 503  # RFC 9110: the server cannot at present, but will
 _WANTED = {"http": "it must be 200 to 299", "exec": "it must be 0"}
 _SAYS_MORE = "the worker's own log may say more"
@@ -62,6 +63,16 @@ class Worker:
                 return file.read().rpartition(")")[2].split()[0] in "ZX"
         except (FileNotFoundError, ProcessLookupError):
             return True
+
+    def ends(self) -> bool:
+        """Whether it has ended, or does in a moment: its sockets are closed before it can be seen.
+
+        See the order of exit_task_work() and exit_notify() in the kernel's do_exit().
+        """
+        last = time.monotonic() + _MOMENT
+        while not self.ended and time.monotonic() < last:
+            time.sleep(_PAUSE)
+        return self.ended
 
 
 def act(action: Action, worker: Worker, seconds: float) -> None:
@@ -133,7 +144,8 @@ def request(
         try:
             answer = inside(f"/proc/{worker.pid}/ns/net", "net", attempt.make)
         except (OSError, http.client.HTTPException) as error:
-            gone = f"{worker.id} has ended" if worker.ended else ""
+            over = worker.ended if isinstance(error, TimeoutError) else worker.ends()
+            gone = f"{worker.id} has ended" if over else ""
             reason = gone or _reason(error, seconds, seen)
             raise WorkerFailed(f"{action}: {reason}", hint=_SAYS_MORE) from error
         if answer is not None and (answer.status != _NOT_YET or awaited == _NOT_YET):

@@ -42,7 +42,7 @@ HOOK = ("hold", "adopt", "introduce", "complete", "release")
 def lane() -> Iterator[Lane]:
     if os.environ.get("THAW_TEST_INSTALLATION") == "none":
         pytest.skip("measures the product, which THAW_TEST_INSTALLATION=none leaves out")
-    with opened("2.x", installed(CHECKOUT)) as lane:
+    with opened("2.x", installed(CHECKOUT), layers=False) as lane:
         yield lane
         lane.clear()
 

@@ -48,12 +48,12 @@ class Case(NamedTuple):
     reason: str = "CanaryFailed"
 
 
-def canary(action: str, expect: str = "", timeout: str = "5") -> dict[str, str]:
+def canary(action: str, expect: str = "", timeout: str = "30") -> dict[str, str]:
     notes = annotated(canary=action, canary_timeout=timeout)
     return notes | (annotated(canary_expect=expect) if expect else {})
 
 
-def resume(action: str, timeout: str = "5") -> dict[str, str]:
+def resume(action: str, timeout: str = "30") -> dict[str, str]:
     return annotated(resume=action, resume_timeout=timeout)
 
 
@@ -174,7 +174,7 @@ def test_nobody_sees_it_before(lane: Lane, tmp_path: Path) -> None:
         cold.remove()
         host = f"{pod.ip.rpartition('.')[0]}.1"
         asking = HELD.format(host=host, port=outside.getsockname()[1])
-        notes = annotated(snapshot="held", on_failure="fail", canary=asking, canary_timeout="20")
+        notes = annotated(snapshot="held", on_failure="fail", canary=asking, canary_timeout="60")
         held = pod.container(
             "app", HOST_IMAGE, script(SERVER), mounts=mounts, annotations=notes, attempt=1
         )
@@ -187,7 +187,7 @@ def test_nobody_sees_it_before(lane: Lane, tmp_path: Path) -> None:
             assert not start.done()
         finally:
             os.close(gate)
-            start.result(30)
+            start.result(60)
         assert outcome(lane, held).message == "restored"
         assert get(pod, "/answer") == (200, ANSWER)
 

@@ -77,8 +77,7 @@ class Halted:
 
     @property
     def engine(self) -> int:
-        [pid] = children(self.shim, "shim/engine.py")
-        return pid
+        return children(self.shim, "shim/engine.py")[0]
 
     @property
     def criu(self) -> int:
@@ -144,8 +143,7 @@ def test_kill_and_delete_end_it(halted: Halted, end: Callable[[Halted], None]) -
     end(halted)
     with pytest.raises(grpc.RpcError):
         halted.start.result(60)
-    assert not alive(engine)
-    assert not alive(criu)
+    wait_until(lambda: not alive(engine) and not alive(criu), "the end of those at work")
     assert halted.container.status().state == api.CONTAINER_EXITED
     assert halted.container.log() == ""
     line = outcome(halted.lane, halted.container)
@@ -194,6 +192,7 @@ def test_a_deadline_that_is_too_short(lane: Lane, pod: Pod, worker: str) -> None
         container.start()
         line = outcome(lane, container)
         assert (line.message, line.fields["reason"]) == ("booting cold", "DeadlineExceeded")
+        container.wait_for_log("booted")  # what comes before it listens is lost
         assert ask(container).asked == 1
         held.open()
     container.remove()
@@ -207,6 +206,7 @@ def test_the_callers_deadline_leaves_room_for_the_cold_boot(
         container.start(deadline=8)
         line = outcome(lane, container)
         assert (line.message, line.fields["reason"]) == ("booting cold", "DeadlineExceeded")
+        container.wait_for_log("booted")  # what comes before it listens is lost
         assert ask(container).asked == 1
     container.remove()
 

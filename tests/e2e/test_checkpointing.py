@@ -117,6 +117,7 @@ def obstinate(lane: Lane) -> Iterator[Pod]:
 def in_it(pod: Pod, name: str) -> Iterator[Container]:
     """That container of the pod; it is removed with the block."""
     container = pod.container(name, BUSYBOX_IMAGE, COMMAND).start()
+    container.wait_for_log("booted")  # signals that come before are lost
     try:
         yield container
     finally:
@@ -147,7 +148,7 @@ def test_whoever_has_put_it_to_sleep_is_killed(lane: Lane, obstinate: Pod) -> No
     """Somebody else wakes it."""
     with in_it(obstinate, "forsaken") as container:
         wait_until(lambda: files(container) == ["asleep"], "a worker that sleeps")
-        [engine] = children(shim_pid(lane, container.id), "shim/engine.py")
+        engine = children(shim_pid(lane, container.id), "shim/engine.py")[0]
         os.kill(engine, signal.SIGKILL)
         assert "died" in said(lane, container, "could not make a snapshot").fields["error"]
         assert files(container) == ["awake"]

@@ -118,7 +118,7 @@ def test_print_is_what_write_writes(installed_node: Node) -> None:
 
 def test_shims_that_run_keep_it_installed(installed_node: Node) -> None:
     commands = Installation(installed_node.root / "bin")
-    with opened(chosen_versions()[-1], commands) as lane:
+    with opened(chosen_versions()[-1], commands, layers=False) as lane:
         _runs_a_pod(lane)
         pod = lane.run_pod("runs")
         with pytest.raises(RuntimeError, match="shims are running"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,17 +65,17 @@ def engines(lane: Lane, pod: Pod) -> list[int]:
 
 def anonymous(pid: int) -> int:
     """Bytes of anonymous memory of a process."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) << 10
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) << 10
     return 0
 
 
 def read_ahead(lane: Lane, pod: Pod) -> int:
     """Wait until the pod's one engine has read the snapshot; its pid."""
     wait_until(lambda: [pid for pid in engines(lane, pod) if anonymous(pid) > SIZE], "a read-ahead")
-    [pid] = engines(lane, pod)
-    return pid
+    return engines(lane, pod)[0]
 
 
 def ahead(lane: Lane, container: Container) -> float:

@@ -137,7 +137,7 @@ def test_a_stop_while_it_is_being_registered(lane: Lane, site: Site) -> None:
     site.recorder.answer = slowly
     with lane.pod("brief", annotations=registered(f"{site.url}/w")) as pod:
         worker = member(pod, site, {}).start()
-        assert asked.wait(10)
+        assert asked.wait(60)
         worker.stop()
         assert worker.wait() == 7
     assert site.recorder.methods() == ["POST", "DELETE", "GET"]
@@ -237,7 +237,6 @@ def test_etcd_slow_and_forgetful(lane: Lane, site: Site, etcd: Server) -> None:
         etcd.kill()
         etcd.forget()
         etcd.start()
-        assert etcd.read(f"{KEY}patient") is None
         wait_until(lambda: etcd.read(f"{KEY}patient"), "the key again")
         assert "forgotten the lease" in because(lane, worker, "registration: lost")
         assert worker.running
@@ -247,7 +246,7 @@ def test_etcd_slow_and_forgetful(lane: Lane, site: Site, etcd: Server) -> None:
 
 def test_etcd_down_and_indispensable(lane: Lane, site: Site, etcd: Server) -> None:
     etcd.kill()
-    notes = registered(etcd_key(etcd, site), register_timeout="2", register_failure="fail")
+    notes = registered(etcd_key(etcd, site), register_timeout="20", register_failure="fail")
     with lane.pod("strict", annotations=notes) as pod:
         worker = member(pod, site, {})
         told = refused(worker)

@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ while :; do wait; done
 COMMAND = ["sh", "-c", WORKER]
 USR = Mount("/usr", "/usr")
 PYTHON = "/usr/bin/python3"
-_SECONDS = 30.0
+_SECONDS = 60.0
 
 
 class Told(NamedTuple):
@@ -145,7 +145,8 @@ class Line(NamedTuple):
 
 def shim_lines(lane: Lane, container_id: str) -> list[Line]:
     """Every line that a shim wrote about a container."""
-    lines = lane.places.log.read_text(errors="replace").splitlines()
+    text = lane.places.log.read_text(errors="replace")
+    lines = text[: text.rfind("\n") + 1].splitlines()  # containerd may just be writing
     wanted = f"container={container_id}"
     return [_parse(line) for line in lines if wanted in line and " msg=" in line]
 
@@ -215,7 +216,10 @@ def alive(pid: int) -> bool:
 
 
 def children(pid: int, word: str) -> list[int]:
-    """The processes below `pid` with this word in their command line."""
+    """The processes below `pid` with this word in their command line, parents first.
+
+    One that has just been forked has its parent's until it becomes another program.
+    """
     found = []
     for child in _children(pid):
         found += [child] if word in command_line(child) else []
@@ -224,12 +228,12 @@ def children(pid: int, word: str) -> list[int]:
 
 
 def _children(pid: int) -> list[int]:
-    try:
-        tasks = os.listdir(f"/proc/{pid}/task")
-        lists = [Path(f"/proc/{pid}/task/{task}/children").read_text() for task in tasks]
-    except OSError:
-        return []  # it has ended
-    return [int(child) for line in lists for child in line.split()]
+    found: list[str] = []
+    with suppress(OSError):  # it has ended
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError):  # only that thread has
+                found += Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+    return [int(child) for child in found]
 
 
 def removed(pod: Pod) -> bool:

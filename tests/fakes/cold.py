@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 from fakes.pod import Pod
@@ -12,9 +10,9 @@ from shim.task.container import Container
 FOREVER = ("sleep", "1000")
 NAMED = {"thaw.dev/checkpoint": "warm", "thaw.dev/ready": "file:/ready"}
 MADE = {"frozen": 0.5, "quiet": 0.7, "refused": "", "unresumed": ""}
-# Workers that end on SIGTERM, or not
-POLITE = 'trap "exit 9" TERM; while :; do sleep 0.02; done'
-STUBBORN = 'trap "" TERM; while :; do sleep 0.02; done'
+# Workers that end on SIGTERM, or not; they say when they are as far as that.
+POLITE = 'trap "exit 9" TERM; >"$0/ready-for-snapshot"; while :; do sleep 0.02; done'
+STUBBORN = 'trap "" TERM; >"$0/ready-for-snapshot"; while :; do sleep 0.02; done'
 
 
 class Group:
@@ -39,26 +37,10 @@ def started(pod: Pod, notes: dict[str, str], *args: str, name: str = "c") -> Con
     return container
 
 
-def eventually(what: Callable[[], bool]) -> None:
-    """Wait until it is so."""
-    end = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    """Whether there is such a process, and no zombie."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def ending(pod: Pod, plays: Any, notes: dict[str, str], script: str) -> int:
     """How a container ends whose snapshot has been made."""
-    plays.set("await", play="reply", reply={"name": "warm", "because": ""})
+    warm = str(pod.folder / "control/ready-for-snapshot")
+    plays.set("await", play="reply", reply={"name": "warm", "because": ""}, after=warm)
     plays.set("checkpoint", play="reply", reply=MADE)
     started(pod, notes, "sh", "-c", script, str(pod.folder / "control"))
     status: int = pod.wait("c").get().exit_status

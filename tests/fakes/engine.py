@@ -1,6 +1,6 @@
 """An engine process that does as the request's `play` says; reads descriptor 3 as the real one.
 
-    {"play": "reply", "reply": {…}}    answer that
+    {"play": "reply", "reply": {…}}    answer that; with "after": PATH, not before there is PATH
     {"play": "die"}                    end without an answer
     {"play": "hang", "child": PATH}    start a child, write its pid to PATH, wait for ever
     {"play": "half"}                   break off in the middle of an answer
@@ -16,6 +16,7 @@ import json
 import os
 import socket
 import sys
+import time
 from typing import Any
 
 
@@ -40,6 +41,8 @@ def serve(daemon: socket.socket) -> bool:
         request = json.loads(first)
     play = play_of(request)
     mark(request, play)
+    while "after" in play and not os.path.exists(play["after"]):
+        time.sleep(0.005)
     if play["play"] == "die":
         os._exit(3)
     if play["play"] == "hang":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -184,6 +185,7 @@ def _check(result: int) -> None:
         raise OSError(-result, os.strerror(-result))
 
 
+@lru_cache(maxsize=8)
 def noise(size: int, seed: int = 0) -> bytes:
     """Data without a zero page."""
     return random.Random(seed).randbytes(size)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fakes.settled import PATIENCE
 from shim.loop import Loop
 from shim.proto import events_pb
 from shim.proto.known import timestamp
@@ -17,7 +18,6 @@ from shim.proto.wire import Message
 from shim.task.host import Host
 from shim.task.reaper import Exit, Reaper
 
-PATIENCE = 15.0  # seconds after which something that was awaited will not come any more
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 

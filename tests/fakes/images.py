@@ -6,6 +6,7 @@ import os
 import random
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def vma(start: int, size: int, kind: str = "private", **changes: int) -> pb.Vma:
     return made
 
 
+@lru_cache(maxsize=8)
 def noise(size: int, seed: int = 0) -> bytes:
     """Random bytes, the same every time."""
     return random.Random(seed).randbytes(size)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fakes.host import PATIENCE, Node
+from fakes.host import Node
+from fakes.settled import PATIENCE
 from shim.proto import runtimeoptions_pb
 from shim.proto import task_pb as pb
 from shim.proto.known import pack
@@ -116,9 +118,7 @@ class Pod:
 
     def calls(self) -> list[list[str]]:
         """What runc was called with, without its global options."""
-        path = self.folder / "runc" / "calls"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line)[6:] for line in lines]
+        return [call[6:] for call in documents(self.folder / "runc" / "calls")]
 
     def verbs(self) -> list[str]:
         return [call[0] for call in self.calls()]
@@ -168,11 +168,25 @@ class Behind:
         return value
 
 
-def open_gate(path: Path) -> None:
-    """Let whoever waits at that FIFO go on, and everyone after it."""
-    with open(path, "w") as file:
+@contextmanager
+def at_gate(path: Path) -> Iterator[None]:
+    """Whoever is to wait at that FIFO is there; with the block's end it goes on, and all others."""
+    with open(path, "w") as file:  # returns when it is open for reading
+        yield
         file.write("go\n")
     path.unlink(missing_ok=True)
+
+
+def open_gate(path: Path) -> None:
+    """Let whoever waits at that FIFO go on, and everyone after it."""
+    with at_gate(path):
+        pass
+
+
+def documents(path: Path) -> list[Any]:
+    """The JSON documents, one a line, of a file to which another process may just be writing."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def make_bundle(path: Path, args: list[str], spec: dict[str, Any]) -> Path:

@@ -29,6 +29,7 @@ class Registry:
         self.uploads: dict[str, bytearray] = {}
         self.asked: list[tuple[str, str, dict[str, str]]] = []
         self.sent = 0  # bytes of blobs
+        self._counting = threading.Lock()
         # Asked first, with the request; one that answers it itself says True.
         self.play: Callable[[Request], bool] = lambda _: False
         self.cut = 0  # bytes after which a blob's connection is cut; 0: never
@@ -44,6 +45,11 @@ class Registry:
 
     def count(self, method: str, what: str = "") -> int:
         return sum(m == method and what in path for m, path, _ in self.asked)
+
+    def count_sent(self, size: int) -> None:
+        """Of several connections at a time."""
+        with self._counting:
+            self.sent += size
 
     def put(self, name: str, manifest: bytes) -> str:
         digest = digest_of(manifest)
@@ -185,7 +191,7 @@ class Request(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         last = first + self.registry.cut if self.registry.cut else len(data)
-        self.registry.sent += len(data[first:last])
+        self.registry.count_sent(len(data[first:last]))
         self.wfile.write(data[first:last])
         if last < len(data):
             self.hang_up()

@@ -18,11 +18,10 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
-import socket
-import subprocess
 import sys
+
+# It is run a thousand times: what is dear to import, only those verbs import that need it.
 
 VALUES = {
     "--root",
@@ -118,6 +117,8 @@ def act(spec: dict[str, dict[str, object]], stage: str, pid: int) -> None:
         return
     with open(path) as file:
         words = [line.split() for line in file]
+    import subprocess
+
     for script in [word[1] for word in words if word[0] == "action-script"]:
         environment = {"CRTOOLS_SCRIPT_ACTION": stage, "CRTOOLS_INIT_PID": str(pid)}
         done = subprocess.run([script], env=environment, stderr=subprocess.PIPE, check=False)
@@ -155,6 +156,8 @@ def delete(flags: dict[str, str], _words: list[str], place: str) -> None:
         os.kill(pid, 9)
     except ProcessLookupError:
         pass
+    import shutil
+
     shutil.rmtree(place)
 
 
@@ -164,6 +167,8 @@ def nothing(_flags: dict[str, str], _words: list[str], place: str) -> None:
 
 
 def update(flags: dict[str, str], words: list[str], place: str) -> None:
+    import shutil
+
     nothing(flags, words, place)
     shutil.copy(flags["--resources"], f"{os.path.dirname(flags['--root'])}/resources")
 
@@ -185,10 +190,12 @@ def spec_of(flags: dict[str, str]) -> dict[str, dict[str, object]]:
 def launch(flags: dict[str, str], process: dict[str, object], place: str, fifo: str) -> None:
     args = process.get("args")
     assert isinstance(args, list)
-    if not shutil.which(args[0]):
+    if not is_there(args[0]):
         raise Failure(f'exec: "{args[0]}": executable file not found in $PATH')
     terminal = -1
     if "--console-socket" in flags:
+        import socket
+
         master, terminal = os.openpty()
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(flags["--console-socket"])
@@ -204,6 +211,10 @@ def launch(flags: dict[str, str], process: dict[str, object], place: str, fifo: 
         if path:
             with open(path, "w") as file:
                 file.write(str(pid))
+
+
+def is_there(program: str) -> bool:
+    return any(os.access(os.path.join(folder, program), os.X_OK) for folder in os.get_exec_path())
 
 
 def run(args: list[str], terminal: int, fifo: str, tell: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -17,6 +19,23 @@ def answer(status: int, body: bytes = b"", *, length: int | None = None) -> Talk
         size = len(body) if length is None else length
         head = f"HTTP/1.1 {status} Some\r\nContent-Length: {size}\r\n\r\n"
         connection.sendall(head.encode() + body)
+
+    return talk
+
+
+def silent(connection: socket.socket, _request: bytes) -> None:
+    """Says nothing until it is left alone."""
+    connection.recv(1)
+
+
+def by_drops(data: bytes, ever: bytes) -> Talk:
+    """Says that, and then something else byte by byte until it is left alone."""
+
+    def talk(connection: socket.socket, _request: bytes) -> None:
+        connection.sendall(data)
+        for byte in itertools.cycle(ever):
+            connection.sendall(bytes([byte]))
+            time.sleep(0.02)
 
     return talk
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fakes.pod import FAKES, make_bundle
+from fakes.pod import FAKES, documents, make_bundle
 from shim.bundle import CRIU_CONFIG
 from shim.config import Config
 from shim.work import Work
@@ -55,6 +55,4 @@ def fake_criu(folder: Path, says: str = "Version: 4.2.1", status: int = 0) -> st
 
 def runc_calls(folder: Path) -> list[list[str]]:
     """What the fake runc was asked, without its global options."""
-    path = folder / "runc" / "calls"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)[6:] for line in lines]
+    return [call[6:] for call in documents(folder / "runc" / "calls")]

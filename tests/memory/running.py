@@ -38,8 +38,9 @@ class Zoo:
 
     @property
     def log(self) -> str:
-        """All it has said."""
-        return self._log.read_text()
+        """All the lines that it has said."""
+        text = self._log.read_text()
+        return text[: text.rfind("\n") + 1]
 
     def boot(self) -> None:
         """Wait until all of its memory is there."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fakes.host import Node
-from fakes.pod import FAKES, Pod
+from fakes.pod import FAKES, Pod, documents
 from hypothesis import settings
 
 from shim import log
@@ -61,8 +61,7 @@ class Plays:
 
     @property
     def seen(self) -> list[dict[str, Any]]:
-        path = self._folder / "seen"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return documents(self._folder / "seen")
 
     @property
     def verbs(self) -> list[str]:

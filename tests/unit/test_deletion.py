@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.host import PATIENCE
 from fakes.pod import FAKES, make_bundle
+from fakes.settled import PATIENCE
 
 from shim.config import Config
 from shim.proto.known import nanoseconds

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.host import PATIENCE
+from fakes.settled import PATIENCE
 
 from shim import engine
 from shim.errors import Unfit

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fakes.host import PATIENCE
 from fakes.pod import FAKES
+from fakes.settled import PATIENCE
 
 from shim import __version__
 from shim.info import FEATURES

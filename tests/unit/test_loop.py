@@ -5,7 +5,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from fakes.host import PATIENCE, Thread, open_fds
+from fakes.host import Thread, open_fds
+from fakes.settled import PATIENCE
 
 from shim.loop import EPOLLHUP, EPOLLIN, EPOLLOUT, Loop
 

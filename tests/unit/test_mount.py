@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+from fakes.host import open_fds
 
 from shim import mount
 from shim.errors import InvalidArgument, Unimplemented
@@ -327,7 +328,7 @@ def test_inside_refuses_circles(tmp_path: Path) -> None:
 
 
 def test_no_descriptor_is_left_open(tmp_path: Path, rootfs: Path) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = open_fds()
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     for _ in range(3):
@@ -335,7 +336,7 @@ def test_no_descriptor_is_left_open(tmp_path: Path, rootfs: Path) -> None:
         unmount_all(str(rootfs))
         with pytest.raises(OSError, match="ext4"):
             mount_all([Mount("ext4", str(image), "loop")], str(rootfs))
-    assert os.listdir("/proc/self/fd") == before
+    assert open_fds(before) == set()
 
 
 def overlay_of_two(tmp_path: Path) -> Mount:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fakes.host import open_fds
+from fakes.settled import PATIENCE
 
 from shim import cgroup
 from shim.cgroup import Cgroup
@@ -60,14 +61,14 @@ class Running:
             done.set()
 
         self.loop.call_soon(call)
-        assert done.wait(10)
+        assert done.wait(PATIENCE)
         for error in errors:
             raise error
 
     def close(self) -> None:
         self.on_loop(self.watch.close)
         self.loop.stop()
-        self._thread.join(10)
+        self._thread.join(PATIENCE)
         self.loop.close()
 
 
@@ -110,10 +111,10 @@ def run_out_of_memory(folder: str) -> None:
 def test_kill(running: Running, group: Cgroup) -> None:
     running.on_loop(lambda: running.watch.add("one", group))
     run_out_of_memory(group.main)
-    assert running.event.wait(10)
+    assert running.event.wait(PATIENCE)
     running.event.clear()
     run_out_of_memory(group.main)
-    assert running.event.wait(10)
+    assert running.event.wait(PATIENCE)
     assert running.fired == ["one", "one"]
 
 
@@ -162,7 +163,7 @@ def test_v1_removal_of_the_group_is_no_notice(running: Running, group: Cgroup) -
     running.on_loop(lambda: running.loop.unwatch(eventfd))
     running.on_loop(lambda: running.loop.watch(eventfd, 1, ready))
     group.remove()
-    assert seen.wait(10)
+    assert seen.wait(PATIENCE)
     assert running.fired == []
     running.on_loop(lambda: running.watch.check("one"))
     assert running.fired == []
@@ -209,10 +210,10 @@ def test_v2_kill(running: Running, unified: Callable[[str], Cgroup]) -> None:
     for name, group in groups.items():
         running.on_loop(lambda name=name, group=group: running.watch.add(name, group))  # type: ignore[misc]
     events(Path(groups["two"].main), 2)
-    assert running.event.wait(10)
+    assert running.event.wait(PATIENCE)
     running.event.clear()
     events(Path(groups["one"].main), 3)
-    assert running.event.wait(10)
+    assert running.event.wait(PATIENCE)
     assert running.fired == ["two", "one"]
 
 
@@ -232,7 +233,7 @@ def test_v2_after_remove_nothing_comes(running: Running, unified: Callable[[str]
     running.on_loop(lambda: running.watch.remove("one"))
     events(Path(one.main), 5)
     events(Path(two.main), 5)
-    assert running.event.wait(10)
+    assert running.event.wait(PATIENCE)
     assert running.fired == ["two"]
 
 
@@ -268,5 +269,5 @@ def test_adding_again_replaces(running: Running, group: Cgroup) -> None:
     running.on_loop(lambda: running.watch.add("one", group))
     running.on_loop(lambda: running.watch.add("one", group))
     run_out_of_memory(group.main)
-    assert running.event.wait(10)
+    assert running.event.wait(PATIENCE)
     assert running.fired == ["one"]

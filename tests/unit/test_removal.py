@@ -43,6 +43,29 @@ def test_with_what_is_in_it(gone: Path) -> None:
     remove_folder(str(gone))
 
 
+def test_what_somebody_leaves_there_meanwhile(gone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CRIU does that was killed a moment ago."""
+    rmdir = os.rmdir
+    late = iter([gone / "log"])
+
+    def remove(path: str) -> None:
+        if path == str(gone):
+            for file in late:
+                file.touch()
+        rmdir(path)
+
+    monkeypatch.setattr(os, "rmdir", remove)
+    remove_folder(str(gone))
+    assert not gone.exists()
+
+
+def test_what_never_gets_empty(gone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "_PAUSE", 0.0)
+    monkeypatch.setattr(os, "unlink", lambda _path: None)
+    with pytest.raises(OSError, match="Directory not empty"):
+        remove_folder(str(gone))
+
+
 def test_links_are_not_followed(gone: Path, outside: Path) -> None:
     (gone / "folder").symlink_to(outside)
     (gone / "file").symlink_to(outside / "file")

@@ -83,14 +83,14 @@ class Output:
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
-    def wait_for(self, text: bytes, seconds: float = 20) -> bytes:
+    def wait_for(self, text: bytes, seconds: float = 60) -> bytes:
         """Wait until `text` has come; everything so far."""
         with self._changed:
             if not self._changed.wait_for(lambda: text in self._data, seconds):
                 raise TimeoutError(f"{text!r} not in {bytes(self._data[-500:])!r}")
             return bytes(self._data)
 
-    def to_the_end(self, seconds: float = 20) -> bytes:
+    def to_the_end(self, seconds: float = 60) -> bytes:
         """Wait until the last writer is gone; everything."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._ended, seconds):

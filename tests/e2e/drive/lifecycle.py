@@ -27,7 +27,7 @@ def a_whole_life(s: Session) -> None:
     connected = s.shim.call("Connect", pb.ConnectRequest(id="a"), pb.ConnectResponse)
     s.tell("task pid is init's", bool(connected.task_pid and connected.shim_pid))
     s.kill("a", KILL)
-    s.tell("waiters", {waiter.result(20).exit_status for waiter in waiters})
+    s.tell("waiters", {waiter.result(60).exit_status for waiter in waiters})
     s.wait("a")  # TestWaitStoppedTask
     s.state("a")
     s.kill("a", TERM)
@@ -104,7 +104,7 @@ def killed_before_start(s: Session) -> None:
     s.create("a", *SLEEP)
     waiter = s.waiting("a")
     s.kill("a", KILL)
-    s.tell("waiter", waiter.result(20).exit_status)
+    s.tell("waiter", waiter.result(60).exit_status)
     s.state("a")
     s.start("a")
     s.state("a")

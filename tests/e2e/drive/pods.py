@@ -21,7 +21,7 @@ def a_shared_pid_namespace(s: Session) -> None:
     waiters = [s.waiting("a", name) for name in ("x", "y")]
     s.kill("a", KILL)
     s.wait("a")
-    s.tell("execs", [waiter.result(20).exit_status for waiter in waiters])
+    s.tell("execs", [waiter.result(60).exit_status for waiter in waiters])
     s.state("a", "x")
     lines = s.sink.wait_for_line("exit a 137")
     s.tell("exits", (sorted(lines[-3:-1]), lines[-1]))

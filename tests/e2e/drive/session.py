@@ -280,7 +280,7 @@ def driven(kind: Kind, lower: Path) -> Iterator[Session]:
                 left.update(_left(folder))
                 return not left
 
-            assert await_true(clean, 10), f"{kind.name} left {left}"
+            assert await_true(clean), f"{kind.name} left {left}"
     finally:
         _thaw(folder)
         dismantle(folder)

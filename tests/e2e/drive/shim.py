@@ -19,7 +19,7 @@ from shim.ttrpc.client import Client
 
 M = TypeVar("M", bound=Message)
 NAMESPACE = "driven"
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class Kind(NamedTuple):

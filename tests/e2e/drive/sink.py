@@ -16,7 +16,7 @@ from shim.proto.known import Empty, type_name, unpack
 from shim.ttrpc.server import Call, Method, Server
 
 SERVICE = "containerd.services.events.ttrpc.v1.Events"
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Sink:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import pytest
 from fakes.dumping import work_of
 from fakes.nvml import A100, H100, FakeNvml, machine
+from fakes.settled import eventually
 
 from shim import names
 from shim.checkpoint import auto
@@ -95,13 +96,6 @@ class Waiting:
         self._thread.join(20)
         self.making.release()
         return self._result[0]
-
-
-def eventually(what: Any) -> None:
-    ends = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < ends
-        time.sleep(0.005)
 
 
 def test_it_waits_until_the_worker_is_warm(asked: Asked) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.host import open_fds
 from fakes.own_memory import PAGE, WINDOW, Memory, libc, opened
+from fakes.settled import eventually, own_threads
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -293,12 +295,12 @@ def test_without_direct_io_if_the_file_has_none(tmp_path: Path) -> None:
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     memory = Memory(4)
     memory.write(memory.start, os.urandom(4 * WINDOW))
-    before = (set(os.listdir("/proc/self/fd")), set(os.listdir("/proc/self/task")))
+    fds, others = open_fds(), own_threads()
     with opened(tmp_path / "pages") as files:
         os.ftruncate(files[0], 4 * WINDOW)
         save(files, [Run(memory.start, 0, 4 * WINDOW)], [os.getpid()], 8)
-    assert set(os.listdir("/proc/self/task")) <= before[1]  # others may have ended
-    assert set(os.listdir("/proc/self/fd")) == before[0]
+    eventually(lambda: own_threads() <= others)
+    assert open_fds(fds) == set()
 
 
 def test_shared_memory_that_nobody_maps(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from fakes.namespaces import Namespace, Network
+from fakes.settled import PATIENCE, eventually
 
 from oci_hooks import hold as module
 from oci_hooks.hold import hold, is_held, release
@@ -29,9 +30,9 @@ SHORT = 0.15  # seconds in which a packet would have come
 def network() -> Iterator[Network]:
     with Network() as made:
         pod = made.pod(1)
-        ends = time.monotonic() + 20
+        ends = time.monotonic() + PATIENCE
         with bound(pod, "::", socket.SOCK_STREAM):
-            while not connects(made.outside, pod.address6):
+            while is_cut_off(made.outside, pod.address6):
                 assert time.monotonic() < ends
                 # Fresh links lose what comes first, and the kernel asks again after a second.
                 made.outside.ip("neigh", "flush", "dev", "pod1")
@@ -55,7 +56,6 @@ def bound(where: Namespace, address: str, kind: socket.SocketKind) -> socket.soc
     def make() -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         made = socket.socket(family, kind)
-        made.settimeout(SHORT)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((address, PORT))
         if kind == socket.SOCK_STREAM:
@@ -65,23 +65,31 @@ def bound(where: Namespace, address: str, kind: socket.SocketKind) -> socket.soc
     return where.within(make)
 
 
-def connects(where: Namespace, address: str) -> bool:
+def connects(where: Namespace, address: str, seconds: float = PATIENCE) -> bool:
     def connect() -> None:
-        socket.create_connection((address, PORT), SHORT).close()
+        socket.create_connection((address, PORT), seconds).close()
 
     return reached(lambda: where.within(connect))
 
 
-def receives(sender: Namespace, address: str, receiver: socket.socket) -> bool:
+def is_cut_off(where: Namespace, address: str) -> bool:
+    return not connects(where, address, SHORT)
+
+
+def receives(
+    sender: Namespace, address: str, receiver: socket.socket, seconds: float = PATIENCE
+) -> bool:
     def send() -> None:
         with socket.socket(receiver.family, socket.SOCK_DGRAM) as made:
             made.sendto(b"x", (address, PORT))
 
-    def receive() -> None:
-        sender.within(send)
-        receiver.recv(9)
+    receiver.settimeout(seconds)
+    sender.within(send)
+    return reached(lambda: receiver.recv(9))
 
-    return reached(receive)
+
+def misses(sender: Namespace, address: str, receiver: socket.socket) -> bool:
+    return not receives(sender, address, receiver, SHORT)
 
 
 def reached(call: Callable[[], object]) -> bool:
@@ -100,10 +108,10 @@ def test_nothing_comes_in(pod: Namespace, outside: Namespace) -> None:
     ):
         assert hold(pod.path) == "egress"
         assert is_held(pod.path)
-        assert not connects(outside, pod.address4)
-        assert not connects(outside, pod.address6)
-        assert not receives(outside, pod.address4, four)
-        assert not receives(outside, pod.address6, six)
+        assert is_cut_off(outside, pod.address4)
+        assert is_cut_off(outside, pod.address6)
+        assert misses(outside, pod.address4, four)
+        assert misses(outside, pod.address6, six)
         assert connects(pod, "127.0.0.1"), "its own may talk to each other"
         assert connects(pod, "::1")
         assert connects(pod, pod.address4)
@@ -122,9 +130,9 @@ def test_nothing_goes_out(pod: Namespace, outside: Namespace) -> None:
         bound(outside, OUTSIDE, socket.SOCK_DGRAM) as four,
     ):
         hold(pod.path)
-        assert not connects(pod, OUTSIDE)
-        assert not receives(pod, OUTSIDE, four), "lost without an error"
-        assert not receives(pod, "fd99:1::1", six)
+        assert is_cut_off(pod, OUTSIDE)
+        assert misses(pod, OUTSIDE, four), "lost without an error"
+        assert misses(pod, "fd99:1::1", six)
         release(pod.path)
         assert connects(pod, OUTSIDE)
         assert receives(pod, OUTSIDE, four)
@@ -151,6 +159,7 @@ def test_raw_packets_neither(pod: Namespace, outside: Namespace) -> None:
             pod.within(send)
         assert not reached(lambda: heard.recv(99))
         release(pod.path)
+        heard.settimeout(PATIENCE)
         pod.within(send)
         assert heard.recv(99) == frame
 
@@ -161,8 +170,8 @@ def test_neighbours_are_answered(pod: Namespace, outside: Namespace) -> None:
     hold(pod.path)
     with bound(pod, "::", socket.SOCK_STREAM):
         for address in (pod.address4, pod.address6):
-            assert not connects(outside, address)
-            assert "lladdr" in outside.ip("neigh", "show", address)
+            assert is_cut_off(outside, address)
+            eventually(lambda at=address: "lladdr" in outside.ip("neigh", "show", at))  # type: ignore[misc]
 
 
 def test_a_canary_from_outside(pod: Namespace, outside: Namespace) -> None:
@@ -171,8 +180,8 @@ def test_a_canary_from_outside(pod: Namespace, outside: Namespace) -> None:
         assert connects(outside, pod.address4)
         assert connects(outside, pod.address6)
         hold(pod.path, ["10.99.1.7"])
-        assert not connects(outside, pod.address4)
-        assert not connects(outside, pod.address6)
+        assert is_cut_off(outside, pod.address4)
+        assert is_cut_off(outside, pod.address6)
 
 
 def test_behind_an_old_kernel(
@@ -182,7 +191,7 @@ def test_behind_an_old_kernel(
     monkeypatch.setattr(module, "EGRESS", 9)
     with bound(pod, "::", socket.SOCK_STREAM), bound(outside, OUTSIDE, socket.SOCK_DGRAM) as four:
         assert hold(pod.path) == "output"
-        assert not connects(outside, pod.address4)
+        assert is_cut_off(outside, pod.address4)
         assert connects(pod, "::1")
         with pytest.raises(PermissionError):
             receives(pod, OUTSIDE, four)
@@ -256,9 +265,7 @@ def test_a_namespace_without_links(pod: Namespace) -> None:
     held = subprocess.Popen(["unshare", "--net", "sleep", "60"])
     try:
         own = os.stat("/proc/self/ns/net").st_ino
-        ends = time.monotonic() + 10
-        while os.stat(f"/proc/{held.pid}/ns/net").st_ino == own:
-            assert time.monotonic() < ends
+        eventually(lambda: os.stat(f"/proc/{held.pid}/ns/net").st_ino != own)
         assert hold(f"/proc/{held.pid}/ns/net") == "output"
     finally:
         held.kill()

@@ -196,7 +196,7 @@ def test_links_that_are_down(container: Container) -> None:
     assert (ran.status, ran.error) == (0, "")
     assert ran.details["links"] == "eth0 was down"
     assert ran.warnings == [f"there is no default route for IPv{n}" for n in (4, 6)]
-    missed = Ran(container.state(), "--default-route", "4", "--timeout", "0.3")
+    missed = Ran(container.state(), "--default-route", "4", "--timeout", "0.5")
     assert (missed.status, missed.details) == (1, {})
     assert missed.error == "thaw-hook-network: routes: no default route for IPv4\n"
 
@@ -204,10 +204,11 @@ def test_links_that_are_down(container: Container) -> None:
 def test_addresses_that_are_not_usable_yet(container: Container) -> None:
     pod = container.network.pod(22, dad=True)
     container.enter(pod)
+    pod.within(lambda: Path("/proc/sys/net/ipv6/conf/eth0/dad_transmits").write_text("60"))
     pod.ip("link", "set", "eth0", "down")
     pod.ip("addr", "replace", f"{pod.address6}/64", "dev", "eth0")
     pod.ip("link", "set", "eth0", "up")
-    waited = Ran(container.state(), "--dad", "wait", "--timeout", "0.1")
+    waited = Ran(container.state(), "--dad", "wait", "--timeout", "0.5")
     assert waited.status == 1
     assert f"addresses: {pod.address6}" in waited.error
     assert "is not usable yet" in waited.error
@@ -219,7 +220,7 @@ def test_addresses_that_are_not_usable_yet(container: Container) -> None:
 
 def test_an_address_that_is_missing(container: Container) -> None:
     container.enter(container.network.pod(23))
-    ran = Ran(container.state(), "--address", "10.1.1.1", "--timeout", "0.1")
+    ran = Ran(container.state(), "--address", "10.1.1.1", "--timeout", "0.5")
     assert ran.status == 1
     assert ran.error == "thaw-hook-network: addresses: 10.1.1.1 is not there\n"
     assert container.host_name() != "pods-own", "nothing is done after that"

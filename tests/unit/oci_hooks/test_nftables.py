@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from fakes.namespaces import Namespace, Network
+from fakes.settled import PATIENCE
 
 from oci_hooks import nftables
 from oci_hooks.nftables import INET, INPUT, NETDEV, Batch, has_table, meta, payload
@@ -22,11 +23,11 @@ def pod() -> Iterator[Namespace]:
 
 
 def commit(pod: Namespace, batch: Batch) -> None:
-    pod.within(lambda: batch.commit(2))
+    pod.within(lambda: batch.commit(PATIENCE))
 
 
 def there(pod: Namespace, family: int, name: str) -> bool:
-    return pod.within(lambda: has_table(family, name, 2))
+    return pod.within(lambda: has_table(family, name, PATIENCE))
 
 
 def test_all_of_it(pod: Namespace) -> None:

@@ -13,15 +13,15 @@ from shim.errors import DeadlineExceeded, FailedPrecondition, Unavailable
 
 def test_what_was_done() -> None:
     steps = Steps(5)
-    with steps.step("one", 1) as step:
+    with steps.step("one", 4) as step:
         step.detail = "said"
         time.sleep(0.01)
-    with steps.step("two", 1):
+    with steps.step("two", 4):
         pass
     steps.warn("odd")
     one, two = steps.report.steps
     assert (one["name"], one["detail"], two["name"], two["detail"]) == ("one", "said", "two", "")
-    assert 0.01 <= one["seconds"] < 1 > two["seconds"]
+    assert 0.01 <= one["seconds"] < 5 > two["seconds"]
     assert steps.report.warnings == ["odd"]
 
 
@@ -48,16 +48,16 @@ def test_a_wait_that_is_over(whole: float, own: float) -> None:
 
     with pytest.raises(DeadlineExceeded, match=r"^slow: no carrier$"):
         forever()
-    assert 0.05 <= time.monotonic() - began < 2
+    assert 0.05 <= time.monotonic() - began < 4
 
 
 def test_a_step_that_hangs() -> None:
     before = signal.getsignal(signal.SIGALRM)
-    left = signal.setitimer(signal.ITIMER_REAL, 100)
+    left = signal.setitimer(signal.ITIMER_REAL, 1000)
     with (
         pytest.raises(DeadlineExceeded, match=r"^hang: not done after 0\.\d s$"),
         Steps(0.02).step("hang", 5),
     ):
         time.sleep(60)
     assert signal.getsignal(signal.SIGALRM) is before
-    assert 99 < signal.setitimer(signal.ITIMER_REAL, *left)[0] < 100, "the caller's alarm is kept"
+    assert 900 < signal.setitimer(signal.ITIMER_REAL, *left)[0] < 1000, "the caller's alarm is kept"

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from bed.etcd import Server
 from fakes.inmates import inmate
 from fakes.namespaces import Namespace, Network
 from fakes.pod import FAKES
+from fakes.settled import eventually
 from fakes.talkers import answer, talker
 
 from shim.annotations import REGISTER, REGISTER_FAILURE, REGISTER_TIMEOUT
@@ -194,7 +194,7 @@ def test_etcd(network: Network, registrant: Registrant, tmp_path: Path) -> None:
         found = registrant.register("etcd:etcd.infra:2379/w/{pod}", "10.99.7.1 etcd.infra\n")
         if not found["registered"]:  # etcd takes a while to start
             assert json.loads(_line(registrant))["event"] in ("failed", "registered")
-        network.outside.within(lambda: _wait_for(server, "w/p"))
+        network.outside.within(lambda: eventually(lambda: _is_there(server, "w/p")))
         registrant.ask(verb="deregister", spec={}, seconds=3)
         assert network.outside.within(lambda: server.read("w/p")) is None
 
@@ -205,12 +205,8 @@ def _line(registrant: Registrant) -> bytes:
     return stdout.readline()
 
 
-def _wait_for(server: Server, key: str) -> None:
-    for _ in range(1000):
-        try:
-            if server.read(key):
-                return
-        except OSError:
-            pass
-        time.sleep(0.01)
-    raise AssertionError(key)
+def _is_there(server: Server, key: str) -> bool:
+    try:
+        return bool(server.read(key))
+    except OSError:
+        return False

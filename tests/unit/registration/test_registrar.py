@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
+from fakes.settled import eventually
 
 from shim.conduct import Registration
 from shim.errors import RegistrationFailed
@@ -57,13 +56,6 @@ def make(backend: Backend, *, must: bool = False) -> tuple[Registrar, list[tuple
     said: list[tuple[str, str]] = []
     asked = Registration("http", "1/", 1.0, must=must)
     return Registrar(backend, asked, lambda *what: said.append(what)), said
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.002)
 
 
 def test_at_once() -> None:

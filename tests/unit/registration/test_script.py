@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 from fakes.pod import FAKES
+from fakes.settled import PATIENCE
 
 from shim.conduct import Registration
 from shim.errors import RegistrationFailed
@@ -35,13 +36,13 @@ def script(command: str, folder: Path) -> Script:
 
 def test_both_ways(tmp_path: Path) -> None:
     made = script(f'echo "$1 $#" >>{tmp_path}/log', tmp_path)
-    made.register(2)
-    made.deregister(2)
+    made.register(PATIENCE)
+    made.deregister(PATIENCE)
     assert (tmp_path / "log").read_text() == "register 1\nderegister 1\n"
 
 
 def test_failures(tmp_path: Path) -> None:
     with pytest.raises(RegistrationFailed, match="register: exit status 4: no room"):
-        script("echo no room >&2; exit 4", tmp_path).register(2)
+        script("echo no room >&2; exit 4", tmp_path).register(PATIENCE)
     with pytest.raises(RegistrationFailed, match=r"deregister: .*not done after 0.2 s, killed"):
         script("sleep 1000", tmp_path).deregister(0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from fakes.artifacts import left
 from fakes.registry import Registry, Request, digest_of
+from fakes.settled import PATIENCE
 
 from shim.config import Config
 from shim.errors import Damaged, RegistryFailed, ThawError, Unfit
@@ -303,47 +305,56 @@ def test_nobody_is_there(registry: Registry, pulled: Pull, reference: Reference)
 def test_it_says_nothing(registry: Registry, pulled: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "READ_SECONDS", 0.05)
 
+    over = threading.Event()
+
     def play(request: Request) -> bool:
-        time.sleep(0.2)
+        over.wait(PATIENCE)
         request.hang_up()
         return True
 
     registry.play = play
     with pytest.raises(RegistryFailed, match="timed out"):
         pulled()
+    over.set()
 
 
 def test_it_stalls_in_the_middle(
     registry: Registry, pulled: Pull, there: Store, pushed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(transport, "READ_SECONDS", 0.5)
     digest = layer(registry, TITLE)
+    over = threading.Event()
 
     def play(request: Request) -> bool:
         if not request.path.endswith(digest) or request.headers.get("Range"):
             return False
         data = registry.blobs[digest]
         request.answer(200, data[:100_000], Content_Length=str(len(data)))
-        time.sleep(0.5)
+        over.wait(PATIENCE)
         request.hang_up()
         return True
 
     registry.play = play
     assert there.snapshot(pulled()).digest == pushed
+    over.set()
     ranges = [headers.get("Range") for _, path, headers in registry.asked if path.endswith(digest)]
     assert ranges == [None, "bytes=100000-"]
 
 
-@pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+def hurry(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Short deadlines; a byte comes more often than that."""
     for name in ("READ_SECONDS", "SMALL_SECONDS", "_WORDS_SECONDS"):
-        monkeypatch.setattr(transport, name, 0.15)
+        monkeypatch.setattr(transport, name, seconds)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch, 0.15)
 
 
 def trickled(request: Request, data: bytes) -> None:
     """Write `data` again and again until nobody listens."""
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 2 * PATIENCE
     while time.monotonic() < ends:
         for place in range(len(data)):
             request.wfile.write(data[place : place + 1])
@@ -381,7 +392,7 @@ def test_an_answer_that_trickles(
     began = time.monotonic()
     with pytest.raises(RegistryFailed):
         pulled()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE
 
 
 def test_nothing_but_informational_answers(registry: Registry, pulled: Pull) -> None:
@@ -406,13 +417,15 @@ def test_some_informational_answers(
 
 
 def test_a_blob_may_take_its_time(
-    registry: Registry, pulled: Pull, there: Store, pushed: str, hurried: None
+    registry: Registry, pulled: Pull, there: Store, pushed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hurry(monkeypatch, 0.6)
+
     def play(request: Request, data: bytes) -> None:
         request.answer(200, data[:0], Content_Length=str(len(data)))
         for place in range(0, len(data), len(data) // 8):
             request.wfile.write(data[place : place + len(data) // 8])
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     blobs_played(registry, layer(registry, TITLE), play)
     assert there.snapshot(pulled()).digest == pushed

@@ -54,6 +54,6 @@ def test_anything_else(header: str) -> None:
     "header", ["a" * 10**6, 'a="' + '\\"' * 10**6, ", " * 10**6, "a =" * 10**6]
 )
 def test_long_ones_take_no_time(header: str) -> None:
-    began = time.monotonic()
+    began = time.thread_time()  # whatever else the machine does
     parse(f"Bearer {header}")
-    assert time.monotonic() - began < 1
+    assert time.thread_time() - began < 1

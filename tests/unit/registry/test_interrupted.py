@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from fakes.artifacts import PIECE, Artifact, files, left
 from fakes.registry import Registry, Request, digest_of
+from fakes.settled import PATIENCE
 
 from shim.config import Config
 from shim.errors import RegistryFailed
@@ -177,7 +178,7 @@ def test_a_puller_that_is_killed(
     def play(request: Request) -> bool:
         if request.headers.get("Range"):
             held.set()
-            over.wait(20)
+            over.wait(2 * PATIENCE)
             request.hang_up()
         return bool(request.headers.get("Range"))
 
@@ -185,7 +186,7 @@ def test_a_puller_that_is_killed(
     arguments = [str(there.folder), reference.text, registry.host]
     puller = subprocess.Popen([sys.executable, "-c", PULL, *arguments])
     try:
-        assert held.wait(20)
+        assert held.wait(PATIENCE)
     finally:
         puller.send_signal(signal.SIGKILL)
         puller.wait()

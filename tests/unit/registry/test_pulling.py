@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from fakes.artifacts import PIECE, Artifact, disk, files, left, made
 from fakes.registry import Registry, Request
+from fakes.settled import PATIENCE
 
 from shim.config import Config
 from shim.errors import (
@@ -186,14 +187,14 @@ def test_it_can_be_cancelled(
     def play(request: Request) -> bool:
         if registry.count("GET", "/blobs/") > 2:
             cancelled.set()
-            over.wait(10)  # a server that says nothing for as long as it is asked
+            over.wait(2 * PATIENCE)  # a server that says nothing for as long as it is asked
         return False
 
     registry.play = play
     began = time.monotonic()
     with pytest.raises(Cancelled):
         pull(there, reference, config, cancelled=cancelled)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE
     over.set()
     assert there.ids() == []
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from fakes.artifacts import PIECE, disk, made
 from fakes.registry import Registry, Request, digest_of
+from fakes.settled import PATIENCE
 
 from shim.config import Config
 from shim.errors import Cancelled, Damaged, InvalidArgument, RegistryFailed
@@ -168,7 +169,7 @@ def test_it_can_be_cancelled(
     def play(request: Request) -> bool:
         if request.command == "PUT":
             cancelled.set()
-            over.wait(10)
+            over.wait(2 * PATIENCE)
             request.hang_up()
         return request.command == "PUT"
 
@@ -176,7 +177,7 @@ def test_it_can_be_cancelled(
     began = time.monotonic()
     with pytest.raises(Cancelled):
         push(snapshot, reference, config, cancelled=cancelled)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE
     over.set()
     assert registry.manifests == {}
 

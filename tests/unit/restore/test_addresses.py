@@ -22,6 +22,7 @@ from bench.bare import CACHED, end
 from fakes import peer
 from fakes.inet_images import entry, image, states
 from fakes.namespaces import Namespace, Network
+from fakes.settled import PATIENCE
 
 from shim.errors import Damaged, Unfit
 from shim.restore import namespace
@@ -75,7 +76,7 @@ class Moved:
             start_new_session=True,
             env={**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"},
         )
-        ends = time.monotonic() + 20
+        ends = time.monotonic() + PATIENCE
         while not ready.exists():
             assert worker.poll() is None
             assert time.monotonic() < ends
@@ -110,7 +111,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moved]:
 
 def ask(pod: Namespace, address: str, outside: Namespace) -> dict[str, Any]:
     def call() -> bytes:
-        with socket.create_connection((address, peer.CONTROL), 5) as asked:
+        with socket.create_connection((address, peer.CONTROL), PATIENCE) as asked:
             return asked.makefile("rb").read()
 
     found: dict[str, Any] = json.loads(outside.within(call))

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fakes.settled import PATIENCE, eventually
 
 from shim.bundle import Bundle
 from shim.config import Config
 from shim.errors import RestoreFailed
 from shim.restore.hook import Hook
 
-PATIENCE = 10.0  # seconds
 REPORT = '{"steps": [], "warnings": ["no carrier"]}'
 
 
@@ -72,18 +72,11 @@ def test_it_waits_for_the_container(hook: Hook, program: Writer, bundle: Bundle)
     hook.start(config)
     hook.start(config)
     started, done = Path(bundle.path, "started"), Path(bundle.path, "done")
-    until(started.exists)
+    eventually(started.exists)
     assert not done.exists()
     run(hook, config, bundle)
     assert done.exists()
     assert started.read_text() == "x\n"
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_ours_is_done_with_its_report(hook: Hook, program: Writer, bundle: Bundle) -> None:

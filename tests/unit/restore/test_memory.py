@@ -14,7 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from fakes.host import open_fds
 from fakes.images import BASE, LARGE, noise, single
+from fakes.settled import eventually, own_threads
 from fakes.snapshots import config, write
 
 from shim._native import lib
@@ -254,13 +256,14 @@ def test_after_it_was_closed(target: Target, tmp_path: Path, data: bytes) -> Non
 
 
 def test_closing_gives_everything_back(target: Target, tmp_path: Path, data: bytes) -> None:
-    before = os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")
+    fds, others = open_fds(), own_threads()
     for _ in range(3):
         filling = Filling(index_of(target, tmp_path, data), budget=1 << 20)
         filling.prefetch()
         filling.close()
         filling.close()
-    assert (os.listdir("/proc/self/fd"), os.listdir("/proc/self/task")) == before
+    eventually(lambda: own_threads() <= others)
+    assert open_fds(fds) == set()
 
 
 def test_where_a_process_can_write(target: Target) -> None:

@@ -208,7 +208,7 @@ def test_the_best_mapping_is_taken_everywhere(places: list[tuple[int, int, bool]
         assert one.end < other.start or (one.end == other.start and one.mapping != other.mapping)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_many_mappings_of_one_memory(shared: Shared) -> None:
     """Tasks are stopped meanwhile: 30,000 took minutes when each was compared with each."""
     count = 30_000

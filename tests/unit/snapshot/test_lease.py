@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from fakes.settled import eventually
 
 from shim.errors import BadName
 from shim.snapshot.lease import FOLDER, Lease
 
-SHORT = 0.4  # seconds; renewed each tenth
+SHORT = 0.4  # seconds; renewed four times in these
+OLD = 1  # when it was last renewed
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -32,6 +34,11 @@ def holder(store: Path) -> subprocess.Popen[bytes]:
     assert process.stdout is not None
     assert process.stdout.readline() == b"held\n"
     return process
+
+
+def grow_old(store: Path) -> None:
+    """As if nobody had renewed it for long."""
+    os.utime(store / FOLDER / "warm", (OLD, OLD))
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -57,21 +64,26 @@ def test_one_has_it(tmp_path: Path) -> None:
 
 def test_it_is_renewed_as_long_as_it_is_held(tmp_path: Path) -> None:
     with Lease.take(tmp_path, "warm", SHORT) or pytest.fail("free"):
-        time.sleep(2 * SHORT)
-        assert Lease.take(tmp_path, "warm", SHORT) is None
+        for _ in range(3):
+            grow_old(tmp_path)
+            eventually(lambda: (tmp_path / FOLDER / "warm").stat().st_mtime > OLD)
+            assert Lease.take(tmp_path, "warm") is None
 
 
 def test_a_killed_holder_loses_it_in_time(tmp_path: Path) -> None:
     process = holder(tmp_path)
     try:
-        assert Lease.take(tmp_path, "warm", SHORT) is None
+        assert Lease.take(tmp_path, "warm") is None
     finally:
         end(process)
-    began = time.monotonic()
-    while (lease := Lease.take(tmp_path, "warm", SHORT)) is None:
-        assert time.monotonic() - began < 10
-        time.sleep(0.02)
-    lease.release()
+
+    def taken() -> bool:
+        lease = Lease.take(tmp_path, "warm", SHORT)
+        if lease is not None:
+            lease.release()
+        return lease is not None
+
+    eventually(taken)
     assert os.listdir(tmp_path / FOLDER) == []
 
 
@@ -80,8 +92,9 @@ def test_a_holder_that_was_stopped_for_long_knows(tmp_path: Path) -> None:
     process = holder(tmp_path)
     try:
         os.kill(process.pid, signal.SIGSTOP)
-        time.sleep(2 * SHORT)
-        successor = Lease.take(tmp_path, "warm", SHORT)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        grow_old(tmp_path)
+        successor = Lease.take(tmp_path, "warm")
         assert successor is not None
         os.kill(process.pid, signal.SIGCONT)
         time.sleep(SHORT)
@@ -96,7 +109,7 @@ def test_of_many_who_find_it_stale_one_gets_it(tmp_path: Path) -> None:
         path = tmp_path / FOLDER / "warm"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"of somebody who died")
-        os.utime(path, (1, 1))
+        grow_old(tmp_path)
         got: list[Lease | None] = []
         barrier = threading.Barrier(4)
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes.cold import FOREVER, MADE, NAMED, POLITE, STUBBORN, alive, ending, eventually, started
+from fakes.cold import FOREVER, MADE, NAMED, POLITE, STUBBORN, ending, started
 from fakes.pod import Pod
+from fakes.settled import alive, eventually
 
 from shim.proto import events_pb as pb
 from shim.task import aside
@@ -130,7 +131,7 @@ def test_without_a_snapshot_it_does_not_end(
 ) -> None:
     plays.set("await", play="reply", reply={"name": "warm", "because": ""})
     plays.fail("checkpoint", "WorkerFailed", "no snapshot is made, it cannot be quiesced")
-    started(pod, EXIT, "sh", "-c", POLITE)
+    started(pod, EXIT, "sh", "-c", POLITE, str(pod.folder / "control"))
     eventually(lambda: "it cannot be quiesced" in logged())
     assert not (pod.folder / "control/snapshot-complete").exists()
     assert "kill" not in pod.verbs()

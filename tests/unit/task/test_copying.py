@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from fakes.host import PATIENCE, Node, open_fds
+from fakes.host import Node, open_fds
+from fakes.settled import PATIENCE
 
 from shim.task.copying import CHUNK, Copies
 

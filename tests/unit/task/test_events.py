@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fakes.host import PATIENCE, Node
+from fakes.host import Node
+from fakes.settled import PATIENCE
 
 from shim.errors import Unavailable
 from shim.proto import events_pb as pb

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes.cold import FOREVER, MADE, NAMED, POLITE, alive, ending, eventually, started
+from fakes.cold import FOREVER, MADE, NAMED, POLITE, ending, started
 from fakes.pod import Pod
+from fakes.settled import alive, eventually
 
 from shim.annotations import CHECKPOINT, REGISTER
 from shim.errors import FailedPrecondition

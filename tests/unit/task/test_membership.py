@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from fakes.pod import READ_GATE, Behind, Pod, open_gate
+from fakes.settled import PATIENCE, eventually
 from fakes.talkers import answer, talker
 
 from shim.annotations import READY, REGISTER, REGISTER_FAILURE, REGISTER_TIMEOUT
@@ -56,13 +57,6 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def eventually(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def create(pod: Pod, port: int, *args: str, **notes: str) -> Container:
     annotations = {REGISTER: f"http:{port}/workers", **notes}
     return pod.create("c", *(args or FOREVER), spec={"annotations": annotations})
@@ -90,7 +84,7 @@ def kill_came(pod: Pod) -> bool:
 
 
 def wait(event: threading.Event) -> None:
-    event.wait(10)
+    event.wait(PATIENCE)
 
 
 def engine_of(container: Container) -> Engine:
@@ -181,9 +175,9 @@ def test_a_process_that_does_not_answer(
     pod: Pod, logged: Callable[[], str], program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program.write_text(HANGS)
-    monkeypatch.setattr(membership, "_START", 0.0)
+    monkeypatch.setattr(membership, "_START", 0.125 - PATIENCE)  # with its timeout, that is
     with talker(answer(200)) as server:
-        start(pod, server.port, **{REGISTER_TIMEOUT: "0.1"})
+        start(pod, server.port, **{REGISTER_TIMEOUT: str(PATIENCE)})
         eventually(lambda: "not done within 0.1 s" in logged())
         monkeypatch.setattr(membership, "_START", 10.0)
         program.write_text(PROGRAM)
@@ -300,13 +294,13 @@ def test_killed_while_it_is_being_registered(pod: Pod, more: dict[str, str]) -> 
 
     def slow(connection: socket.socket, request: bytes) -> None:
         asked.set()
-        assert go_on.wait(10)
+        assert go_on.wait(PATIENCE)
         answer(200)(connection, request)
 
     with talker(slow) as server:
         create(pod, server.port, **more)
         started = pod.start_behind("c")
-        assert asked.wait(10)
+        assert asked.wait(PATIENCE)
         kill = Behind(lambda: pod.kill("c", 9))
         eventually(lambda: kill_came(pod))
         go_on.set()
@@ -353,18 +347,18 @@ def test_everyone_waits_for_its_end(pod: Pod) -> None:
 
     def slow(connection: socket.socket, request: bytes) -> None:
         asked.set()
-        assert go_on.wait(10)
+        assert go_on.wait(PATIENCE)
         answer(200)(connection, request)
 
     with talker(slow) as server:
         made = start(pod, server.port).membership
         assert made is not None
-        assert asked.wait(10)
-        first = Behind(lambda: made.end(10))
+        assert asked.wait(PATIENCE)
+        first = Behind(lambda: made.end(PATIENCE))
         eventually(lambda: made._engine is None or not made._engine.alive)
 
         def another() -> list[str]:
-            made.end(10)
+            made.end(PATIENCE)
             return methods(server)
 
         second = Behind(another)

@@ -6,8 +6,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from fakes.host import PATIENCE, Node, open_fds
+from fakes.host import Node, open_fds
 from fakes.pod import Behind
+from fakes.settled import PATIENCE
 
 from shim.errors import FailedPrecondition, NotFound
 from shim.task.process import Console, Process

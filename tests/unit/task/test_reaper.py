@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes.host import PATIENCE, Node
+from fakes.host import Node
+from fakes.settled import PATIENCE
 
 from shim.spawn import spawn
 from shim.task.reaper import Exit

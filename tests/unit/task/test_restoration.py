@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fakes.host import open_fds
-from fakes.pod import READ_GATE, Behind, Pod, open_gate
+from fakes.pod import READ_GATE, Behind, Pod, at_gate, open_gate
 
 from shim.errors import (
     Cancelled,
@@ -294,9 +294,8 @@ def test_a_kill_while_the_cold_boot_starts_goes_to_runc(pod: Pod, plays: Any) ->
     annotated(pod, NOTES)
     gate = pod.gate("start-done")
     starting = pod.start_behind("c")
-    pod.node.until(lambda: "start" in pod.verbs())
-    pod.kill("c", signal.SIGKILL)
-    open_gate(gate)
+    with at_gate(gate):
+        pod.kill("c", signal.SIGKILL)
     starting.get()
     assert pod.wait("c").get().exit_status == 137
     assert ["kill", "c", "9"] in pod.calls()

@@ -9,7 +9,8 @@ import termios
 from pathlib import Path
 
 import pytest
-from fakes.host import PATIENCE, Node, open_fds
+from fakes.host import Node, open_fds
+from fakes.settled import PATIENCE
 
 from shim.errors import InvalidArgument
 from shim.task.stdio import Stdio, Streams

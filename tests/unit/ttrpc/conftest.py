@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class Bench:
 
     def until(self, true: Callable[[], bool]) -> None:
         """Return as soon as `true` is true between two rounds of the loop."""
-        for _ in range(100_000):
+        ends = time.monotonic() + PATIENCE
+        while time.monotonic() < ends:
             found: list[bool] = []
             self.do(lambda found=found: found.append(true()))  # type: ignore[misc]
             if found[0]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import time
 from typing import Any
 
 import pytest
-from fakes.talkers import answer, talker
+from fakes.settled import PATIENCE
+from fakes.talkers import answer, silent, talker
 
 from shim.annotations import CANARY_EXPECT
 from shim.conduct import Action, Canary, Expectation
@@ -19,7 +21,9 @@ from shim.worker.canary import check_pattern, prove
 SAID = b'{"text": "forty-two"}'
 
 
-def canary(port: int, body: str | None = None, seconds: float = 2.0, **expected: Any) -> Canary:
+def canary(
+    port: int, body: str | None = None, seconds: float = PATIENCE, **expected: Any
+) -> Canary:
     wanted = Expectation(**{"status": 200, **expected})
     return Canary(Action("http", f"{port}/v1"), body, wanted, seconds)
 
@@ -67,15 +71,19 @@ def test_wrong(worker: Worker, expected: dict[str, Any], reason: str) -> None:
 
 def test_late(worker: Worker) -> None:
     with (
-        talker(lambda *_: time.sleep(2)) as server,
+        talker(silent) as server,
         pytest.raises(CanaryFailed, match=r"no answer within 0.1 s"),
     ):
         prove(canary(server.port, seconds=0.1, match="x"), worker)
 
 
 def test_crashing(worker: Worker, process: subprocess.Popen[bytes]) -> None:
+    def crash(*_: object) -> None:
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
     with (
-        talker(lambda *_: process.kill()) as server,
+        talker(crash) as server,
         pytest.raises(CanaryFailed, match="ended"),
     ):
         prove(canary(server.port), worker)
@@ -90,16 +98,16 @@ def test_crashed_in_the_middle(worker: Worker) -> None:
 
 
 def test_commands(worker: Worker) -> None:
-    def ask(command: str, **expected: Any) -> None:
+    def ask(command: str, seconds: float = PATIENCE, **expected: Any) -> None:
         wanted = Expectation(**{"status": 0, **expected})
-        prove(Canary(Action("exec", command), None, wanted, 0.4), worker)
+        prove(Canary(Action("exec", command), None, wanted, seconds), worker)
 
     ask("true")
     ask("echo forty-two; exit 7", status=7, match="two")
     with pytest.raises(CanaryFailed, match="status 1 instead of 0: because"):
         ask("echo because; exit 1")
     with pytest.raises(CanaryFailed, match=r"not done after 0.4 s"):
-        ask("sleep 1000")
+        ask("sleep 1000", 0.4)
 
 
 def test_a_pattern_that_takes_for_ever(worker: Worker) -> None:
@@ -109,7 +117,7 @@ def test_a_pattern_that_takes_for_ever(worker: Worker) -> None:
         pytest.raises(CanaryFailed, match="not compared within"),
     ):
         prove(canary(server.port, seconds=0.3, match="(a*)*$"), worker)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < PATIENCE
 
 
 def test_what_is_no_pattern() -> None:

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from example.sleeping import server
+from fakes.settled import PATIENCE, eventually
 
 from shim.conduct import Action, Canary, Expectation
 from shim.errors import CanaryFailed
@@ -40,18 +40,10 @@ def run(program: str, *arguments: str, name: str, folder: str) -> subprocess.Pop
     return subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, text=True)
 
 
-def await_ready(there: Control) -> None:
-    for _ in range(2000):
-        if there.ready():
-            return
-        time.sleep(0.005)
-    raise AssertionError("not ready")
-
-
 def restored(there: Control) -> dict[str, Any]:
     """The lines that a waiting worker prints, once it was told that it is restored."""
     with run("worker.py", "--print", "2", name="SNAPSHOT_CONTROL_DIR", folder=there.path) as worker:
-        await_ready(there)
+        eventually(there.ready)
         made = identity.make({}, container="c", hostname="", ips=[], restored=True)
         there.write(control.IDENTITY, identity.encode(made))
         there.tell(control.RESTORED)
@@ -74,9 +66,9 @@ def test_it_waits_and_becomes_somebody_else(there: Control, tmp_path: Path) -> N
 
 def test_one_that_waits_exits(there: Control) -> None:
     with run("worker.py", name="SNAPSHOT_CONTROL_DIR", folder=there.path) as worker:
-        await_ready(there)
+        eventually(there.ready)
         there.tell(control.SAVED)
-        assert worker.wait(10) == 0
+        assert worker.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("name", control.VARIABLES)
@@ -84,7 +76,7 @@ def test_one_that_polls_goes_on(there: Control, name: str) -> None:
     with run("polling.py", name=name, folder=there.path) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "warm\n"
-        await_ready(there)
+        eventually(there.ready)
         there.tell(control.RESTORED)
         assert worker.stdout.readline() == "registered\n"
         worker.kill()
@@ -92,9 +84,9 @@ def test_one_that_polls_goes_on(there: Control, name: str) -> None:
 
 def test_one_that_polls_exits(there: Control) -> None:
     with run("polling.py", name=control.VARIABLES[0], folder=there.path) as worker:
-        await_ready(there)
+        eventually(there.ready)
         there.tell(control.SAVED)
-        assert worker.wait(10) == 0
+        assert worker.wait(PATIENCE) == 0
 
 
 @pytest.fixture

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 _START_SECONDS = 180.0
 _PAUSE = 0.01
+_LOOK = 1.0  # seconds between two looks at whether it still runs
 
 
 def ask(
@@ -42,10 +44,15 @@ def ask(
 
 
 def wait_until_healthy(
-    address: str, port: int, seconds: float = _START_SECONDS, path: str = "/health"
+    address: str,
+    port: int,
+    seconds: float = _START_SECONDS,
+    path: str = "/health",
+    running: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Return when it is warm."""
+    """Return when it is warm. Raises TimeoutError; RuntimeError if it is not running any more."""
     ends = time.monotonic() + seconds
+    looked = time.monotonic()
     while True:
         try:
             ask(address, port, path)
@@ -53,4 +60,8 @@ def wait_until_healthy(
         except (OSError, HTTPException) as error:
             if time.monotonic() > ends:
                 raise TimeoutError(f"no answer from {address}:{port} in {seconds} s") from error
+            if time.monotonic() - looked > _LOOK:
+                looked = time.monotonic()
+                if not running():
+                    raise RuntimeError(f"{address}:{port} ended before it answered") from error
             time.sleep(_PAUSE)

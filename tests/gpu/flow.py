@@ -114,18 +114,22 @@ def stock(lane: GpuLane, subject: Subject, restores: Restores, record: Record) -
     command = [str(lane.installation.bin / "python"), "-m", "gpu.stock"]
     place = tempfile.TemporaryDirectory(prefix="thaw-gpu-stock-", dir=fetch.cache_folder())
     with place as folder, _no_io_uring():
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
-            input=json.dumps(_asked(machine, subject, restores, folder)),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            check=False,
             cwd=TESTS,  # or the checkout's shim would be taken for the installed one
             env={**os.environ, **machine.libraries},
         )
-    if done.returncode:
-        raise RuntimeError(f"stock CRIU: exit {done.returncode}")
-    record.put(json.loads(done.stdout.splitlines()[-1]), "workers", subject.name, "stock")
+        try:
+            said, _ = process.communicate(json.dumps(_asked(machine, subject, restores, folder)))
+        finally:
+            process.terminate()  # if it is late; it ends its worker, which would answer the next
+            process.wait()
+    if process.returncode:
+        raise RuntimeError(f"stock CRIU: exit {process.returncode}")
+    record.put(json.loads(said.splitlines()[-1]), "workers", subject.name, "stock")
 
 
 def _asked(machine: Machine, subject: Subject, restores: Restores, folder: str) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class GpuLane(Lane):
         created = time.monotonic() - began
         container.start(STARTING)
         started = time.monotonic() - began
-        subject.wait(pod.ip)
+        subject.wait(pod.ip, lambda: container.running)
         subject.begin(pod.ip)
         answered = time.monotonic() - began
         answer = subject.answer(pod.ip)

@@ -60,7 +60,11 @@ class Machine(NamedTuple):
     @property
     def libraries(self) -> dict[str, str]:
         """Where the driver's libraries are found, for whoever loads them."""
-        return {"LD_LIBRARY_PATH": str(self.library.parent)} if self.library is not None else {}
+        if self.library is None:
+            return {}
+        folder = str(self.library.parent)
+        # Triton asks ldconfig otherwise, whose cache a container has only if a hook makes one.
+        return {"LD_LIBRARY_PATH": folder, "TRITON_LIBCUDA_PATH": folder}
 
 
 def this_machine(python: str, device: str = "cuda") -> Machine:

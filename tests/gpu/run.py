@@ -157,7 +157,7 @@ def _vllm(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
         except Exception:
             # What it has said is gone with its pod, and says more than we know.
             for log in lane.places.pods.rglob("*.log"):
-                print(log.read_text(errors="replace")[-6000:], file=sys.stderr, flush=True)
+                print(log.read_text(errors="replace")[-20000:], file=sys.stderr, flush=True)
             raise
 
 

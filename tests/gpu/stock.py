@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -161,6 +162,7 @@ def _lay_shared(kept: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the worker ends with it
     result = main(json.load(sys.stdin))
     print(json.dumps(result), flush=True)
     os._exit(0)  # without waiting for what the driver does at exit

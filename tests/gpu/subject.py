@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ class Subject:
     starting: float = 240.0  # seconds until it is warm, at most
     body: Mapping[str, Any] | None = None  # of a POST; its `max_tokens` is 1 in the first question
 
-    def wait(self, address: str) -> None:
-        """Return when it is warm."""
-        wait_until_healthy(address, self.port, self.starting)
+    def wait(self, address: str, running: Callable[[], bool] = lambda: True) -> None:
+        """Return when it is warm; see wait_until_healthy."""
+        wait_until_healthy(address, self.port, self.starting, running=running)
 
     def begin(self, address: str) -> None:
         """Have the first token of it."""

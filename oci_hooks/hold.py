@@ -85,12 +85,20 @@ def let_pass(namespace: str, owner: str = "", seconds: float = SECONDS) -> None:
 def release(namespace: str, owner: str = "", seconds: float = SECONDS) -> None:
     """End the owner's hold, and remove its tables, for which the kernel takes 10 to 30 ms.
 
-    There need not be any. What a CRIU that failed has left behind goes, too; one that is at work
-    for another container of the pod does without, as that one has a hold of its own. Raises as
-    `hold`.
+    There need not be any. Raises as `hold`.
     """
     with _refusing(namespace):
         inside(namespace, "net", lambda: _release(_table(owner), seconds))
+
+
+def unlock(namespace: str, seconds: float = SECONDS) -> None:
+    """Remove what a CRIU that failed has locked; there need not be anything. Raises as `hold`.
+
+    One that is at work for another container of the pod at this moment does without from here on:
+    its name is not known, and a container that boots cold behind a lock is cut off for good.
+    """
+    with _refusing(namespace):
+        inside(namespace, "net", lambda: _unlock(seconds))
 
 
 def is_held(namespace: str, owner: str = "", seconds: float = SECONDS) -> bool:
@@ -172,9 +180,14 @@ def _release(table: str, seconds: float) -> None:
     for family in (INET, NETDEV):
         if has_table(family, table, seconds):  # a device that has gone takes its chain along
             batch.without_table(family, table)
-    for left in tables(INET, seconds):
-        if left.startswith(_CRIU):
-            batch.without_table(INET, left)
+    batch.commit(seconds)
+
+
+def _unlock(seconds: float) -> None:
+    batch = Batch()
+    for table in tables(INET, seconds):
+        if table.startswith(_CRIU):
+            batch.without_table(INET, table)
     batch.commit(seconds)
 
 

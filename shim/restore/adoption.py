@@ -120,9 +120,10 @@ def forget(work: Work) -> None:
 
 
 def release(work: Work, plan: Plan) -> None:
-    """Undo `hold`."""
+    """Undo `hold`, and what CRIU itself has locked and not unlocked because it failed."""
     if plan.network:
         with suppress(FileNotFoundError):  # the pod is gone, and its network with it
+            hold.unlock(plan.network)
             hold.release(plan.network, owner=work.id)
 
 

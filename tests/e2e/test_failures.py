@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ from workers import (
 )
 
 Spoil = Callable[[Path], object]
+CLOSED = 9  # a port that nobody listens on
 LEFT = "/left-behind"  # the worker of the snapshot has written it, no cold one does
 
 
@@ -210,7 +212,7 @@ class Attempt:
     _attempts = itertools.count()  # each has a log of its own
 
     def __init__(self, lane: Lane, pod: Pod, base: str, data: Path) -> None:
-        self._lane, self._pod, self._base, self._data = lane, pod, base, data
+        self._lane, self.pod, self._base, self._data = lane, pod, base, data
         self._after = ExitStack()
         self.container: Container | None = None
 
@@ -223,7 +225,7 @@ class Attempt:
             self._after.enter_context(
                 configured(self._lane, fake_criu(self._lane, "fake", case.criu))
             )
-        self.container = self._pod.container(
+        self.container = self.pod.container(
             "app",
             case.image,
             case.args,
@@ -279,6 +281,8 @@ def test_it_boots_cold(lane: Lane, attempt: Attempt, name: str) -> None:
     assert line.message == "booting cold"
     says(line, case)
     is_cold(container)
+    with pytest.raises(ConnectionRefusedError):  # by the pod itself: a lock would drop the packet
+        socket.create_connection((attempt.pod.ip, CLOSED), 30)
     container.stop()
     assert container.wait() == 7
 

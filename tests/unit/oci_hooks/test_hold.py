@@ -14,7 +14,7 @@ from fakes.namespaces import Namespace, Network
 from fakes.settled import PATIENCE, eventually
 
 from oci_hooks import hold as module
-from oci_hooks.hold import hold, is_held, release
+from oci_hooks.hold import hold, is_held, release, unlock
 from oci_hooks.nftables import INET, INPUT, Batch, tables
 from shim.errors import InvalidArgument, Unavailable
 from shim.namespaces import inside
@@ -226,9 +226,11 @@ def test_what_a_failed_criu_leaves_is_removed(pod: Namespace, outside: Namespace
     inside(pod.path, "net", leave)
     hold(pod.path)
     with bound(pod, "0.0.0.0", socket.SOCK_STREAM):
-        assert not connects(outside, pod.address4)
         release(pod.path)
+        assert is_cut_off(outside, pod.address4)
+        unlock(pod.path)
         assert connects(outside, pod.address4)
+        unlock(pod.path)
     assert inside(pod.path, "net", left) == [other]
     batch = Batch()
     batch.without_table(INET, other)

@@ -63,7 +63,7 @@ def told(lane: Lane, handler: str) -> list[tuple[int, str]]:
         said.append((0, status(lane, name)))
         say("resume", name)
         rows = lane.ctr("tasks", "ps", name).stdout.splitlines()
-        said.append((len(rows), rows[0]))
+        said.append((len(rows), " ".join(rows[0].split())))  # columns are as wide as the pids
         metrics = lane.ctr("tasks", "metrics", name).stdout
         fields = (line.split()[0] for line in metrics.splitlines() if line)
         said.append((0, str(sorted(set(fields) - {name}))))

@@ -20,17 +20,26 @@ def inside(namespace: str, kind: str, function: Callable[[], T]) -> T:
     `kind` is "net", "uts" or "ipc": those that one thread may join alone. A socket that is made
     there stays of that namespace. Raises OSError naming the path if it cannot be joined.
     """
+
+    def enter() -> T:
+        join(namespace, kind)
+        return function()
+
+    return in_thread(enter)
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """What `function` returns, or raises, in a thread whose namespaces end with it."""
     results: list[T] = []
     errors: list[BaseException] = []
 
-    def enter() -> None:
+    def run() -> None:
         try:
-            join(namespace, kind)
             results.append(function())
         except BaseException as error:  # noqa: BLE001 - it is the caller's
             errors.append(error)
 
-    thread = threading.Thread(target=enter)
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
     for error in errors:

@@ -91,7 +91,8 @@ def _show(value: object) -> str:
 # Writing
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number that is not negative, as the wire has it."""
     if value < 0x80:
         return bytes((value,))
     out = bytearray()
@@ -124,7 +125,7 @@ def _emit_one(out: bytearray, number: int, kind: int, value: Any) -> None:
         _emit_block(out, number, value)
     else:
         wire_type, _, write = _SCALARS[kind]
-        out += _varint(number << 3 | wire_type)
+        out += varint(number << 3 | wire_type)
         out += write(value)
 
 
@@ -138,8 +139,8 @@ def _emit_all(out: bytearray, number: int, kind: int, values: list[Any]) -> None
 
 
 def _emit_block(out: bytearray, number: int, block: bytes) -> None:
-    out += _varint(number << 3 | _BLOCK)
-    out += _varint(len(block))
+    out += varint(number << 3 | _BLOCK)
+    out += varint(len(block))
     out += block
 
 
@@ -316,7 +317,7 @@ def _integer(bits: int, signed: bool, zigzag: bool = False) -> tuple[int, Read, 
     def write(value: int) -> bytes:
         if not low <= value < high:
             raise WireError(f"{value} does not fit {bits} bits")
-        return _varint(value << 1 ^ value >> bits - 1 if zigzag else value & _U64)
+        return varint(value << 1 ^ value >> bits - 1 if zigzag else value & _U64)
 
     return _VARINT, read, write
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from shim.proto.wire import varint as written
+
 _VARINT, _BLOCK, _FIXED = 0, 2, {1: 8, 5: 4}  # wire types; bytes of the fixed ones
 
 Changes = Mapping[int, list[int]]  # the values that a field of a number is to have
@@ -58,7 +60,7 @@ def replaced(entry: bytes, changes: Changes) -> bytes:
 
 def block(number: int, content: bytes) -> bytes:
     """A field that is text, bytes or a message."""
-    return _number(number << 3 | _BLOCK) + _number(len(content)) + content
+    return written(number << 3 | _BLOCK) + written(len(content)) + content
 
 
 def varint(data: bytes, pos: int) -> tuple[int, int]:
@@ -73,14 +75,5 @@ def varint(data: bytes, pos: int) -> tuple[int, int]:
     raise ValueError("a number exceeds 64 bits")
 
 
-def _number(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 def _encoded(number: int, values: list[int]) -> bytes:
-    return b"".join(_number(number << 3 | _VARINT) + _number(value) for value in values)
+    return b"".join(written(number << 3 | _VARINT) + written(value) for value in values)

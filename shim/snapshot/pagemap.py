@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shim.proto import criu_pb as pb
-from shim.proto.wire import WireError
+from shim.proto.wire import WireError, varint
 from shim.snapshot import images as criu
 from shim.snapshot.images import PAGE, TOP, NotIndexable
 
@@ -120,16 +120,7 @@ def encode(pagemap: Pagemap, entries: Iterable[Entry]) -> bytes:
     """The file, with other entries, in the form that it has."""
     out = bytearray(pagemap.head)
     for address, pages, flags in entries:
-        narrow, wide = (b"\0", b"\x28" + _number(pages)) if pagemap.wide else (_number(pages), b"")
-        entry = b"\x08%b\x10%b\x20%b%b" % (_number(address), narrow, _number(flags), wide)
+        narrow, wide = (b"\0", b"\x28" + varint(pages)) if pagemap.wide else (varint(pages), b"")
+        entry = b"\x08%b\x10%b\x20%b%b" % (varint(address), narrow, varint(flags), wide)
         out += len(entry).to_bytes(4, "little") + entry
-    return bytes(out)
-
-
-def _number(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
     return bytes(out)

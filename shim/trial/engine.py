@@ -13,16 +13,17 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from shim.budget import GIB, available
 from shim.bundle import Bundle, read_pid, write_atomically
 from shim.cgroup import of_spec
 from shim.criu import CONFIG as CRIU_CONFIG
 from shim.errors import GpuFailed, RestoreFailed, ThawError, Unfit
+from shim.namespaces import in_thread
 from shim.removal import remove_folder
 from shim.restore import plan as planning
 from shim.restore.adoption import Adoption
@@ -38,8 +39,6 @@ from shim.trial import REQUEST, folder_of
 from shim.trial.spec import as_tried, cgroups_path, derived, reasons
 from shim.trial.world import Given, give_root, give_volumes, own_mounts, own_network, streams
 from shim.work import Work
-
-T = TypeVar("T")
 
 # Of a restore's steps (restore/steps.py). The others make it the pod's.
 _STEPS = ("volumes", "difference", "rootfs", "assemble", "criu", "device", "disassemble")
@@ -267,22 +266,3 @@ def _kill(trial: Work) -> None:
         spec = trial.bundle.spec()
         path = spec["linux"]["cgroupsPath"]
         of_spec(path, trial.id, trial.config.flag("SystemdCgroup")).kill(_PAUSE)
-
-
-def in_thread(function: Callable[[], T]) -> T:
-    """What a function returns, or raises, in a thread whose namespaces end with it."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:  # noqa: BLE001 - it is the caller's
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    for error in errors:
-        raise error
-    return results[0]

@@ -15,10 +15,10 @@ from fakes.work import make_work
 
 from shim.errors import Unfit
 from shim.mount import mount_all, mount_points
+from shim.namespaces import in_thread
 from shim.proto.task_pb import Mount
 from shim.restore.namespace import addresses
 from shim.snapshot.config import MountPoint
-from shim.trial.engine import in_thread
 from shim.trial.world import Given, give_root, give_volumes, own_mounts, own_network, streams
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")

@@ -10,31 +10,26 @@ from oci_hooks import hold as holding
 from shim.doctor.node import Node
 from shim.doctor.verdict import Verdict, absent, bad, ok
 from shim.errors import ThawError
-from shim.namespaces import unshare
+from shim.namespaces import in_thread, unshare
 from shim.restore.hook import program_of
 
 
 def hold(_node: Node) -> Iterator[Verdict]:
     """A pod's network can be held until its worker has proved itself: tried in a new one."""
-    failed: list[Exception] = []
-    thread = threading.Thread(target=_try, args=(failed,))
-    thread.start()
-    thread.join()
-    if failed:
+    try:
+        in_thread(_try)
+    except (OSError, ThawError) as error:
         fix = "the kernel needs nf_tables with the inet family (CONFIG_NF_TABLES_INET), and root"
-        yield bad(f"nothing can be held: {failed[0]}", fix)
+        yield bad(f"nothing can be held: {error}", fix)
     else:
         yield ok("a pod can be held by nftables")
 
 
-def _try(failed: list[Exception]) -> None:
-    try:
-        unshare("net")
-        namespace = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
-        holding.hold(namespace)
-        holding.release(namespace)
-    except (OSError, ThawError) as error:
-        failed.append(error)
+def _try() -> None:
+    unshare("net")
+    namespace = f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
+    holding.hold(namespace)
+    holding.release(namespace)
 
 
 def hook(node: Node) -> Iterator[Verdict]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-_LEFT, _WIDTH, _BAR, _GAP, _TOP, _KEY = 230, 620, 22, 12, 34, 20
+_LEFT, _WIDTH, _BAR, _GAP, _APART, _TOP, _KEY = 230, 620, 22, 5, 14, 34, 20
 _FONT = 'font-family="sans-serif" font-size="12"'
 _COLOURS = {
     "pod": "#9aa5b1",
@@ -28,6 +28,7 @@ class Bar(NamedTuple):
 
     name: str
     phases: Sequence[tuple[str, float]]
+    apart: bool = False  # from the one above it
 
     @property
     def seconds(self) -> float:
@@ -39,7 +40,7 @@ def svg(bars: Sequence[Bar], title: str) -> str:
     longest = max((bar.seconds for bar in bars), default=0.0) or 1.0
     scale = _WIDTH / longest
     named = [name for name in _COLOURS if any(_has(bar, name) for bar in bars)]
-    below = _TOP + len(bars) * (_BAR + _GAP)
+    *tops, below = _tops(bars)
     height = below + 24 + _KEY * ((len(named) + 3) // 4) + 10
     width = _LEFT + _WIDTH + 70
     parts = [
@@ -48,13 +49,24 @@ def svg(bars: Sequence[Bar], title: str) -> str:
         f'<text x="10" y="20" font-size="14">{escape(title)}</text>',
         *_axis(longest, scale, below),
     ]
-    for number, bar in enumerate(bars):
-        parts += _bar(bar, _TOP + number * (_BAR + _GAP), scale)
+    for bar, top in zip(bars, tops, strict=True):
+        parts += _bar(bar, top, scale)
     for number, name in enumerate(named):
         x, y = 10 + 220 * (number % 4), below + 30 + _KEY * (number // 4)
         parts.append(f'<rect x="{x}" y="{y - 10}" width="12" height="12" fill="{_COLOURS[name]}"/>')
         parts.append(f'<text x="{x + 18}" y="{y}">{escape(name)}</text>')
     return "\n".join([*parts, "</svg>", ""])
+
+
+def _tops(bars: Sequence[Bar]) -> list[int]:
+    """Where each of them begins, and where the last one's gap ends."""
+    found: list[int] = []
+    y = _TOP
+    for bar in bars:
+        y += _APART if bar.apart and found else 0
+        found.append(y)
+        y += _BAR + _GAP
+    return [*found, y]
 
 
 def _bar(bar: Bar, y: float, scale: float) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from bed.images import HOST_IMAGE
 from bed.lane import Installation, Lane
+from bed.leaks import mount_points
 from bed.pod import Container, Mount, Pod
 from gpu.machine import Machine, annotations_of
 from gpu.subject import TESTS, Subject
@@ -63,6 +65,9 @@ class GpuLane(Lane):
         machine = self.machine
         own = [Mount(path, str(path)) for path in (TESTS / "gpu", *subject.folders)]
         own += [Mount(path, str(path), readonly=False) for path in subject.writable]
+        if subject.shared_memory:
+            volume = memory_volume(pod.folder / "shm", subject.shared_memory)
+            own.append(Mount(volume, "/dev/shm", readonly=False))
         return pod.container(
             "worker",
             HOST_IMAGE,
@@ -89,6 +94,14 @@ class GpuLane(Lane):
         answer = subject.answer(pod.ip)
         told = self.restored(container)
         return Boot(there, created, started, answered, answer, told), pod, container
+
+    def clear(self) -> None:
+        """Remove all pods, with their volumes, and all that `ctr` made."""
+        try:
+            super().clear()
+        finally:
+            for point in reversed(mount_points(self.places.pods)):
+                subprocess.run(["umount", point], check=True)
 
     def restored(self, container: Container) -> dict[str, Any]:
         """What the shim's log says of a container's restore; {} if there was none."""
@@ -129,6 +142,13 @@ def opened(installation: Installation, machine: Machine) -> Iterator[GpuLane]:
         yield lane
     finally:
         lane.take_down()
+
+
+def memory_volume(folder: Path, size: str) -> Path:
+    """A tmpfs of that size, as kubelet makes an emptyDir of medium Memory; clear() unmounts it."""
+    folder.mkdir(mode=0o777)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    return folder
 
 
 def fields(line: str) -> dict[str, Any]:

@@ -93,7 +93,10 @@ def _attempt(lane: GpuLane, args: argparse.Namespace, name: str, record: Record)
     except Exception as error:  # noqa: BLE001 - the other parts are to be run
         outcome = error.details() if isinstance(error, grpc.Call) else str(error)
         outcome = outcome or type(error).__name__
-        print(f"{traceback.format_exc()}\n{lane.log(20)}", file=sys.stderr, flush=True)
+        print(f"{traceback.format_exc()}\n{lane.log(20)}", file=sys.stderr)
+        # What the workers have said is gone with their pods, and says more than we know.
+        for log in lane.places.pods.rglob("*.log"):
+            print(log.read_text(errors="replace")[-20000:], file=sys.stderr, flush=True)
     seconds = round(time.monotonic() - began, 1)
     record.put({"outcome": outcome, "seconds": seconds}, "parts", name)
     say(f"{name}: {outcome} ({seconds} s)")
@@ -152,19 +155,14 @@ def _vllm(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
     for chosen in args.vllm.split(","):
         shape, _, sleep = chosen.partition(":")
         subject = vllm(shape, args.vllm_site, sleep=bool(sleep))
-        try:
-            _both(lane, args, subject, record)
-        except Exception:
-            # What it has said is gone with its pod, and says more than we know.
-            for log in lane.places.pods.rglob("*.log"):
-                print(log.read_text(errors="replace")[-20000:], file=sys.stderr, flush=True)
-            raise
+        _both(lane, args, subject, record)
 
 
-def _two(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
-    if args.device == "cuda":
-        two.moved(lane, args.gib, record)
-        lane.forget()
+def _moved(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
+    two.moved(lane, args.gib, record)
+
+
+def _nccl(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
     two.shared(lane, args.gib / 2, args.device, Restores(0, args.warm), record)
 
 
@@ -180,7 +178,8 @@ PARTS: dict[str, Callable[[GpuLane, argparse.Namespace, Record], None]] = {
     "transformers": _transformers,
     "vllm": _vllm,
     "faults": _faults,
-    "two": _two,
+    "moved": _moved,
+    "nccl": _nccl,
 }
 
 if __name__ == "__main__":

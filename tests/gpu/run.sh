@@ -8,7 +8,8 @@
 #   transformers   Qwen3's shapes with random weights (--shapes), behind HTTP
 #   vllm           a real vLLM with random weights, with and without its sleep (--vllm, --vllm-site)
 #   faults         what can go wrong: see faults.py
-#   two            on a machine with two GPUs: another one than before, and NCCL between two processes
+#   moved          with two GPUs: saved on one, restored on the other
+#   nccl           with two GPUs: NCCL between two processes, torn down and built up again
 #
 # Takes a few minutes for each part, and needs no network if everything is there; `python -m gpu.table FILE` prints
 # the tables of a document again. `--device cpu` tries all but the GPU itself on a machine that has none.

@@ -31,6 +31,7 @@ class Subject:
     environment: Mapping[str, str] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()  # more of this machine's that it needs, at their own paths
     writable: tuple[Path, ...] = ()  # and those in which it may write
+    shared_memory: str = ""  # size of its /dev/shm, as mount(8) takes it; "": what pods have
     annotations: Mapping[str, str] = field(default_factory=dict)  # of its pod
     starting: float = 240.0  # seconds until it is warm, at most
     body: Mapping[str, Any] | None = None  # of a POST; its `max_tokens` is 1 in the first question

@@ -32,10 +32,12 @@ def main(words: Sequence[str]) -> int:
 def bars(found: Mapping[str, Any]) -> Iterator[Bar]:
     """For each worker the fastest restore of each kind, and the one of stock CRIU."""
     for name, worker in found.get("workers", {}).items():
+        first = True
         for cache, word in ((WARM, "page cache"), (COLD, "disk")):
             best = _fastest(worker.get("thaw", {}), cache)
             if best:
-                yield Bar(f"{name}, {word}", parts(best))
+                yield Bar(f"{name}, {word}", parts(best), apart=first)
+                first = False
             theirs = _fastest(worker.get("stock", {}), cache)
             if theirs:
                 phases = [(shown, theirs[key]) for key, shown in _STOCK]

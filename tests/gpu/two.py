@@ -17,8 +17,18 @@ _ACTIONS = {
     "thaw.dev/quiesce-timeout": "60",
     "thaw.dev/resume-timeout": "60",
 }
-# A pod's /dev/shm has 64 MiB, and NCCL takes 10 for each channel and direction.
-_NCCL = {"NCCL_MAX_NCHANNELS": "1", "NCCL_DEBUG": "WARN"}
+_NCCL = {
+    # It looks for an interface once in a process's life, and keeps the address; a restored pod has
+    # another. That of the loopback stays.
+    "NCCL_SOCKET_IFNAME": "lo",
+    "NCCL_DEBUG": "WARN",
+    # No multicast over NVLink: what fails in it can stop a host's GPUs for everybody.
+    "NCCL_NVLS_ENABLE": "0",
+    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
+}
+# NCCL 2.28 takes 34 MiB of /dev/shm for each process, whatever its NCCL_SHM_DISABLE says, and a pod
+# has 64 unless it is given a volume for that.
+_SHARED_MEMORY = "1g"
 
 
 def minors(folder: Path = Path("/dev")) -> list[str]:
@@ -50,5 +60,10 @@ def shared(lane: GpuLane, gib: float, device: str, restores: Restores, record: R
     """Two processes on two GPUs with NCCL between them, which is torn down and built up again."""
     words = ("-m", "gpu.ranks", str(gib), str(PORT), device)
     name = f"nccl-2x{gib:g}g"
-    subject = Subject(name, words, ("sums",), environment=_NCCL, annotations=_ACTIONS)
+    subject = Subject(
+        *(name, words, ("sums",)),
+        environment=_NCCL,
+        annotations=_ACTIONS,
+        shared_memory=_SHARED_MEMORY,
+    )
     through_containerd(lane, subject, restores, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -120,6 +121,18 @@ def test_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "11.10 s" in told  # its parts, as they were measured
     again = svg([Bar("<&>", [("CRIU", 1.0)])], "t")
     assert ET.fromstring(again) is not None
+
+
+def test_workers_stand_apart() -> None:
+    bars = [Bar(name, [("CRIU", 1.0)], apart) for name, apart in (("a", True), ("b", False))]
+    places = [float(rect.attrib["y"]) for rect in _bars(svg([*bars, *bars], "t"))]
+    near, far, again = (below - above for above, below in pairwise(places))
+    assert near == again < far
+
+
+def _bars(picture: str) -> list[ET.Element]:
+    rects = ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}rect")
+    return [rect for rect in rects if rect.find("{http://www.w3.org/2000/svg}title") is not None]
 
 
 def test_a_record_is_gone_on_with(tmp_path: Path) -> None:

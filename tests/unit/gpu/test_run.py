@@ -18,8 +18,11 @@ from gpu.run import Late, arguments
 class Lane:
     """What a part leaves a lane with."""
 
-    def __init__(self) -> None:
+    def __init__(self, pods: Path) -> None:
         self.cleared = 0
+        self.places = SimpleNamespace(pods=pods)
+        (pods / "pod/worker").mkdir(parents=True)
+        (pods / "pod/worker/0.log").write_text("what it has said")
 
     def log(self, lines: int) -> str:
         return "the log"
@@ -45,12 +48,17 @@ def attempt(name: str, limit: int, record: Record, lane: Lane) -> bool:
     ],
 )
 def test_what_became_of_a_part(
-    act: Any, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    act: Any,
+    outcome: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(run.PARTS, "part", act)
-    path, lane = tmp_path / "found.json", Lane()
+    path, lane = tmp_path / "found.json", Lane(tmp_path / "pods")
     assert attempt("part", 1, Record(str(path)), lane) is (outcome == "done")
     assert Record.opened(str(path)).found["parts"]["part"]["outcome"] == outcome
+    assert ("what it has said" in capsys.readouterr().err) is (outcome != "done")
     assert lane.cleared == 1
 
 

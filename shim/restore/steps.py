@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -178,7 +179,23 @@ def run_criu(work: Work, plan: Plan, memory: Memory) -> None:
 
 def _runc_restore(work: Work, plan: Plan) -> None:
     bundle, console = work.bundle, work.details.get("console", "")
-    work.runc.restore(bundle.path, bundle.pid_file, work.fds, plan.runc_options, console)
+    try:
+        work.runc.restore(bundle.path, bundle.pid_file, work.fds, plan.runc_options, console)
+    except ThawError:
+        _empty(work.fds)
+        raise
+
+
+def _empty(fds: Mapping[int, int]) -> None:
+    """What runc complains of is in its log as well; in the container's it would not be a worker's.
+
+    No process has run yet. The pipes are ours at their other end, see task/stdio.py.
+    """
+    for number in (1, 2):
+        if number in fds and stat.S_ISFIFO(os.fstat(fds[number]).st_mode):
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            with open(os.open(f"/proc/self/fd/{fds[number]}", flags), "rb", 0) as pipe:
+                pipe.readall()
 
 
 def end_processes(work: Work, plan: Plan) -> None:

@@ -55,8 +55,8 @@ class Process:
     ) -> Stdio:
         """Open the streams, or after a failed restore open them anew.
 
-        With `held` nothing is passed on before `release`: a restore that fails writes its
-        complaints where the container's own output would go.
+        With `held` nothing is passed on before `release`: a restore that fails, and its worker,
+        write where the output of a cold boot would go. See restoration.py for what becomes of it.
 
         The old ones are closed last: a FIFO that has no writer for a moment is at its end for
         containerd, which would stop reading the log.

@@ -25,7 +25,6 @@ from shim.errors import (
     Unfit,
 )
 from shim.reference import AUTO
-from shim.task.adjusting import give_back
 from shim.task.engine import Engine
 from shim.task.process import Console
 from shim.task.source import note
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
 COLD_SHARE = 0.5  # of the caller's time is kept for the cold boot, …
 COLD_MOST = 30.0  # … but no more than this, in seconds
 UNDO_TIMEOUT = 20.0  # seconds
+PASS_ON = 2.0  # seconds for what a failed restore has written to get to whoever reads it
+SHOWN = 2048  # bytes of that in the shim's log; a line holds no more than twice as many
 BEGUN = "restoring"  # in the container's folder while a restore is under way; see work.py
 
 
@@ -74,6 +75,8 @@ class Restoration:
             reply = self._ask(container, deadline)
         except ThawError as error:
             self._give_up(container, error)
+            from shim.task.adjusting import give_back  # with what of a GPU's is for restores only
+
             give_back(container.bundle)
             return False
         _forget(container)  # from here on there is nothing to be undone
@@ -194,8 +197,10 @@ class Restoration:
         else:
             log.warning("not restored" if refuse else "booting cold", **fields)
         if refuse:
+            _pass_on(container)
             container.stop_unstarted(128 + 9)
             raise undone or error
+        _show(container)
 
     def _note(self, container: Container, error: ThawError, outcome: str) -> None:
         """Whatever became of the engine: the audit log has a line of it."""
@@ -222,6 +227,37 @@ class Restoration:
             if engine is not None:
                 engine.close()
         return None
+
+
+def _pass_on(container: Container) -> None:
+    """What a worker wrote before it failed goes where its output belongs, before Start is refused.
+
+    containerd no longer waits for a stream then that nobody has opened. It does for one that has
+    been, so that none may stay open, should a process that cannot be ended still hold the pipe.
+    """
+    stdio = container.init.stdio
+    assert stdio is not None
+    stdio.started()
+    try:
+        stdio.release()
+    except (ThawError, OSError) as error:  # a containerd that was restarted removes its FIFOs
+        log.warning("its output is lost", container=container.id, error=error)
+    stdio.drain(PASS_ON)
+    stdio.close()
+
+
+def _show(container: Container) -> None:
+    """The log of a container that boots cold has its own output only.
+
+    Not that of a worker that went another way: whoever reads both as one would be misled.
+    """
+    from shim.worker.readable import end_of
+
+    stdio = container.init.stdio
+    assert stdio is not None
+    output = end_of(stdio.withheld(SHOWN), SHOWN)
+    if output:
+        log.warning("what the failed restore has written", container=container.id, output=output)
 
 
 def _forget(container: Container) -> None:

@@ -17,7 +17,7 @@ import os
 import stat
 
 from shim.errors import InvalidArgument
-from shim.task.copying import Copies
+from shim.task.copying import CHUNK, Copies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from shim.loop import Loop
     from shim.task.binaryio import LoggingProgram
     from shim.task.reaper import Reaper
+
+# Bytes that whoever is held back can write before it has to wait: what a pipe may have without more
+# being allowed (fs.pipe-max-size). Only for a while, as all pipes of a user count together.
+_MOST = 1 << 20
 
 
 class Streams:
@@ -90,9 +94,21 @@ class Stdio:
 
     def release(self) -> None:
         """Pass on what the process writes, if that was held back until it runs."""
-        held, self._held = self._held, None
-        for read, name in held or ():
-            self._copies.add(read, self._open_output(name), output=True)
+        while self._held:
+            read, name = self._held[0]
+            sink = self._open_output(name)
+            _resize(read, CHUNK)
+            self._copies.add(read, sink, output=True)
+            del self._held[0]
+        self._held = None
+
+    def withheld(self, most: int) -> bytes:
+        """The end of what was held back, out of each stream at most so many bytes."""
+        found = b""
+        for read, _ in self._held or ():
+            os.set_blocking(read, False)
+            found += _rest_of(read)[-most:]
+        return found
 
     def attach_console(self, master: int) -> None:
         """Copy between a terminal's master end and the named streams; takes the descriptor."""
@@ -151,6 +167,7 @@ class Stdio:
         for number, name in ((1, streams.stdout), (2, streams.stderr)):
             if name and self._held is not None:
                 read, self.child_fds[number] = self._pipe()
+                _resize(read, _MOST)
                 self._held.append((read, name))
             elif name:
                 sink = self._open_output(name)
@@ -191,6 +208,27 @@ class Stdio:
             for fd in (read, write):
                 os.fchown(fd, *self._owner)
         return read, write
+
+
+def _resize(pipe: int, size: int) -> None:
+    """Let a pipe hold so many bytes; as it is if that is not allowed, or more is in it."""
+    import fcntl
+
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
+    except OSError:
+        pass
+
+
+def _rest_of(fd: int) -> bytes:
+    """What a pipe holds, but no more: one that cannot be ended may write for ever."""
+    found = b""
+    try:
+        while len(found) < _MOST and (data := os.read(fd, CHUNK)):
+            found += data
+    except BlockingIOError:
+        pass
+    return found
 
 
 def _path_of(name: str) -> tuple[str, bool]:

@@ -11,3 +11,9 @@ def excerpt(said: bytes) -> str:
     line = " ".join(text.split())
     shown = "".join(c if c.isprintable() else "?" for c in line)
     return shown if len(shown) <= _MOST else f"{shown[:_MOST]}…"
+
+
+def end_of(said: bytes, most: int) -> str:
+    """The last `most` bytes of it, line by line, as harmless; "" for nothing."""
+    text = said[-most:].decode("utf-8", "replace")
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)

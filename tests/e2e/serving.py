@@ -52,10 +52,13 @@ while True:
     kept.append(made)
     path = made.recv(4096).split()[1].decode()
     if path == "/crash":
+        print("crashing", flush=True)
         os._exit(9)
+    if path == "/talk":
+        print("word " * 50_000, flush=True)
     if path == "/hang":
         continue
-    body = {"/answer": "it is 42", "/token": token}.get(path, "no")
+    body = {"/answer": "it is 42", "/token": token, "/talk": "done"}.get(path, "no")
     status = 500 if body == "no" else 200
     head = f"HTTP/1.0 {status} OK\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n"
     made.sendall(head.encode() + body.encode())

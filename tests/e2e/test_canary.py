@@ -30,7 +30,7 @@ from serving import (
     post,
     refused,
 )
-from workers import USR, checkpoint, kept_snapshot, outcome, script, wait_until
+from workers import USR, checkpoint, kept_snapshot, outcome, script, shim_lines, wait_until
 
 pytestmark = [pytest.mark.one_lane]
 
@@ -74,9 +74,12 @@ WRONG = {
     "slow command": Case(canary("exec:sleep 1000", timeout="0.4"), "not done after 0.4 s, killed"),
     "no pattern": Case(canary("http:8000/answer", "match=("), "match=(", "BadAnnotation"),
     "resume": Case(resume("http:8000/nonsense"), "answered 500", "WorkerFailed"),
+    "resume crash": Case(resume("http:8000/crash"), "has ended", "WorkerFailed"),
     "slow resume": Case(resume("exec:sleep 1000", "0.4"), "not done after 0.4 s", "WorkerFailed"),
 }
-REFUSED = ("body", "crash", "slow resume")
+REFUSED = ("body", "crash", "resume crash", "slow resume")
+WROTE = "what the failed restore has written"
+LAST_WORDS = "crashing\n"  # SERVER's, where it crashes
 
 
 def serving(pod: Pod, notes: Mapping[str, str]) -> Container:
@@ -131,12 +134,24 @@ def test_it_passes(lane: Lane, pod: Pod, create: Create, name: str) -> None:
 
 
 @pytest.mark.usefixtures("snapshot")
+def test_one_that_says_much_meanwhile(lane: Lane, create: Create) -> None:
+    """Nobody reads it before it is restored, and it does not wait for that."""
+    container = create(on_failure("fail", resume("http:8000/talk", "10"))).start()
+    assert outcome(lane, container).message == "restored"
+    wait_until(lambda: container.log().count("word ") == 50_000, "all that it has said")
+
+
+@pytest.mark.usefixtures("snapshot")
 @pytest.mark.parametrize("name", WRONG)
 def test_it_boots_cold(lane: Lane, pod: Pod, create: Create, name: str) -> None:
     case = WRONG[name]
     container = create(on_failure("cold-start", case.notes)).start()
     assert became(lane, container, "booting cold", case.reason, case.words).fields["hint"]
-    assert container.wait_for_log("booted") == "booted\n"
+    assert container.wait_for_log("booted") == "booted\n", "and nothing of the failed one's"
+    said = [
+        line.fields["output"] for line in shim_lines(lane, container.id) if line.message == WROTE
+    ]
+    assert said == ([LAST_WORDS] if "crash" in name else [])
     assert get(pod, "/answer") == (200, ANSWER), "the hold is over, too"
     assert not identity_of(lane, container)["restored"]
 
@@ -148,7 +163,7 @@ def test_it_fails_if_it_shall(lane: Lane, pod: Pod, create: Create, name: str) -
     container = create(on_failure("fail", case.notes))
     assert case.words in refused(container)
     became(lane, container, "not restored", case.reason, case.words)
-    assert container.log() == ""
+    assert container.log() == (LAST_WORDS if "crash" in name else "")
     assert container.status().state == api.CONTAINER_EXITED
     with pytest.raises(ConnectionRefusedError):  # by the pod: it is not held any longer
         socket.create_connection((pod.ip, PORT), 5)

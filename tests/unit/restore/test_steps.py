@@ -316,6 +316,35 @@ def test_criu_fails(work: Work, plan: Plan, tmp_path: Path, log: str) -> None:
     assert (work.folder / "criu.conf").read_text() == ""
 
 
+def test_the_runtimes_complaints_are_not_the_workers(
+    work: Work, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its output is the container's: the error has what it says, the container's log has not."""
+    fail = tmp_path / "runc" / "fail" / "restore"
+    fail.write_text("criu failed: type NOTIFY errno 0")
+    real = Runc.restore
+
+    def loud(runc: Runc, bundle: str, pid_file: str, fds: dict[int, int], *more: object) -> None:
+        for fd in fds.values():
+            os.write(fd, b"complaint")
+        real(runc, bundle, pid_file, fds, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Runc, "restore", loud)
+    plan = replace(plan, assembled=None)
+    (read, write), file = os.pipe(), os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    os.set_blocking(read, False)
+    told = replace(work, fds={1: write, 2: file})
+    with pytest.raises(RestoreFailed):
+        steps.run_criu(told, plan, Memory(None))
+    with pytest.raises(BlockingIOError):
+        os.read(read, 1)
+    fail.unlink()
+    steps.run_criu(told, plan, Memory(None))
+    assert os.read(read, 99) == b"complaint"
+    for fd in (read, write, file):
+        os.close(fd)
+
+
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Which namespaces got which name."""

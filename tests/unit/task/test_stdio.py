@@ -13,6 +13,7 @@ from fakes.host import Node, open_fds
 from fakes.settled import PATIENCE
 
 from shim.errors import InvalidArgument
+from shim.task.copying import CHUNK
 from shim.task.stdio import Stdio, Streams
 
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -138,6 +139,38 @@ def test_held_output_is_passed_on_or_dropped(node: Node, tmp_path: Path) -> None
         node.do(lambda: None)
         assert os.read(reader, 99) == b""
     os.close(reader)
+
+
+def test_who_is_held_back_need_not_wait(node: Node, tmp_path: Path) -> None:
+    """A worker that says much when it is resumed would not come to its canary."""
+    out = fifo(tmp_path, "out")
+    reader = reader_of(out)
+    opened = Stdio(node.loop, node.reaper, Streams("", out, "", False), ENV, held=True)
+    child = take_child(opened, 1)
+    opened.started()
+    os.set_blocking(child, False)
+    text = b"much\n" * 100_000
+    assert os.write(child, text) == len(text)
+    opened.release()
+    with open(reader, "rb") as containerd:
+        assert containerd.read(len(text)) == text
+        os.close(child)
+        opened.drain(PATIENCE)
+        opened.close()
+
+
+def test_it_is_an_ordinary_pipe_from_then_on(node: Node, tmp_path: Path) -> None:
+    """What all pipes of a user take together is limited, and other users' would get smaller."""
+    opened = Stdio(
+        node.loop, node.reaper, Streams("", fifo(tmp_path, "out"), "", False), ENV, held=True
+    )
+    child = take_child(opened, 1)
+    opened.started()
+    opened.release()
+    assert fcntl.fcntl(child, fcntl.F_GETPIPE_SZ) == CHUNK
+    os.close(child)
+    opened.drain(PATIENCE)
+    opened.close()
 
 
 def test_a_file_is_appended_to(node: Node, tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""What a restore that fails has written: a fake engine writes it, and fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fakes.host import open_fds
+from fakes.pod import Pod
+
+from shim.errors import ThawError
+
+NOTES = {"thaw.dev/snapshot": "warm"}
+STRICT = {**NOTES, "thaw.dev/on-failure": "fail"}
+WROTE = "what the failed restore has written"
+
+
+@pytest.fixture
+def reader(pod: Pod) -> Iterator[int]:
+    """containerd's end of the container's output."""
+    os.mkfifo(pod.folder / "out")
+    fd = os.open(pod.folder / "out", os.O_RDONLY | os.O_NONBLOCK)
+    yield fd
+    os.close(fd)
+
+
+def create(pod: Pod, plays: Any, words: str, notes: dict[str, str]) -> None:
+    error = {"class": "WorkerFailed", "message": "it crashed", "hint": ""}
+    plays.set("restore", play="fds", write=words, reply={"error": error})
+    pod.snapshot("warm")
+    args = ("sh", "-c", "echo cold")
+    pod.create("c", *args, spec={"annotations": notes}, stdout=str(pod.folder / "out"))
+
+
+def test_it_is_in_the_containers_log(
+    pod: Pod, plays: Any, reader: int, logged: Callable[[], str]
+) -> None:
+    """What a worker said before it crashed is all that tells why, and kubelet shows it."""
+    before = open_fds()
+    create(pod, plays, "last words\n", STRICT)
+    with pytest.raises(ThawError, match="it crashed"):
+        pod.start("c")
+    assert os.read(reader, 99) == b"last words\n", "before Start has answered"
+    pod.node.until(lambda: os.read(reader, 99) == b"")
+    assert WROTE not in logged()
+    pod.delete("c")
+    pod.node.until(lambda: not pod.node._children())
+    assert open_fds(before) == set()
+
+
+def test_not_if_that_is_gone(pod: Pod, plays: Any, reader: int, logged: Callable[[], str]) -> None:
+    """A containerd that was restarted has removed its FIFOs."""
+    before = open_fds()
+    create(pod, plays, "last words\n", STRICT)
+    os.unlink(pod.folder / "out")
+    with pytest.raises(ThawError, match="it crashed"):
+        pod.start("c")
+    assert os.read(reader, 99) == b""
+    assert "output is lost" in logged()
+    pod.delete("c")
+    pod.node.until(lambda: not pod.node._children())
+    assert open_fds(before) == set()
+
+
+def test_a_cold_boots_log_has_nothing_of_it(
+    pod: Pod, plays: Any, reader: int, logged: Callable[[], str]
+) -> None:
+    """But the shim's has the end of it."""
+    create(pod, plays, "x" * 3000 + "\033[31m\nlast words\n", NOTES)
+    pod.start("c")
+    pod.wait("c").get()
+    pod.delete("c")
+    assert os.read(reader, 99) == b"cold\n"
+    (line,) = [line for line in logged().splitlines() if WROTE in line]
+    assert line.endswith('xxx?[31m\\nlast words\\n"')
+    assert 2000 < len(line) < 2400
+
+
+def test_nothing_is_said_of_nothing(
+    pod: Pod, plays: Any, reader: int, logged: Callable[[], str]
+) -> None:
+    create(pod, plays, "", NOTES)
+    pod.start("c")
+    pod.wait("c").get()
+    pod.delete("c")
+    assert os.read(reader, 99) == b"cold\n"
+    assert WROTE not in logged()

@@ -7,7 +7,6 @@ pyroute2 takes 200 to be imported.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
@@ -95,15 +94,7 @@ class Batch:
 
 def has_table(family: int, name: str, seconds: float) -> bool:
     """Whether the network namespace of this thread has the table. Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETFILTER) as link:
-        link.settimeout(seconds)
-        link.bind((0, 0))
-        kind = _SUBSYSTEM << 8 | _GETTABLE
-        link.send(_message(kind, _REQUEST, family, _text(1, name), 1))
-        _, kind, code = _answer(link)
-        if kind == _ERROR and code not in (0, -errno.ENOENT):
-            raise OSError(-code, os.strerror(-code))
-        return kind != _ERROR
+    return name in tables(family, seconds)
 
 
 def tables(family: int, seconds: float) -> list[str]:

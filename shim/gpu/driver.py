@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import select
 import threading
 from collections.abc import Sequence
 from types import TracebackType
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from shim._native import ffi, lib
 from shim.errors import GpuFailed, Unfit
 from shim.gpu.results import INVALID_VALUE, NOT_INITIALIZED, OPERATING_SYSTEM, result
+from shim.gpu.watch import Watch
 from shim.native import check
 
 if TYPE_CHECKING:
@@ -260,15 +260,10 @@ def _judge(call: str, answered: int, pid: int = 0) -> None:
 def _has_ended(pid: int) -> bool:
     """Also if it is a zombie."""
     try:
-        fd = os.pidfd_open(pid)
-    except OSError as error:
-        return error.errno == errno.ESRCH
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return bool(poll.poll(0))
-    finally:
-        os.close(fd)
+        with Watch([pid]) as watch:
+            return bool(watch.ended())
+    except OSError:  # it is a thread's
+        return False
 
 
 def _not_usable(library: str, error: int, why: str) -> Exception:

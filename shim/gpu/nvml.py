@@ -43,11 +43,6 @@ class Gpu:
     virtual: bool = False  # it is a part of one that a hypervisor divides, or the one so divided
     processes: tuple[int, ...] = ()  # pids with a CUDA context that NVML lists, sorted: not all
 
-    @property
-    def uuid_bytes(self) -> bytes:
-        """The UUID as the driver takes it."""
-        return uuid_bytes(self.uuid)
-
     def __str__(self) -> str:
         return f"GPU {self.index} ({self.model})"
 

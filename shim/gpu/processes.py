@@ -7,18 +7,16 @@ done in a thread that nobody waits for at the end of the engine, which leaves by
 
 from __future__ import annotations
 
-import os
-import select
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 from shim.errors import GpuFailed, GpuLost
 from shim.gpu.driver import Driver
+from shim.gpu.watch import Watch
 
 _T = TypeVar("_T")
 _RETURN = 10.0  # seconds for a call to return whose process was killed; the driver's do at once
@@ -114,57 +112,6 @@ def all_of(failures: dict[int, GpuFailed]) -> GpuFailed:
     lost = any(isinstance(error, GpuLost) for error in failures.values())
     leaf = GpuLost if lost else GpuFailed
     return leaf("; ".join(e.message for e in failures.values()), hint=first.hint)
-
-
-class Watch:
-    """Processes that are held by descriptor: what has ended is known, whoever gets its pid then."""
-
-    def __init__(self, pids: Iterable[int]) -> None:
-        self._fds: dict[int, int] = {}
-        self._gone: set[int] = set()
-        for pid in pids:
-            try:
-                self._fds[pid] = os.pidfd_open(pid)
-            except ProcessLookupError:
-                self._gone.add(pid)
-            except OSError:
-                self.close()
-                raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def ended(self) -> set[int]:
-        """Those that have ended by now, zombies too."""
-        poll = select.poll()
-        for fd in self._fds.values():
-            poll.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poll.poll(0)}
-        self._gone |= {pid for pid, fd in self._fds.items() if fd in ready}
-        return set(self._gone)
-
-    def wait(self, pids: Iterable[int], seconds: float) -> None:
-        """Return once these have ended, or the time is over."""
-        end = time.monotonic() + seconds
-        for pid in set(pids) & self._fds.keys():
-            poll = select.poll()
-            poll.register(self._fds[pid], select.POLLIN)
-            poll.poll(max(0.0, end - time.monotonic()) * 1000)
-
-    def kill(self, pid: int) -> None:
-        """End one of them, unless it has."""
-        if pid in self._fds:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._fds[pid], signal.SIGKILL)
-
-    def close(self) -> None:
-        """Give the descriptors back; `ended` answers from then on as it did last."""
-        fds, self._fds = self._fds, {}
-        for fd in fds.values():
-            os.close(fd)
 
 
 def ended_over_it(driver: Driver, failed: Iterable[int], watch: Watch) -> set[int]:

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 
 from shim.errors import GpuFailed
 from shim.gpu.driver import Driver
-from shim.gpu.processes import Watch, all_of, each, ended_over_it
+from shim.gpu.processes import all_of, each, ended_over_it
+from shim.gpu.watch import Watch
 from shim.timeline import Timeline
 
 _KILLED = "has it been killed, or is a memory limit reached? Its pod's events may tell"

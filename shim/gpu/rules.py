@@ -76,17 +76,18 @@ def successors(
     ]
 
 
-def pairs(
-    old: Sequence[str], here: Sequence[Gpu], made_with: Sequence[Kind] = ()
-) -> list[tuple[bytes, bytes]]:
+def pairs(old: Sequence[str], new: Sequence[Gpu]) -> list[tuple[str, str]]:
     """Old and new UUIDs for the driver, which wants every GPU listed, or none if none has moved.
 
-    (cuCheckpointProcessRestore in NVIDIA's reference of the driver API.) Raises Unfit.
+    (cuCheckpointProcessRestore in NVIDIA's reference of the driver API.) Raises Unfit for what
+    could not be told to it.
     """
-    new = successors(old, here, made_with)
-    if all(uuid == gpu.uuid for uuid, gpu in zip(old, new, strict=True)):
+    found = [(uuid, gpu.uuid) for uuid, gpu in zip(old, new, strict=True)]
+    if all(then == now for then, now in found):
         return []
-    return [(uuid_bytes(uuid), gpu.uuid_bytes) for uuid, gpu in zip(old, new, strict=True)]
+    for then, _ in found:
+        uuid_bytes(then)
+    return found
 
 
 def wait_for_memory(

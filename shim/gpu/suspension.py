@@ -20,7 +20,8 @@ from typing import NamedTuple, Self
 
 from shim.errors import GpuFailed, GpuLost, ThawError
 from shim.gpu.driver import Driver
-from shim.gpu.processes import Watch, all_of, each, ended_over_it, is_stopped
+from shim.gpu.processes import all_of, each, ended_over_it, is_stopped
+from shim.gpu.watch import Watch
 from shim.timeline import Timeline
 
 _CANNOT = "the worker is lost, its GPU state cannot be given back"

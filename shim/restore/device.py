@@ -69,11 +69,12 @@ class Device:
             raise Unfit(reason, hint="give the pod GPUs as the snapshot was made with")
         old, kinds = snapshot.gpu.uuids, snapshot.host.gpus
         new = rules.successors(old, given(spec, gpus(), runtime), kinds) if old else []
-        moved = [(uuid, gpu.uuid) for uuid, gpu in zip(old, new, strict=True)]
-        needed = {now: snapshot.gpu.memory.get(then, 0) for then, now in moved}
+        moved = rules.pairs(old, new)
+        taken_up = zip(new, old, strict=True)
+        needed = {gpu.uuid: snapshot.gpu.memory.get(uuid, 0) for gpu, uuid in taken_up}
         rules.wait_for_memory(needed, gpus, work.config.number("gpu.wait"))
         self._resumption.check()
-        return moved if any(then != now for then, now in moved) else []
+        return moved
 
     def resume(self, work: Work, plan: Plan) -> None:
         """The step: give the restored processes their GPU state back, then let them use it."""

@@ -23,8 +23,6 @@ from shim.annotations import (
 from shim.bundle import annotations_of
 from shim.conduct import check
 from shim.errors import FailedPrecondition, ThawError
-from shim.gpu.given import has_gpus
-from shim.gpu.spec import make_checkpointable
 from shim.mount import mount_all
 from shim.proto.task_pb import Mount
 from shim.task.source import refused
@@ -53,6 +51,8 @@ def agree(container: str, spec: dict[str, Any], folder: str, config: Config) -> 
     # Before a name is derived, and the same whether it boots cold or is restored: both compare.
     gpus = _has_gpus(spec, notes, config)
     if gpus or is_annotated(notes):
+        from shim.gpu.spec import make_checkpointable
+
         make_checkpointable(spec, gpus=gpus)
     return notes
 
@@ -61,7 +61,20 @@ def _has_gpus(spec: dict[str, Any], notes: dict[str, str], config: Config) -> bo
     """Who has any can be meant by `thaw checkpoint` without an annotation; sandboxes never are."""
     if notes.get(CONTAINER_TYPE) == "sandbox":
         return False
+    if not mentions_gpus(spec):
+        return False
+    from shim.gpu.given import has_gpus
+
     return has_gpus(spec, config.text("BinaryName"))
+
+
+def mentions_gpus(spec: dict[str, Any]) -> bool:
+    """Whether there is anything for has_gpus(), whose import costs a shim 0.2 MiB for good.
+
+    A node may be called anything, but its number is NVIDIA's; all other forms have the name in it.
+    """
+    said = repr(spec)
+    return "nvidia" in said.lower() or "'major': 195" in said
 
 
 def _heeded(container: str, spec: dict[str, Any], folder: str, config: Config) -> dict[str, str]:

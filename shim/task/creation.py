@@ -10,7 +10,6 @@ from shim.bundle import Bundle, namespace_path, steer_criu
 from shim.errors import ThawError
 from shim.runc import Runc
 from shim.task import options
-from shim.task.adjusting import adjust
 from shim.task.container import Container, remove_state
 from shim.task.contract import agree
 from shim.task.restoration import Restoration
@@ -50,6 +49,8 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
         bundle.save(spec)
         container = _assemble(host, request, bundle, config, spec, folder, origins, notes)
         if container.restoration is not None:
+            from shim.task.adjusting import adjust
+
             adjust(container.runc, bundle)
         container.create()
         _read_ahead(host, container, notes)

@@ -10,6 +10,7 @@ from fakes.nvml import A100, H100, machine
 
 from shim.errors import Unfit
 from shim.gpu.given import given, has_gpus, is_nvidias
+from shim.task.contract import mentions_gpus
 
 GPUS = machine(H100, H100, A100, H100)
 ALL = [2, 0, 1, 3]  # those of one kind stand together
@@ -56,6 +57,7 @@ def found(*specs: dict[str, Any], runtime: str = NVIDIAS) -> list[int]:
     spec = {key: part for spec in specs for key, part in spec.items()}
     gpus = given(spec, GPUS, runtime)
     assert has_gpus(spec, runtime) == bool(gpus)
+    assert mentions_gpus(spec) or not gpus
     return [gpu.index for gpu in gpus]
 
 

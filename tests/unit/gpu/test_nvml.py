@@ -71,7 +71,7 @@ def test_a_uuid_in_large_letters(fake: FakeNvml) -> None:
     fake.has([replace(H100, uuid=uuid)])
     (found,) = nvml.gpus()
     assert found.uuid == "GPU-abcdef01-1111-2222-3333-444444444444"
-    assert found.uuid_bytes == bytes.fromhex("abcdef01111122223333444444444444")
+    assert nvml.uuid_bytes(found.uuid) == bytes.fromhex("abcdef01111122223333444444444444")
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +10,7 @@ from fakes.cuda import VARIABLE, FakeCuda
 
 from shim.errors import GpuFailed, GpuLost
 from shim.gpu.driver import Driver
-from shim.gpu.processes import Watch, all_of, cuda_processes, each, within
-
-
-@pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(["sleep", "1000"]) as process:
-        yield process
-        process.kill()
+from shim.gpu.processes import all_of, cuda_processes, each, within
 
 
 def test_those_that_the_driver_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,14 +94,3 @@ def test_an_answer_in_time() -> None:
 
 def test_nobody() -> None:
     assert each(lambda _: pytest.fail("asked"), []) == {}
-
-
-def test_what_has_ended(sleeper: subprocess.Popen[bytes]) -> None:
-    with subprocess.Popen(["true"]) as gone:
-        pass
-    with Watch([os.getpid(), sleeper.pid, gone.pid]) as watch:
-        assert watch.ended() == {gone.pid}
-        sleeper.send_signal(signal.SIGKILL)
-        os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
-        assert watch.ended() == {gone.pid, sleeper.pid}, "a zombie"
-    assert watch.ended() == {gone.pid, sleeper.pid}, "as it was when it was closed"

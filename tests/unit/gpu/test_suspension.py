@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from shim.errors import CheckpointFailed, GpuFailed, GpuLost
 from shim.gpu.driver import Driver
-from shim.gpu.processes import Watch
 from shim.gpu.suspension import Area, Suspension, anonymous_areas, beyond, give_back, recover
+from shim.gpu.watch import Watch
 from shim.timeline import Timeline
 
 MIB = 1 << 20

@@ -149,6 +149,7 @@ def test_it_is_begun_early(cuda: FakeCuda, nvml: FakeNvml, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("snapshot", "words"),
     [
+        (snapshot_of([1], "GPU-x"), "no UUID of a GPU"),
         (snapshot_of([1], memory=90 * GIB), "has 80.0 GiB of memory, 90.0 GiB are needed"),
         (replace(snapshot_of([1]), host=replace(HOST, gpus=[replace(KIND, model="B200")])), "B200"),
         (

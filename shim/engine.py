@@ -32,7 +32,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from shim.config import Config
-from shim.errors import OtherContainer, ThawError
+from shim.errors import GpuLost, OtherContainer, ThawError
 from shim.work import Work
 
 if TYPE_CHECKING:
@@ -202,9 +202,7 @@ def _verb(name: str, begun: Begun) -> Callable[[Work], dict[str, Any]]:
 
         return undo
     if name == "checkpoint":
-        from shim.checkpoint.engine import checkpoint
-
-        return lambda work: checkpoint(work, begun.ends)
+        return lambda work: _checkpoint(work, begun)
     if name == "end-trial":
         from shim.trial.engine import remove
 
@@ -220,6 +218,17 @@ def _verb(name: str, begun: Begun) -> Callable[[Work], dict[str, Any]]:
 
         return pull
     raise ValueError(f"no verb {name!r}")
+
+
+def _checkpoint(work: Work, begun: Begun) -> dict[str, Any]:
+    from shim.checkpoint.engine import checkpoint
+
+    try:
+        return checkpoint(work, begun.ends)
+    except GpuLost as error:
+        for one in begun.making:
+            one.lose(work, error)
+        raise
 
 
 def _await(work: Work, begun: Begun) -> dict[str, Any]:

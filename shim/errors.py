@@ -23,6 +23,7 @@
     └── Unknown                     2    Unknown
         ├── RuntimeFailed           2    RuntimeFailed     (runc said no)
         ├── CheckpointFailed        2    CheckpointFailed
+        │   └── TrialFailed         2    TrialFailed       (dumped, but cannot be restored)
         ├── GpuFailed               2    GpuFailed         (the CUDA driver said no)
         │   └── GpuLost             2    GpuLost           (and nothing helps the worker)
         ├── WorkerFailed            2    WorkerFailed      (an action on it went wrong)
@@ -190,6 +191,12 @@ class CheckpointFailed(Unknown):
     """The container could not be dumped; it runs on unless told to exit."""
 
     reason = "CheckpointFailed"
+
+
+class TrialFailed(CheckpointFailed):
+    """The snapshot was made, tried, and could not be restored: it is not published."""
+
+    reason = "TrialFailed"
 
 
 class GpuFailed(Unknown):

@@ -232,7 +232,7 @@ class Lane:
         criu = fetch.criu()
         for folder in (places.bin, places.pods, places.snapshots):
             folder.mkdir(mode=0o700)
-        for part in ("names", "digests", "leases", "snapshots"):  # a store keeps them
+        for part in ("names", "digests", "leases", "lost", "snapshots"):  # a store keeps them
             (places.snapshots / part).mkdir(mode=0o700)
         commands: Sequence[Path] = [
             *(fetch.runc(), criu, self._binaries / "containerd-shim-runc-v2"),

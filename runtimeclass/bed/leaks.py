@@ -20,6 +20,7 @@ _FILES = (
     "snapshots/.draft-*",
     "snapshots/names/*",
     "snapshots/leases/*",
+    "snapshots/lost/*",
     "snapshots/snapshots/*",
 )
 

@@ -7,16 +7,19 @@ other nodes from making the same snapshot, is held from the beginning to the end
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from shim import names
 from shim.annotations import Probe
-from shim.errors import StoreFull
+from shim.errors import GpuLost, StoreFull, ThawError
 from shim.readiness import ensure_running, wait
 from shim.reference import AUTO, check_name, parse
+from shim.snapshot import lost
 from shim.snapshot.config import Gpu
 from shim.snapshot.derived import key_of, name_of
 from shim.snapshot.host import this_host
@@ -54,6 +57,18 @@ def _kinds(spec: Mapping[str, Any], runtime: str) -> list[Gpu]:
     return kinds(given(spec, gpus(), runtime))
 
 
+def _worker(work: Work, derived: str) -> str:
+    """What a worker on GPUs has in common with its equals: the name derived, the settings."""
+    from shim.gpu.given import has_gpus
+
+    if not has_gpus(work.bundle.spec(), work.config.text("BinaryName")):
+        return ""
+    with suppress(ThawError):  # for a name that was given, none need be possible
+        settings = {k: v for k, v in work.config.as_dict().items() if k.startswith("gpu.")}
+        return f"{derived or derived_name(work)} {json.dumps(settings, sort_keys=True)}"
+    return ""
+
+
 def there(work: Work, reference: str) -> bool:
     """Whether one of the node's stores has that snapshot."""
     return names.find(work.config.several("snapshots"), parse(reference)) is not None
@@ -75,6 +90,8 @@ class Making:
 
     def __init__(self) -> None:
         self._lease: Lease | None = None
+        self._name = ""
+        self._worker = ""  # what tells it from those that may fare better; "": nothing does
 
     def wait(self, work: Work) -> dict[str, Any]:
         """Wait until the worker is warm; answers the name, or why nothing is to be done."""
@@ -85,6 +102,8 @@ class Making:
             return {"name": "", "because": f"{name} is there"}
         if anew and not self._take_at_once(work, name):
             return {"name": "", "because": f"somebody else is making {name} anew"}
+        self._name, self._worker = name, _worker(work, name if make == AUTO else "")
+        lost.refuse(Stores.of(work.config).first.folder, name, self._worker)
         ready = work.details["ready"]
         wait(Probe(ready["kind"], ready["target"]), work)
         assert self._lease is not None
@@ -106,6 +125,12 @@ class Making:
         with writing(store.folder):
             self._lease = Lease.take(store.folder, name)
         return self._lease is not None
+
+    def lose(self, work: Work, error: GpuLost) -> None:
+        """The worker was lost over it: no other like it is to be."""
+        if self._worker:
+            with suppress(OSError):  # it is said in the log, and in this pod nobody tries again
+                lost.note(Stores.of(work.config).first.folder, self._name, self._worker, str(error))
 
     def release(self) -> None:
         """Let others make it."""

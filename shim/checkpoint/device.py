@@ -179,7 +179,7 @@ def _await_memory(work: Work, needed: Mapping[str, int]) -> None:
 @contextmanager
 def _ending_the_lost(work: Work) -> Iterator[None]:
     """If the worker is lost within this block, its container is ended."""
-    from shim.gpu.processes import Watch
+    from shim.gpu.watch import Watch
 
     init = int(work.details["pid"])
     with Watch([init]) as watch:

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ from shim.errors import (
     FailedPrecondition,
     StoreFull,
     ThawError,
+    TrialFailed,
 )
 from shim.gpu.hooks import mounting
 from shim.removal import remove_folder
-from shim.snapshot import archive, retention
+from shim.snapshot import archive, lost, retention
 from shim.snapshot.fit import never_fits
 from shim.snapshot.index import FOLDER as INDEX
 from shim.snapshot.mounts import inside, mounts_of, unexpected
@@ -56,8 +58,8 @@ def checkpoint(work: Work, ends: list[Callable[[], None]] | None = None) -> dict
     `ends` gets what is to be called should this process end meanwhile. Answers path, id, bytes on
     disk, seconds, those for which the container stood still (`frozen`) and for which its worker was
     not at work (`quiet`), why that could not be resumed, if so, and whether it was `verified`.
-    Raises CheckpointFailed with the tail of CRIU's log, WorkerFailed, StoreFull, AlreadyExists; the
-    container runs on then, and nothing is left of the snapshot.
+    Raises CheckpointFailed with the tail of CRIU's log, TrialFailed, WorkerFailed, StoreFull,
+    AlreadyExists; the container runs on then, and nothing is left of the snapshot.
     """
     timeline = Timeline()
     quiet = Quiet(work, timeline)
@@ -106,6 +108,8 @@ def _into_store(
         with quiet:
             reply = _make(work, target, timeline, quiet)
             _publish(work, draft, verification)
+        with suppress(OSError):
+            lost.forget(store.folder, work.details["name"])  # by hand it can be done, after all
         return {**reply, "path": str(draft.path), "id": draft.id}
 
 
@@ -327,8 +331,8 @@ def _dump(
     except ThawError as error:
         ours = Path(f"/proc/self/fd/{written}/dump.log")
         kept = _keep_log(ours, Path(work.bundle.path) / "criu-dump.log")
-        if isinstance(steering.failure, AlreadyExists | StoreFull):
-            raise steering.failure from error  # no matter of CRIU's
+        if isinstance(steering.failure, AlreadyExists | StoreFull | TrialFailed):
+            raise steering.failure from error  # no matter of this CRIU's
         cause = steering.failure or error
         tail = log_tail(kept)
         raise CheckpointFailed(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shim.bundle import write_atomically
-from shim.errors import CheckpointFailed, ThawError
+from shim.errors import CheckpointFailed, ThawError, TrialFailed
 from shim.snapshot.snapshot import CONFIG, open_at
 from shim.timeline import Timeline
 from shim.work import Work
@@ -37,7 +37,7 @@ class Verification:
     def check(self, path: Path, stripes: Sequence[Path] = (), images: Path | None = None) -> None:
         """Try the snapshot in a folder, and write into its config document what came of it.
 
-        Arguments are as for snapshot.open_at(). Raises CheckpointFailed if it cannot be restored.
+        Arguments are as for snapshot.open_at(). Raises TrialFailed if it cannot be restored.
         """
         if self.said or self._work.config.text("checkpoint.verify") == "none":
             return
@@ -64,8 +64,9 @@ class Verification:
                 if isinstance(error, ThawError)
                 else (str(error), "")
             )
-            raise CheckpointFailed(
-                f"the snapshot cannot be restored, and is not published: {reason}",
-                hint=hint or "the container runs on",
+            raise TrialFailed(
+                "the snapshot cannot be restored, and is not published; "
+                f"{self._work.id} runs on: {reason}",
+                hint=hint or "see checkpoint.verify",
             ) from error
         return RESTORED

@@ -10,6 +10,7 @@ from shim.cli import exits, output
 from shim.config import Config
 from shim.errors import NoSuchSnapshot, ThawError
 from shim.reference import Reference, parse
+from shim.snapshot import lost
 from shim.snapshot.store import Store, Stores
 
 _SHA = "sha256:"
@@ -43,10 +44,11 @@ def run(args: argparse.Namespace, config: Config) -> int:
 def _remove(stores: Stores, text: str, config: Config, *, wait: bool) -> dict[str, object]:
     """What was removed: the snapshot's id, whether it is gone, the names that lead to it still."""
     wanted = Reference(text, digest=text) if text.startswith(_SHA) else parse(text)
+    tried_again = _forget_lost(stores, wanted)
     try:
         store, id = _find(stores, wanted)
     except NoSuchSnapshot:
-        if not _untag_lost(stores, wanted):
+        if not _untag_lost(stores, wanted) and not tried_again:
             raise
         return {"id": "", "removed": False, "names": []}
     left = [names.unquoted(name) for name in _others(store, wanted, id)]
@@ -93,6 +95,13 @@ def _untag_lost(stores: Stores, wanted: Reference) -> bool:
             store.untag(wanted.file_name)
             return True
     return False
+
+
+def _forget_lost(stores: Stores, wanted: Reference) -> bool:
+    """Forget that a worker was lost over that name; whether there was anything to forget."""
+    if wanted.digest or wanted.remote or wanted.auto:
+        return False
+    return lost.forget(stores.first.folder, wanted.name)
 
 
 def _digest(store: Store, id: str) -> str:

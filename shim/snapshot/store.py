@@ -30,7 +30,7 @@ from shim.errors import BadName, FailedPrecondition, NoSuchSnapshot, ThawError
 from shim.names import DIGESTS, NAMES, SNAPSHOTS
 from shim.reference import Reference, parse
 from shim.removal import remove_folder
-from shim.snapshot import lease
+from shim.snapshot import lease, lost
 from shim.snapshot.config import DAMAGED
 from shim.snapshot.derived import KEY
 from shim.snapshot.draft import DRAFT, Draft, touch
@@ -94,7 +94,7 @@ class Store:
 
     def check_owner(self) -> None:
         """Raise Unfit unless the store's folders are root's alone."""
-        for name in ("", SNAPSHOTS, NAMES, DIGESTS, lease.FOLDER):
+        for name in ("", SNAPSHOTS, NAMES, DIGESTS, lease.FOLDER, lost.FOLDER):
             if os.path.lexists(self.folder / name):
                 check_owner(self.folder / name)
         if os.path.lexists(self.folder / KEY):

@@ -36,6 +36,8 @@ from workers import (
     wait_until,
 )
 
+from shim.gpu.nvml import uuid_bytes
+
 NAME = "on-gpu"
 NOT_READY, NOT_SUPPORTED, OUT_OF_MEMORY = 600, 801, 2
 
@@ -169,7 +171,7 @@ def test_a_restore(lane: GpuLane, worker: Container, snapshot: Made, strict: Pod
         pids = lane.cuda_pids(container)
         assert not set(pids) & set(lane.cuda_pids(worker))
         assert changes(lane) == [("Restore", set(pids)), ("Unlock", set(pids))]
-        pair = f"{old.uuid_bytes.hex()}>{new.uuid_bytes.hex()}"
+        pair = ">".join(uuid_bytes(gpu.uuid).hex() for gpu in (old, new))
         assert {call.detail for call in lane.cuda.calls if call.short == "Restore"} == {pair}
         assert lane.ask(container) == Told(snapshot.told.token, snapshot.told.asked + 1)
 
@@ -211,6 +213,51 @@ def test_a_worker_that_cannot_go_on(lane: GpuLane, home: Pod) -> None:
     lines = [json.loads(line) for line in lane.places.audit.read_text().splitlines()]
     [line] = [line for line in lines if line["event"] == "end"]
     assert (line["container"], line["reason"]) == (container.id, "GpuLost")
+
+
+def test_no_second_one_is_lost(lane: GpuLane) -> None:
+    """Pods that ask for one snapshot: what befell the first worker is known in the next pod."""
+    lane.cuda.answer("Restore", NOT_SUPPORTED)
+    with lane.pod("first", annotations=NEVER) as pod:
+        container = warm(lane, pod)
+        told(lane, container, "a worker is lost over its snapshot")
+        assert container.wait() == 128 + signal.SIGKILL
+    for name in ("second", "third"):
+        with lane.pod(name, annotations=NEVER) as pod:
+            container = warm(lane, pod)
+            why = told(lane, container, "could not make a snapshot")
+            assert "no snapshot never is made: a worker like this was lost over it" in why
+            assert "imported VMM memory" in why
+            assert "thaw rm never" in why
+            assert lane.states(container) == ["running"] * 2
+    lane.thaw("rm", "never")
+    lane.cuda.reset()
+    with lane.pod("fourth", annotations=NEVER) as pod:
+        told(lane, warm(lane, pod), "snapshot made")
+    lane.thaw("rm", "never")
+
+
+NEVER = {"thaw.dev/checkpoint": "never", "thaw.dev/ready": "exec:test -e /tmp/warm"}
+
+
+def warm(lane: GpuLane, pod: Pod) -> Container:
+    """A worker that says so."""
+    container = booted(lane.worker(pod).start())
+    assert container.exec(["touch", "/tmp/warm"]).exit_code == 0
+    return container
+
+
+def told(lane: GpuLane, container: Container, message: str) -> str:
+    """The error, if any, in what the shim says sooner or later."""
+    found: list[str] = []
+
+    def there() -> bool:
+        lines = shim_lines(lane, container.id)
+        found[:] = [line.fields.get("error", "") for line in lines if line.message == message]
+        return bool(found)
+
+    wait_until(there, f"{message!r} of {container.id}", 30)
+    return found[0]
 
 
 # -- killed in the midst of it ---------------------------------------------------------------------

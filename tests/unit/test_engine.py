@@ -11,13 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fakes.settled import PATIENCE
 
 from shim import engine
-from shim.errors import Unfit
+from shim.checkpoint.auto import Making
+from shim.errors import GpuLost, Unfit
+from shim.work import Work
 
 # As `python3 -IS shim/engine.py`, but for an environment in which Thaw need not be installed.
 PROGRAM = "import sys; from shim import engine; sys.exit(engine.main(sys.argv[1:]))"
@@ -148,6 +150,27 @@ def test_system_errors_need_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyP
     error = engine._answer(request(tmp_path, verb="checkpoint"), (), engine.Begun())["error"]
     assert "No space left on device: '/x'" in error["message"]
     assert error["hint"] == ""
+
+
+def test_a_lost_worker_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whoever has waited for it in this process; one that was asked for by hand has nobody."""
+
+    class Waited:
+        lost = ""
+
+        def lose(self, work: Work, error: GpuLost) -> None:
+            self.lost = f"{work.id}: {error}"
+
+    def lost(_work: object, _ends: object) -> dict[str, Any]:
+        raise GpuLost("no room")
+
+    monkeypatch.setattr("shim.checkpoint.engine.checkpoint", lost)
+    begun, waited = engine.Begun(), Waited()
+    asked = request(tmp_path, verb="checkpoint")
+    assert engine._answer(asked, (), begun)["error"]["class"] == "GpuLost"
+    begun.making.append(cast(Making, waited))
+    assert engine._answer(asked, (), begun)["error"]["class"] == "GpuLost"
+    assert waited.lost == "c1: no room"
 
 
 def test_an_unknown_verb(daemon: Daemon, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,7 +20,7 @@ from shim import names
 from shim.checkpoint import auto
 from shim.checkpoint.auto import Making, derived_name
 from shim.config import Config
-from shim.errors import BadName, NotFound, StoreFull, Unfit
+from shim.errors import BadName, FailedPrecondition, GpuLost, NotFound, StoreFull, Unfit
 from shim.snapshot.lease import Lease
 from shim.work import Work
 
@@ -46,14 +46,26 @@ def init() -> Iterator[subprocess.Popen[bytes]]:
 class Asked:
     """The request of one container's engine; `say_warm` makes its probe answer."""
 
-    def __init__(self, folder: Path, init: int, *, anew: bool = False, make: str = "auto") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        init: int,
+        *,
+        anew: bool = False,
+        make: str = "auto",
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.store = folder / "store"
         self.store.mkdir(exist_ok=True)
         self._flag = folder / "warm"
         ready = {"kind": "file", "target": str(self._flag)}
         details = {"pid": init, "make": make, "ready": ready, "anew": anew}
-        config = Config({"snapshots": str(self.store)})
-        self.work = cast(Work, SimpleNamespace(id="c", details=details, config=config))
+        config = Config({"snapshots": str(self.store), **(settings or {})})
+        self.spec: dict[str, Any] = {}
+        bundle = SimpleNamespace(spec=lambda: self.spec)
+        self.work = cast(
+            Work, SimpleNamespace(id="c", details=details, config=config, bundle=bundle)
+        )
 
     def say_warm(self) -> None:
         self._flag.touch()
@@ -189,6 +201,70 @@ def test_the_last_room_is_not_taken(asked: Asked, monkeypatch: pytest.MonkeyPatc
     error = Waiting(asked.work).result()
     assert isinstance(error, StoreFull)
     assert "thaw gc" in error.hint
+
+
+def waited(folder: Path, init: int, make: str, **settings: Any) -> Making:
+    """A worker on a GPU that has become warm in a pod of its own."""
+    asked = Asked(folder, init, make=make, settings=settings)
+    asked.spec = {"linux": {"devices": [node(0)]}}
+    asked.say_warm()
+    making = Making()
+    try:
+        assert making.wait(asked.work)["name"] == (NAME if make == "auto" else make)
+        making.lose(asked.work, GpuLost("no room"))
+    finally:
+        making.release()
+    return making
+
+
+@pytest.mark.parametrize("make", ["auto", "warm"])
+def test_no_second_worker_is_lost(
+    tmp_path: Path,
+    init: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    make: str,
+) -> None:
+    """The next pod's is left alone, unless something is different with it."""
+    name = NAME if make == "auto" else make
+    waited(tmp_path, init.pid, make)
+    with pytest.raises(FailedPrecondition, match=f"no snapshot {name} is made: .* no room"):
+        waited(tmp_path, init.pid, make)
+    assert Asked(tmp_path, init.pid).leases() == []
+    waited(tmp_path, init.pid, make, **{"gpu.wait": 60.0})
+    if make != "auto":
+        monkeypatch.setattr(auto, "derived_name", lambda _work: "auto-2")
+        waited(tmp_path, init.pid, make)
+        waited(tmp_path, init.pid, "another")
+
+
+def test_nor_one_that_has_waited_for_the_first(
+    tmp_path: Path, init: subprocess.Popen[bytes]
+) -> None:
+    """The pods of a deployment come together, and make their snapshot in turn."""
+    asked = Asked(tmp_path, init.pid)
+    asked.spec = {"linux": {"devices": [node(0)]}}
+    asked.say_warm()
+    first = Making()
+    assert first.wait(asked.work)["name"] == NAME
+    second = Waiting(asked.work)
+    first.lose(asked.work, GpuLost("no room"))
+    first.release()
+    assert isinstance(second.result(), FailedPrecondition)
+    asked.publish()
+    assert Making().wait(asked.work)["because"] == f"{NAME} is there", "by another node, perhaps"
+
+
+def test_a_worker_that_is_like_no_other(
+    tmp_path: Path, init: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no name can be derived, another pod's may have been a different one."""
+
+    def none(_work: Work) -> str:
+        raise FailedPrecondition("containerd does not say from which image this container is")
+
+    monkeypatch.setattr(auto, "derived_name", none)
+    waited(tmp_path, init.pid, "warm")
+    waited(tmp_path, init.pid, "warm")
 
 
 def node(minor: int) -> dict[str, Any]:

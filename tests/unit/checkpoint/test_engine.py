@@ -32,6 +32,7 @@ from shim.errors import (
     Unavailable,
     Unfit,
 )
+from shim.snapshot import lost
 from shim.snapshot.index import Index
 from shim.snapshot.pack import unpacked
 from shim.snapshot.store import Store, Stores, check_whole, open_at
@@ -40,8 +41,12 @@ from shim.work import Work
 
 
 def test_into_the_store(work: Work, criu: Criu, tmp_path: Path) -> None:
+    store = Stores.of(work.config).first.folder
+    store.mkdir(mode=0o700)
+    lost.note(store, work.details["name"], "a worker", "no room")
     reply = checkpoint(work)
     snapshot = made(tmp_path)
+    assert not list((store / lost.FOLDER).iterdir()), "it can be done"
     assert "written" in snapshot.difference.names()
     assert not (snapshot.path / "rootfs").exists(), "packed"
     config = snapshot.config

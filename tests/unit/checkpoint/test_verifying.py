@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from fakes.dumping import Criu, left, made
 
 from shim.checkpoint.engine import checkpoint
 from shim.checkpoint.verifying import RESTORED
-from shim.errors import CheckpointFailed, Damaged, RestoreFailed
+from shim.errors import Damaged, RestoreFailed, ThawError, TrialFailed
 from shim.snapshot.pack import unpacked
 from shim.snapshot.snapshot import Snapshot, check_whole, open_at
 from shim.trial import engine as trials
@@ -79,12 +80,17 @@ def test_it_is_tried_before_it_is_published(
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("error", [RestoreFailed("the cause", hint="h"), Damaged("the cause")])
 def test_one_that_cannot_be_restored_is_not(
-    work: Work, criu: Criu, trial: Played, tmp_path: Path, ends: bool, error: Exception
+    work: Work, criu: Criu, trial: Played, tmp_path: Path, ends: bool, error: ThawError
 ) -> None:
     trial.error = error
-    with pytest.raises(CheckpointFailed, match=r"is not published: .*the cause"):
+    said = rf"^the snapshot cannot be restored, .* published; c runs on: {error.reason}: the cause$"
+    with pytest.raises(TrialFailed) as failed:
         checkpoint(wanting(work, exit=ends))
+    assert re.match(said, failed.value.message), "whoever waits for the end is told no other thing"
+    assert failed.value.hint == error.hint or "checkpoint.verify" in failed.value.hint
     assert left(tmp_path) == []
+    (line,) = (json.loads(line) for line in (tmp_path / "audit").read_text().splitlines())
+    assert (line["outcome"], line["reason"]) == ("failed", "TrialFailed")
 
 
 def test_one_that_cannot_be_tried_is(work: Work, criu: Criu, trial: Played, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from fakes.command import Thaw
 from fakes.snapshots import make
 
 from shim.cli import exits
+from shim.snapshot import lost
 from shim.snapshot.artifact import seal
 from shim.snapshot.store import held
 
@@ -58,6 +59,17 @@ def test_a_name_that_leads_nowhere(thaw: Thaw) -> None:
     (thaw.store.folder / "names" / "lost").write_text("0123456789abcdef\n")
     assert thaw("rm", "lost").status == 0
     assert list(thaw.store.names()) == ["one"]
+
+
+def test_a_worker_that_was_lost_over_a_name(thaw: Thaw) -> None:
+    """It is forgotten, with the snapshot of that name or without one: the next one is tried."""
+    make(thaw.store, "one")
+    for name in ("one", "two"):
+        lost.note(thaw.store.folder, name, "a worker", "no room")
+    assert thaw("rm", "auto").status != 0
+    assert thaw("rm", "one", "two").status == 0
+    assert list((thaw.store.folder / lost.FOLDER).iterdir()) == []
+    assert thaw("rm", "two").status == exits.MISSING
 
 
 def test_those_that_cannot_be_removed_keep_no_other(thaw: Thaw) -> None:

@@ -754,11 +754,12 @@ def test_a_store_without_locks(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     store.remove(id)
 
 
-@pytest.mark.parametrize("folder", ["", "names", "snapshots", "digests", "leases", "key"])
+@pytest.mark.parametrize("folder", ["", "names", "snapshots", "digests", "leases", "lost", "key"])
 def test_a_store_that_others_can_write_to(store: Store, folder: str) -> None:
     make(store, "one")
     (store.folder / "digests").mkdir()
     (store.folder / "leases").mkdir()
+    (store.folder / "lost").mkdir()
     (store.folder / "key").touch()
     (store.folder / folder).chmod(0o777)
     with pytest.raises(Unfit, match="written to by others"):

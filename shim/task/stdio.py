@@ -104,11 +104,10 @@ class Stdio:
 
     def withheld(self, most: int) -> bytes:
         """The end of what was held back, out of each stream at most so many bytes."""
-        found = b""
-        for read, _ in self._held or ():
-            os.set_blocking(read, False)
-            found += _rest_of(read)[-most:]
-        return found
+        from shim.worker.readable import rest_of
+
+        # No more than a pipe holds: a process that cannot be ended may write for ever.
+        return b"".join(rest_of(read, _MOST)[-most:] for read, _ in self._held or ())
 
     def attach_console(self, master: int) -> None:
         """Copy between a terminal's master end and the named streams; takes the descriptor."""
@@ -218,17 +217,6 @@ def _resize(pipe: int, size: int) -> None:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
     except OSError:
         pass
-
-
-def _rest_of(fd: int) -> bytes:
-    """What a pipe holds, but no more: one that cannot be ended may write for ever."""
-    found = b""
-    try:
-        while len(found) < _MOST and (data := os.read(fd, CHUNK)):
-            found += data
-    except BlockingIOError:
-        pass
-    return found
 
 
 def _path_of(name: str) -> tuple[str, bool]:

@@ -20,6 +20,7 @@ from typing import Self
 
 from shim import spawn
 from shim.bundle import read_pid
+from shim.worker.readable import rest_of
 
 _ERRORS = 4096  # bytes of stderr that are kept
 _CHUNK = 65536
@@ -104,7 +105,7 @@ class Command:
             if len(said[out]) > most:
                 return Done(-1, said[out][:most], said[error], too_much=True)
         for fd in said:
-            said[fd] += _rest(fd, most + 1)
+            said[fd] += rest_of(fd, most + 1)
         if len(said[out]) > most:
             return Done(-1, said[out][:most], said[error], too_much=True)
         status = spawn.exit_status(os.waitpid(self._pid, 0)[1])
@@ -187,15 +188,3 @@ def _read(fd: int, poll: select.poll) -> bytes:
     if not data:
         poll.unregister(fd)
     return data
-
-
-def _rest(fd: int, most: int) -> bytes:
-    """What is in a pipe; somebody may hold its other end for ever."""
-    os.set_blocking(fd, False)
-    found = b""
-    try:
-        while len(found) < most and (data := os.read(fd, _CHUNK)):
-            found += data
-    except BlockingIOError:
-        pass
-    return found

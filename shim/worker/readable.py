@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+import os
+
 _MOST = 200  # characters
+_CHUNK = 65536  # bytes per read
+
+
+def rest_of(fd: int, most: int) -> bytes:
+    """What a pipe holds now, about `most` bytes of it; somebody may hold its other end for ever.
+
+    The pipe does not block from here on.
+    """
+    os.set_blocking(fd, False)
+    found = b""
+    try:
+        while len(found) < most and (data := os.read(fd, _CHUNK)):
+            found += data
+    except BlockingIOError:
+        pass
+    return found
 
 
 def excerpt(said: bytes) -> str:

@@ -61,7 +61,9 @@ def shared(lane: GpuLane, gib: float, device: str, restores: Restores, record: R
     words = ("-m", "gpu.ranks", str(gib), str(PORT), device)
     name = f"nccl-2x{gib:g}g"
     subject = Subject(
-        *(name, words, ("sums",)),
+        name,
+        words,
+        ("sums",),
         environment=_NCCL,
         annotations=_ACTIONS,
         shared_memory=_SHARED_MEMORY,

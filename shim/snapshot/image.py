@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from shim.errors import Unavailable
 from shim.proto.containerd_pb import (
     GetContainerRequest,
@@ -9,6 +11,7 @@ from shim.proto.containerd_pb import (
     GetImageRequest,
     GetImageResponse,
 )
+from shim.snapshot.unary import Connection, Unanswered
 
 TIMEOUT = 5.0  # seconds for one question
 
@@ -20,31 +23,41 @@ def image_of(address: str, namespace: str, container_id: str) -> tuple[str, str]
     """
     if not address:
         return "", ""
+    metadata = {"containerd-namespace": namespace}
+    try:
+        with Connection(address, TIMEOUT) as quick:
+            return _ask(container_id, lambda method, data: quick.call(method, data, metadata))
+    except Unanswered:
+        return _by_library(address, metadata, container_id)
+
+
+def _by_library(address: str, metadata: dict[str, str], container_id: str) -> tuple[str, str]:
     import grpc
 
     with grpc.insecure_channel(f"unix://{address}") as channel:
 
-        def ask(service: str, request: object, response: type) -> object:
-            call = channel.unary_unary(
-                f"/containerd.services.{service}/Get",
-                request_serializer=lambda message: message.encode(),
-                response_deserializer=response.decode,  # type: ignore[attr-defined]
-            )
-            return call(request, timeout=TIMEOUT, metadata=[("containerd-namespace", namespace)])
+        def call(method: str, data: bytes) -> bytes:
+            call = channel.unary_unary(method)  # bytes go and come as they are
+            answer: bytes = call(data, timeout=TIMEOUT, metadata=list(metadata.items()))
+            return answer
 
         try:
-            wanted = GetContainerRequest(id=container_id)
-            found = ask("containers.v1.Containers", wanted, GetContainerResponse)
-            assert isinstance(found, GetContainerResponse)
-            name = found.container.image if found.container else ""
-            if not name:
-                return "", ""
-            image = ask("images.v1.Images", GetImageRequest(name=name), GetImageResponse)
-            assert isinstance(image, GetImageResponse)
+            return _ask(container_id, call)
         except grpc.RpcError as error:
             raise Unavailable(
                 f"containerd does not say which image {container_id} has: {error.details()}",
                 hint=f"is it listening at {address}?",
             ) from error
+
+
+def _ask(container_id: str, call: Callable[[str, bytes], bytes]) -> tuple[str, str]:
+    wanted = GetContainerRequest(id=container_id).encode()
+    answer = call("/containerd.services.containers.v1.Containers/Get", wanted)
+    found = GetContainerResponse.decode(answer)
+    name = found.container.image if found.container else ""
+    if not name:
+        return "", ""
+    answer = call("/containerd.services.images.v1.Images/Get", GetImageRequest(name=name).encode())
+    image = GetImageResponse.decode(answer)
     target = image.image.target if image.image else None
     return name, target.digest if target else ""

@@ -1,4 +1,4 @@
-"""What `cffi-gen-src exec-python` runs: shim._native from thaw.h, and from nothing else."""
+"""What `cffi-gen-src exec-python` runs: shim._native from thaw.h and direct.h, and no others."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 
 from cffi import FFI
 
-_HEADER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "thaw.h")
+_HEADERS = ("thaw.h", "direct.h")
 
 
 def ffibuilder() -> FFI:
-    """The module's declarations: the header without its preprocessor lines."""
-    with open(_HEADER, encoding="utf-8") as header:
-        declarations = [line for line in header if not line.startswith("#")]
+    """The module's declarations: the headers without their preprocessor lines."""
+    folder = os.path.dirname(os.path.abspath(__file__))
     ffi = FFI()
-    ffi.cdef("".join(declarations))
-    ffi.set_source("shim._native", '#include "thaw.h"')
+    for name in _HEADERS:
+        with open(os.path.join(folder, name), encoding="utf-8") as header:
+            ffi.cdef("".join(line for line in header if not line.startswith("#")))
+    ffi.set_source("shim._native", "".join(f'#include "{name}"\n' for name in _HEADERS))
     return ffi

@@ -31,6 +31,8 @@
 
 typedef uint32_t shift_table[4][256];
 
+_Static_assert(LONG_STREAM == CRC32C_SLICE, "one table is for both");
+
 static pthread_once_t made = PTHREAD_ONCE_INIT;
 static uint32_t (*chosen)(uint32_t state, const unsigned char *data, size_t size);
 static uint32_t slices[8][256]; /* slices[n][b]: the byte b, n zero bytes after it */
@@ -71,11 +73,7 @@ static void make_slices(void) {
                 slices[0][slices[n - 1][byte] & 0xff] ^ (slices[n - 1][byte] >> 8);
 }
 
-#ifdef __x86_64__
-
-#include <nmmintrin.h>
-
-static shift_table long_shift, short_shift;
+static shift_table long_shift;
 
 /* a * b modulo the polynomial. */
 static uint32_t multiply(uint32_t a, uint32_t b) {
@@ -104,6 +102,12 @@ static uint32_t shift(const shift_table table, uint32_t state) {
     return table[0][state & 0xff] ^ table[1][state >> 8 & 0xff] ^ table[2][state >> 16 & 0xff] ^
            table[3][state >> 24];
 }
+
+#ifdef __x86_64__
+
+#include <nmmintrin.h>
+
+static shift_table short_shift;
 
 /* Three neighbouring streams of `stream` bytes at once, `table` being the shift by so many. */
 __attribute__((target("sse4.2"), always_inline)) static inline uint32_t
@@ -143,6 +147,7 @@ static void choose(void) {
 
 static void choose(void) {
     make_slices();
+    make_shift(long_shift, LONG_STREAM);
     chosen = sliced;
 }
 
@@ -156,6 +161,11 @@ uint32_t thaw_crc32c(uint32_t crc, const void *data, size_t size) {
 uint32_t crc32c_by_tables(uint32_t crc, const void *data, size_t size) {
     pthread_once(&made, choose);
     return ~sliced(~crc, data, size);
+}
+
+uint32_t crc32c_join(uint32_t before, uint32_t slice) {
+    pthread_once(&made, choose);
+    return shift(long_shift, before) ^ slice;
 }
 
 /* Also at the beginning, but not for a file that is small; no disk cares about a failure here. */

@@ -8,6 +8,8 @@
  */
 #define _GNU_SOURCE
 
+#include "driver.h"
+
 #include "thaw.h"
 
 #include <dlfcn.h>
@@ -71,11 +73,7 @@ struct thaw_cuda {
     int (*complete)(void *handle); /* NULL before CUDA 13.4 */
 };
 
-static const struct symbol {
-    const char *name;
-    size_t place;
-    bool optional;
-} symbols[] = {
+static const struct cuda_symbol symbols[] = {
     {"cuInit", offsetof(struct thaw_cuda, init), false},
     {"cuDriverGetVersion", offsetof(struct thaw_cuda, version), false},
     {"cuCheckpointProcessGetState", offsetof(struct thaw_cuda, state), false},
@@ -88,49 +86,54 @@ static const struct symbol {
 };
 
 /* Zero, or -ENOSYS with the names of all that are missing. */
-static int find_symbols(void *library, struct thaw_cuda *cuda, char *why, size_t size) {
+static int find_symbols(void *library, const struct cuda_symbol *wanted, size_t count,
+                        void *pointers, char *why, size_t size) {
     size_t length = 0;
     int err = 0;
 
-    for (size_t n = 0; n < sizeof(symbols) / sizeof(symbols[0]); n++) {
-        void *found = dlsym(library, symbols[n].name);
+    for (size_t n = 0; n < count; n++) {
+        void *found = dlsym(library, wanted[n].name);
 
         /* A function pointer is as large as any other: POSIX asks for that, for dlsym's sake. */
-        memcpy((char *)cuda + symbols[n].place, &found, sizeof(found));
-        if (found != NULL || symbols[n].optional)
+        memcpy((char *)pointers + wanted[n].place, &found, sizeof(found));
+        if (found != NULL || wanted[n].optional)
             continue;
-        snprintf(why + length, size - length, "%s%s", length > 0 ? ", " : "", symbols[n].name);
+        snprintf(why + length, size - length, "%s%s", length > 0 ? ", " : "", wanted[n].name);
         length += strlen(why + length);
         err = -ENOSYS;
     }
     return err;
 }
 
-/*
- * Never unloaded after this: from cuInit on the driver has threads, and handlers for the process's
- * end. Only a library that is not to be used is given back.
- */
-int thaw_cuda_open(const char *library, struct thaw_cuda **cuda, char *why, size_t size) {
+/* Only a library that is not to be used is given back. */
+int cuda_load(const char *library, const struct cuda_symbol *wanted, size_t count, void *pointers,
+              char *why, size_t size) {
     void *loaded;
     int err;
 
     if (size == 0)
         return -EINVAL;
     why[0] = '\0';
-    *cuda = calloc(1, sizeof(**cuda));
-    if (*cuda == NULL)
-        return -ENOMEM;
     loaded = dlopen(library, RTLD_NOW | RTLD_LOCAL);
     if (loaded == NULL) {
         const char *reason = dlerror();
 
         snprintf(why, size, "%s", reason != NULL ? reason : "no reason given");
-        err = -ELIBACC;
-    } else {
-        err = find_symbols(loaded, *cuda, why, size);
-        if (err < 0)
-            dlclose(loaded);
+        return -ELIBACC;
     }
+    err = find_symbols(loaded, wanted, count, pointers, why, size);
+    if (err < 0)
+        dlclose(loaded);
+    return err;
+}
+
+int thaw_cuda_open(const char *library, struct thaw_cuda **cuda, char *why, size_t size) {
+    int err;
+
+    *cuda = calloc(1, sizeof(**cuda));
+    if (*cuda == NULL)
+        return -ENOMEM;
+    err = cuda_load(library, symbols, sizeof(symbols) / sizeof(symbols[0]), *cuda, why, size);
     if (err < 0) {
         free(*cuda);
         *cuda = NULL;
@@ -147,7 +150,7 @@ int thaw_cuda_has_storage(const struct thaw_cuda *cuda) {
  * out of step (checkpoint-restore/criu, pull request 2547). What a thread does to itself is not
  * held back: it would end the process without a word.
  */
-static void hold_signals(sigset_t *before) {
+void cuda_hold_signals(sigset_t *before) {
     static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS};
     sigset_t all;
 
@@ -157,7 +160,7 @@ static void hold_signals(sigset_t *before) {
     pthread_sigmask(SIG_BLOCK, &all, before);
 }
 
-static int release_signals(const sigset_t *before, int result) {
+int cuda_release_signals(const sigset_t *before, int result) {
     pthread_sigmask(SIG_SETMASK, before, NULL);
     return result;
 }
@@ -171,24 +174,24 @@ int thaw_cuda_version(struct thaw_cuda *cuda, int *version) {
 int thaw_cuda_init(struct thaw_cuda *cuda) {
     sigset_t before;
 
-    hold_signals(&before);
-    return release_signals(&before, cuda->init(0));
+    cuda_hold_signals(&before);
+    return cuda_release_signals(&before, cuda->init(0));
 }
 
 int thaw_cuda_state(struct thaw_cuda *cuda, int pid, int *state) {
     sigset_t before;
 
     *state = -1;
-    hold_signals(&before);
-    return release_signals(&before, cuda->state(pid, state));
+    cuda_hold_signals(&before);
+    return cuda_release_signals(&before, cuda->state(pid, state));
 }
 
 int thaw_cuda_restore_thread(struct thaw_cuda *cuda, int pid, int *thread) {
     sigset_t before;
 
     *thread = 0;
-    hold_signals(&before);
-    return release_signals(&before, cuda->restore_thread(pid, thread));
+    cuda_hold_signals(&before);
+    return cuda_release_signals(&before, cuda->restore_thread(pid, thread));
 }
 
 int thaw_cuda_lock(struct thaw_cuda *cuda, int pid, uint32_t milliseconds) {
@@ -197,8 +200,8 @@ int thaw_cuda_lock(struct thaw_cuda *cuda, int pid, uint32_t milliseconds) {
 
     memset(&args, 0, sizeof(args));
     args.milliseconds = milliseconds;
-    hold_signals(&before);
-    return release_signals(&before, cuda->lock(pid, &args));
+    cuda_hold_signals(&before);
+    return cuda_release_signals(&before, cuda->lock(pid, &args));
 }
 
 static int checkpoint(struct thaw_cuda *cuda, int pid, struct storage_info **storage) {
@@ -207,8 +210,8 @@ static int checkpoint(struct thaw_cuda *cuda, int pid, struct storage_info **sto
 
     memset(&args, 0, sizeof(args));
     args.storage = storage;
-    hold_signals(&before);
-    return release_signals(&before, cuda->checkpoint(pid, &args));
+    cuda_hold_signals(&before);
+    return cuda_release_signals(&before, cuda->checkpoint(pid, &args));
 }
 
 static int restore(struct thaw_cuda *cuda, int pid, struct thaw_cuda_pair *pairs, size_t count,
@@ -222,8 +225,8 @@ static int restore(struct thaw_cuda *cuda, int pid, struct thaw_cuda_pair *pairs
     args.pairs = count > 0 ? pairs : NULL;
     args.count = (unsigned int)count;
     args.storage = storage;
-    hold_signals(&before);
-    return release_signals(&before, cuda->restore(pid, &args));
+    cuda_hold_signals(&before);
+    return cuda_release_signals(&before, cuda->restore(pid, &args));
 }
 
 int thaw_cuda_checkpoint(struct thaw_cuda *cuda, int pid) {
@@ -239,8 +242,8 @@ int thaw_cuda_unlock(struct thaw_cuda *cuda, int pid) {
     sigset_t before;
 
     memset(&args, 0, sizeof(args));
-    hold_signals(&before);
-    return release_signals(&before, cuda->unlock(pid, &args));
+    cuda_hold_signals(&before);
+    return cuda_release_signals(&before, cuda->unlock(pid, &args));
 }
 
 /* What the driver has made of `info` is its own, and gone with the operation. */
@@ -285,8 +288,8 @@ int thaw_cuda_complete(struct thaw_cuda *cuda, struct thaw_cuda_operation *opera
 
     if (cuda->complete == NULL)
         return -ENOSYS;
-    hold_signals(&before);
-    result = release_signals(&before, cuda->complete(operation->handle));
+    cuda_hold_signals(&before);
+    result = cuda_release_signals(&before, cuda->complete(operation->handle));
     if (result == 0)
         memset(operation, 0, sizeof(*operation));
     return result;

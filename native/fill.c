@@ -43,6 +43,7 @@ static void init_locks(struct thaw_fill *fill) {
     pthread_mutex_init(&fill->lock, NULL);
     pthread_cond_init(&fill->work, NULL);
     pthread_cond_init(&fill->room, NULL);
+    pthread_cond_init(&fill->given, NULL);
     pthread_cond_init(&fill->ended, &clock);
     pthread_condattr_destroy(&clock);
 }
@@ -195,6 +196,11 @@ static void drop_pids(struct thaw_fill *fill) {
     fill->task_count = 0;
 }
 
+/* A GPU takes what it is given while the thread goes on; and CRIU works at the same time. */
+static uint32_t chosen(const struct thaw_fill *fill, uint32_t processors) {
+    return fill->targets == NULL ? processors : (processors + 1) / 2;
+}
+
 static int start_fillers(struct thaw_fill *fill, const int *nodes, size_t node_count) {
     struct place *places = calloc(node_count + 1, sizeof(*places));
     uint32_t count = fill->options.fillers;
@@ -209,13 +215,40 @@ static int start_fillers(struct thaw_fill *fill, const int *nodes, size_t node_c
     if (place_count > 0)
         processors = places_processors(places, place_count);
     if (count == 0)
-        count = processors;
+        count = chosen(fill, processors);
     if (count > fill->left)
         count = fill->left;
     if (count > 0)
-        start_workers(fill, FILLERS, count, filler_main, places, place_count);
+        start_workers(fill, FILLERS, count, fill->targets != NULL ? deliverer_main : filler_main,
+                      places, place_count);
     free(places);
     return count > 0 && fill->fillers == 0 ? -EAGAIN : 0;
+}
+
+/* With the lock held, once it is known what is written to; `err` is what came of that. */
+static int start(struct thaw_fill *fill, const int *nodes, size_t node_count, int err) {
+    if (err < 0)
+        return err;
+    start_readers(fill);
+    err = start_fillers(fill, nodes, node_count);
+    fill->started = err == 0;
+    pthread_cond_broadcast(&fill->room); /* what is warm is no longer for the readers */
+    if (err < 0) {
+        drop_pids(fill); /* no filler has seen them */
+        fill_fail_locked(fill, -err, STAGE_OWN, NOWHERE);
+    }
+    return err;
+}
+
+/* With the lock held: what came of it so far. */
+static int outcome(const struct thaw_fill *fill) {
+    return fill->failure.stage == STAGE_GPU ? -EIO : -fill->failure.error;
+}
+
+static int may_start(const struct thaw_fill *fill) {
+    if (fill->started)
+        return -EALREADY;
+    return outcome(fill);
 }
 
 int thaw_fill_start(struct thaw_fill *fill, const int *pids, size_t pid_count, const int *nodes,
@@ -223,19 +256,30 @@ int thaw_fill_start(struct thaw_fill *fill, const int *pids, size_t pid_count, c
     int err;
 
     pthread_mutex_lock(&fill->lock);
-    err = fill->started ? -EALREADY : -fill->failure.error;
+    err = may_start(fill);
     if (err == 0)
-        err = take_pids(fill, pids, pid_count);
-    if (err == 0) {
-        start_readers(fill);
-        err = start_fillers(fill, nodes, node_count);
-        fill->started = err == 0;
-        pthread_cond_broadcast(&fill->room); /* what is warm is no longer for the readers */
-        if (err < 0) {
-            drop_pids(fill); /* no filler has seen them */
-            fill_fail_locked(fill, -err, STAGE_OWN, NOWHERE);
-        }
-    }
+        err = start(fill, nodes, node_count, take_pids(fill, pids, pid_count));
+    pthread_mutex_unlock(&fill->lock);
+    return err;
+}
+
+int thaw_fill_start_device(struct thaw_fill *fill, const uint64_t *sizes, size_t count) {
+    int err;
+
+    pthread_mutex_lock(&fill->lock);
+    err = may_start(fill);
+    if (err == 0)
+        err = start(fill, NULL, 0, delivery_open(fill, sizes, count));
+    pthread_mutex_unlock(&fill->lock);
+    return err;
+}
+
+int thaw_fill_region(struct thaw_fill *fill, size_t number, struct thaw_region *region) {
+    int err = 0;
+
+    pthread_mutex_lock(&fill->lock);
+    if (outcome(fill) == 0)
+        err = delivery_add(fill, number, region);
     pthread_mutex_unlock(&fill->lock);
     return err;
 }
@@ -266,18 +310,35 @@ int thaw_fill_wait(struct thaw_fill *fill, int milliseconds) {
     while (!is_over(fill) && err == 0)
         err = milliseconds < 0 ? pthread_cond_wait(&fill->ended, &fill->lock)
                                : pthread_cond_timedwait(&fill->ended, &fill->lock, &end);
-    err = is_over(fill) ? -fill->failure.error : -ETIMEDOUT;
+    err = is_over(fill) ? outcome(fill) : -ETIMEDOUT;
     pthread_mutex_unlock(&fill->lock);
     return err;
 }
 
-void fill_fail_locked(struct thaw_fill *fill, int error, int stage, uint64_t extent) {
+static void fail(struct thaw_fill *fill, struct thaw_failure failure) {
     if (fill->failure.error == 0 && !(fill->started && fill->left == 0))
-        fill->failure = (struct thaw_failure){error, stage, extent};
+        fill->failure = failure;
     fill->stop = true;
     pthread_cond_broadcast(&fill->work);
     pthread_cond_broadcast(&fill->room);
+    pthread_cond_broadcast(&fill->given);
     pthread_cond_broadcast(&fill->ended);
+}
+
+void fill_fail_locked(struct thaw_fill *fill, int error, int stage, uint64_t extent) {
+    fail(fill, (struct thaw_failure){.error = error, .stage = stage, .place = extent});
+}
+
+/* What a call of device.h has returned: the driver's answer, or -errno. */
+void fill_fail_gpu(struct thaw_fill *fill, int result, const char *call, uint64_t extent) {
+    struct thaw_failure failure = {.error = result, .stage = STAGE_GPU, .place = extent,
+                                   .call = call};
+
+    if (result < 0)
+        failure = (struct thaw_failure){.error = -result, .stage = STAGE_OWN, .place = extent};
+    pthread_mutex_lock(&fill->lock);
+    fail(fill, failure);
+    pthread_mutex_unlock(&fill->lock);
 }
 
 void fill_fail(struct thaw_fill *fill, int error, int stage, uint64_t extent) {
@@ -323,11 +384,13 @@ void thaw_fill_close(struct thaw_fill *fill) {
     join_workers(fill);
     for (size_t number = 0; number < fill->blob_count; number++)
         blob_close_direct(&fill->blobs[number]);
+    delivery_close(fill);
     pool_close(&fill->pool);
     free(fill->batches);
     free(fill->blobs);
     drop_pids(fill);
     pthread_cond_destroy(&fill->ended);
+    pthread_cond_destroy(&fill->given);
     pthread_cond_destroy(&fill->room);
     pthread_cond_destroy(&fill->work);
     pthread_mutex_destroy(&fill->lock);

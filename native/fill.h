@@ -6,11 +6,13 @@
  * reads into a buffer of the pool, and the batch is `ready`; what is there becomes `warm`. A filler
  * that takes a fresh one keeps it if it is warm and leaves it to the readers as `cold` if not.
  * Readers copy warm ones too, until the fillers start; then a filler reads them from the cache. A
- * batch is done when a filler has verified it and written it into its tasks. It takes milliseconds
- * to work on one and less than a microsecond to hand it on, so one lock is enough.
+ * batch is done when a filler has verified it and written it into its tasks, or, for regions of GPU
+ * memory, when its copies have ended (delivery.c). It takes milliseconds to work on one and less
+ * than a microsecond to hand it on, so one lock is enough.
  */
 #pragma once
 
+#include "device.h"
 #include "thaw.h"
 
 #include <pthread.h>
@@ -26,7 +28,7 @@
 #define NOWHERE UINT64_MAX /* thaw_failure.place of what is no extent's fault */
 
 enum { CHOSEN, PAGE_CACHE, DIRECT }; /* thaw_fill_options.source */
-enum { STAGE_READ = 1, STAGE_SHORT, STAGE_CHECKSUM, STAGE_TASK, STAGE_OWN };
+enum { STAGE_READ = 1, STAGE_SHORT, STAGE_CHECKSUM, STAGE_TASK, STAGE_OWN, STAGE_GPU };
 
 /* blob.c: a source's file, open as it came and once more for direct I/O. */
 struct blob {
@@ -92,9 +94,6 @@ int pool_open(struct pool *pool, uint64_t budget, uint32_t wanted);
 unsigned char *pool_buffer(const struct pool *pool, uint32_t buffer);
 void pool_close(struct pool *pool);
 
-/* Anonymous memory of our own that no child of ours gets; NULL if there is none. */
-unsigned char *memory_map(size_t size);
-
 /* placement.c: processors of a memory node that we may run on. */
 struct place {
     cpu_set_t processors;
@@ -148,12 +147,18 @@ struct thaw_fill {
     uint32_t batch_count;
     struct task *tasks; /* NULL: nothing is written */
     uint32_t task_count;
+    struct target *targets;     /* delivery.c: instead of tasks; NULL: no GPU is written to */
+    size_t target_count;
+    struct thaw_device *device; /* of the regions; NULL: there are none so far */
+    uint32_t gpu;               /* one of theirs */
+    bool *pinned;               /* buffers of the pool; of each, its holder knows */
     struct counters counters;
     atomic_bool stop; /* set under the lock, seen by all without it */
 
     pthread_mutex_t lock;      /* of all that follows */
     pthread_cond_t work;       /* fillers: a batch became warm or ready, or all is over */
     pthread_cond_t room;       /* readers: a buffer, a cold batch, all is read or fillers start */
+    pthread_cond_t given;      /* delivery.c: a region is there, or all is over */
     pthread_cond_t ended;      /* thaw_fill_wait */
     struct pool pool;
     struct queue warm, cold, ready;
@@ -178,6 +183,7 @@ void buffer_give(struct thaw_fill *fill, struct batch *batch);
 /* fill.c and batch.c; without it, but for what says so. */
 void fill_fail(struct thaw_fill *fill, int error, int stage, uint64_t extent);
 void fill_fail_locked(struct thaw_fill *fill, int error, int stage, uint64_t extent);
+void fill_fail_gpu(struct thaw_fill *fill, int result, const char *call, uint64_t extent);
 bool batch_is_cached(const struct thaw_fill *fill, const struct batch *batch);
 
 /*
@@ -187,6 +193,36 @@ bool batch_is_cached(const struct thaw_fill *fill, const struct batch *batch);
 int fill_read(struct thaw_fill *fill, uint16_t source, bool cold, void *data, uint64_t *offset,
               size_t length, int *error);
 
+/* filler.c: what all who write have in common. */
+
+/*
+ * The next batch to write, with the lock held: what is in a buffer comes first, it frees the
+ * buffer. NULL at the end, and if one would have to be waited for that nobody may wait for.
+ */
+struct batch *filler_take(struct thaw_fill *fill, bool wait);
+
+/* Gives the batch's buffer back. Without the lock. */
+void filler_release(struct thaw_fill *fill, struct batch *batch);
+
+/* The batch is done; with the lock held. */
+void filler_finish(struct thaw_fill *fill);
+
+/* This thread, which writes no more, ends. */
+void filler_end(struct thaw_fill *fill);
+
+/* Reads and counts a piece of an extent; false if that failed. */
+bool filler_read(struct thaw_fill *fill, const struct batch *batch, uint64_t extent, uint64_t at,
+                 unsigned char *data, size_t length);
+
+/*
+ * delivery.c: makes room for regions of these sizes, takes note of one, or drops them all and what
+ * is pinned for them. The first two with the lock held.
+ */
+int delivery_open(struct thaw_fill *fill, const uint64_t *sizes, size_t count);
+int delivery_add(struct thaw_fill *fill, size_t number, struct thaw_region *region);
+void delivery_close(struct thaw_fill *fill);
+
 /* The threads: of struct worker. */
 void *reader_main(void *worker);
 void *filler_main(void *worker);
+void *deliverer_main(void *worker);

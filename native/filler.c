@@ -33,15 +33,12 @@ static void count(_Atomic uint64_t *counter, uint64_t bytes) {
     atomic_fetch_add_explicit(counter, bytes, memory_order_relaxed);
 }
 
-/* A piece of an extent into the bench's block. */
-static bool read_block(struct bench *bench, const struct batch *batch, uint64_t number,
-                       uint64_t at, size_t length) {
-    struct thaw_fill *fill = bench->fill;
+bool filler_read(struct thaw_fill *fill, const struct batch *batch, uint64_t number, uint64_t at,
+                 unsigned char *data, size_t length) {
     const struct thaw_extent *extent = &fill->extents[number];
     uint64_t offset = extent->offset + at;
     int error;
-    int stage =
-        fill_read(fill, extent->source, !batch->warm, bench->block, &offset, length, &error);
+    int stage = fill_read(fill, extent->source, !batch->warm, data, &offset, length, &error);
 
     if (stage != 0)
         fill_fail(fill, error, stage, number);
@@ -86,7 +83,7 @@ static bool fill_extent(struct bench *bench, const struct batch *batch, uint64_t
         const unsigned char *block = data == NULL ? bench->block : data + at;
 
         if (atomic_load_explicit(&fill->stop, memory_order_relaxed) ||
-            (data == NULL && !read_block(bench, batch, number, at, length)))
+            (data == NULL && !filler_read(fill, batch, number, at, bench->block, length)))
             return false;
         if (!batch->verified)
             checksum = thaw_crc32c(checksum, block, length);
@@ -143,14 +140,15 @@ static bool look_at(struct thaw_fill *fill, struct batch *batch) {
     return true;
 }
 
-/* What is in a buffer comes first, it frees the buffer. NULL at the end. */
-static struct batch *take(struct thaw_fill *fill) {
+struct batch *filler_take(struct thaw_fill *fill, bool wait) {
     while (!fill->stop && fill->left > 0) {
         struct batch *batch = queue_pop(fill, &fill->ready);
 
         if (batch != NULL || (batch = queue_pop(fill, &fill->warm)) != NULL)
             return batch;
-        if ((batch = fresh_pop(fill)) == NULL)
+        if ((batch = fresh_pop(fill)) == NULL && !wait)
+            return NULL;
+        if (batch == NULL)
             pthread_cond_wait(&fill->work, &fill->lock);
         else if (look_at(fill, batch))
             return batch;
@@ -158,14 +156,14 @@ static struct batch *take(struct thaw_fill *fill) {
     return NULL;
 }
 
-/* Buffers that no reader will need again go back to the kernel at once. */
-static void release(struct thaw_fill *fill, struct batch *batch) {
+/* Buffers that no reader will need again go back to the kernel at once: not what a GPU knows. */
+void filler_release(struct thaw_fill *fill, struct batch *batch) {
     bool spare;
 
     pthread_mutex_lock(&fill->lock);
     spare = fill->pool.free_count >= fill->unread;
     pthread_mutex_unlock(&fill->lock);
-    if (spare)
+    if (spare && fill->targets == NULL)
         madvise(pool_buffer(&fill->pool, batch->buffer), BUFFER, MADV_DONTNEED);
     atomic_fetch_sub_explicit(&fill->counters.buffered, batch->size, memory_order_relaxed);
     pthread_mutex_lock(&fill->lock);
@@ -177,7 +175,7 @@ static void release(struct thaw_fill *fill, struct batch *batch) {
  * A batch is done, with the lock held. Of zero pages nothing is written, and what was written last
  * may have been long ago: before all is reported as done, every task must still be there.
  */
-static void finish_batch(struct thaw_fill *fill) {
+void filler_finish(struct thaw_fill *fill) {
     uint32_t gone;
     uint64_t extent = 0;
 
@@ -197,17 +195,24 @@ static void work(struct bench *bench) {
     struct batch *batch;
 
     pthread_mutex_lock(&fill->lock);
-    while ((batch = take(fill)) != NULL) {
+    while ((batch = filler_take(fill, true)) != NULL) {
         bool fine;
 
         pthread_mutex_unlock(&fill->lock);
         fine = fill_batch(bench, batch);
         if (batch->buffer != NONE)
-            release(fill, batch);
+            filler_release(fill, batch);
         pthread_mutex_lock(&fill->lock);
         if (fine)
-            finish_batch(fill);
+            filler_finish(fill);
     }
+    pthread_mutex_unlock(&fill->lock);
+}
+
+void filler_end(struct thaw_fill *fill) {
+    pthread_mutex_lock(&fill->lock);
+    fill->fillers--;
+    pthread_cond_broadcast(&fill->ended);
     pthread_mutex_unlock(&fill->lock);
 }
 
@@ -224,9 +229,6 @@ void *filler_main(void *arg) {
         work(&bench);
     if (bench.block != NULL)
         munmap(bench.block, BLOCK);
-    pthread_mutex_lock(&fill->lock);
-    fill->fillers--;
-    pthread_cond_broadcast(&fill->ended);
-    pthread_mutex_unlock(&fill->lock);
+    filler_end(fill);
     return NULL;
 }

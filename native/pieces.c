@@ -99,6 +99,45 @@ static bool fetch_from_tasks(struct worker *worker, const struct group *group) {
     return true;
 }
 
+/* Buffers are pinned by whoever reads into them first, with no lock held. */
+static void pin(const struct thaw_save *save, struct group *group) {
+    if (!group->known) {
+        group->known = true;
+        group->pinned = device_pin(save->device, save->gpu, group->buffer, GROUP);
+    }
+}
+
+static bool fetch_from_regions(struct worker *worker, struct group *group) {
+    const struct thaw_save *save = worker->save;
+    char *data = group->buffer;
+    size_t done = 0;
+    int err = 0;
+    int now;
+
+    pin(save, group);
+    worker->lane.entered = 0; /* to pin and to unpin something changes the thread's GPU */
+    for (; done < group->count && !err; data += group->pieces[done++].length) {
+        const struct piece *piece = &group->pieces[done];
+        const struct thaw_run *run = &save->runs[piece->run];
+
+        err = lane_out(&worker->lane, save->regions[run->task], piece->address, data,
+                       piece->length);
+    }
+    now = lane_mark(&worker->lane, &worker->mark);
+    err = err ? err : now;
+    now = lane_wait(&worker->lane, &worker->mark); /* also after a failure: of those before */
+    err = err ? err : now;
+    return !err || thaw_save_fail_gpu(worker, err, group->pieces[done - 1].run);
+}
+
+void thaw_save_leave(struct worker *worker) {
+    if (worker->save->device) {
+        worker->lane.entered = 0;
+        lane_close(&worker->lane);
+        mark_drop(worker->save->device, &worker->mark);
+    }
+}
+
 static bool write_pending(struct worker *worker, int fd, uint32_t run) {
     struct span *span = &worker->pending;
     bool retried = false;
@@ -199,6 +238,10 @@ static bool examine(struct worker *worker, int fd, const struct piece *piece, co
     bool cut = run->flags & ANONYMOUS;
     bool wanted = run->flags & WANTED;
 
+    if (worker->save->device && !cut) { /* the GPU has left out what is zero */
+        return (!wanted || add_extent(worker, piece, data, 0, piece->length)) &&
+               put(worker, fd, data, piece->offset, piece->length, piece->run);
+    }
     if (wanted && !cut && !add_extent(worker, piece, data, 0, piece->length)) {
         return false;
     }
@@ -206,7 +249,7 @@ static bool examine(struct worker *worker, int fd, const struct piece *piece, co
         if (wanted && cut && !add_extent(worker, piece, data, from, to)) {
             return false;
         }
-        if (worker->save->pids &&
+        if (worker->save->copying &&
             !put(worker, fd, data + from, piece->offset + from, to - from, piece->run)) {
             return false;
         }
@@ -215,6 +258,9 @@ static bool examine(struct worker *worker, int fd, const struct piece *piece, co
 }
 
 bool thaw_save_fetch(struct worker *worker, struct group *group) {
+    if (worker->save->device) {
+        return fetch_from_regions(worker, group);
+    }
     return worker->save->pids ? fetch_from_tasks(worker, group) : fetch_from_file(worker, group);
 }
 

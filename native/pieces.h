@@ -1,6 +1,7 @@
 /* What save.c, schedule.c and pieces.c have in common. */
 #pragma once
 
+#include "device.h"
 #include "thaw.h"
 
 #include <pthread.h>
@@ -21,7 +22,8 @@ enum {
     READING = 1,
     TOO_SHORT = 2,
     MEMORY = 4,
-    OWN = 5, /* stages of a failure */
+    OWN = 5,
+    GPU = 6, /* stages of a failure */
 };
 
 struct piece {
@@ -48,6 +50,8 @@ struct span {
 struct group {
     struct group *next;
     char *buffer;
+    bool known; /* to the GPUs' driver, if they are */
+    bool pinned;
     int fd;
     size_t size; /* bytes */
     size_t count;
@@ -60,11 +64,17 @@ struct worker {
     struct iovec remote[PIECES];
     struct span pending;
     struct extents extents;
+    struct lane lane;
+    struct mark mark;
 };
 
 struct thaw_save {
     int *fds;
-    int *pids; /* or NULL: the bytes are in the files */
+    bool copying; /* from processes or regions; otherwise the bytes are in the files */
+    int *pids;
+    struct thaw_region **regions; /* not touched once all is read */
+    struct thaw_device *device;   /* of the regions; NULL: there are none */
+    uint32_t gpu;                 /* one of theirs */
     struct thaw_run *runs;
     size_t count;
     struct worker *workers;
@@ -94,8 +104,14 @@ void *thaw_save_work(void *argument);
 /* Gives a buffer back to the system. */
 void thaw_save_drop(struct thaw_save *save, struct group *group);
 
+/* Gives back what a thread needed of the GPUs. */
+void thaw_save_leave(struct worker *worker);
+
 /* Keeps the first failure, which makes all threads stop. Always false, to be returned. */
 bool thaw_save_fail(struct thaw_save *save, int error, int stage, uint64_t place);
+
+/* The same with what a call of device.h has returned: the driver's answer, or -errno. */
+bool thaw_save_fail_gpu(struct worker *worker, int result, uint64_t place);
 
 /* pieces.c: reads the group's bytes into its buffer; false if that failed. */
 bool thaw_save_fetch(struct worker *worker, struct group *group);

@@ -1,6 +1,6 @@
 /*
- * Bulk memory at a checkpoint: out of frozen tasks into CRIU's pages files, or out of these
- * files alone, and on the way what an index needs to know of it.
+ * Bulk memory at a checkpoint: out of frozen tasks into CRIU's pages files, out of GPU memory into
+ * files of ours, or out of files alone, and on the way what an index needs to know of it.
  *
  * The runs are cut into pieces that end where the address is a multiple of 4 MiB; consecutive
  * pieces of one file, 8 MiB in all, are what a thread takes at a time (schedule.c). The result
@@ -34,18 +34,34 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* Where the bytes come from, and how many of these there are. */
+struct origin {
+    const int *pids;
+    struct thaw_region *const *regions;
+    size_t count;
+};
+
+static bool is_there(const struct thaw_run *run, const struct origin *origin) {
+    if (!origin->pids && !origin->regions) {
+        return true;
+    }
+    return run->task < origin->count &&
+           (!origin->regions ||
+            region_holds(origin->regions[run->task], run->address, run->length));
+}
+
 static bool check(struct thaw_save *save, const struct thaw_run *run, size_t fd_count,
-                  size_t pid_count) {
+                  const struct origin *origin) {
     uint64_t place = (uint64_t)(run - save->runs);
     struct stat file;
 
     if ((run->address | run->offset | run->length) % PAGE ||
         run->address + run->length < run->address || run->length > INT64_MAX ||
         run->offset > INT64_MAX - run->length || run->source >= fd_count ||
-        (save->pids && run->task >= pid_count)) {
+        !is_there(run, origin)) {
         return thaw_save_fail(save, EINVAL, OWN, place);
     }
-    if (save->pids) {
+    if (save->copying) {
         return true;
     }
     if (fstat(save->fds[run->source], &file) < 0) {
@@ -57,9 +73,14 @@ static bool check(struct thaw_save *save, const struct thaw_run *run, size_t fd_
     return true;
 }
 
-static bool check_all(struct thaw_save *save, size_t fd_count, size_t pid_count) {
+static bool check_all(struct thaw_save *save, size_t fd_count, const struct origin *origin) {
+    for (size_t i = 1; origin->regions && i < origin->count; i++) {
+        if (origin->regions[i]->device != origin->regions[0]->device) {
+            return thaw_save_fail(save, EINVAL, OWN, UINT64_MAX);
+        }
+    }
     for (size_t i = 0; i < save->count; i++) {
-        if (!check(save, &save->runs[i], fd_count, pid_count)) {
+        if (!check(save, &save->runs[i], fd_count, origin)) {
             return false;
         }
     }
@@ -82,16 +103,16 @@ static void choose(struct thaw_save *save, uint32_t asked, uint64_t budget) {
         if (sched_getaffinity(0, sizeof(ours), &ours) == 0) { /* not beyond CPU_SETSIZE */
             threads = (uint64_t)CPU_COUNT(&ours);
         }
-        threads += save->pids ? WRITERS : 0;
+        threads += save->copying ? WRITERS : 0;
     }
-    if (save->pids && threads > budget / GROUP) { /* each needs a buffer, which counts */
+    if (save->copying && threads > budget / GROUP) { /* each needs a buffer, which counts */
         threads = budget / GROUP ? budget / GROUP : 1;
     }
     threads = threads < bytes / GROUP + 1 ? threads : bytes / GROUP + 1;
     threads = threads < MOST_THREADS ? threads : MOST_THREADS;
     save->threads = (uint32_t)threads;
     save->writers = !asked ? WRITERS : (save->threads + 1) / 2;
-    save->most = save->pids && budget / GROUP > threads ? budget / GROUP : threads;
+    save->most = save->copying && budget / GROUP > threads ? budget / GROUP : threads;
 }
 
 /* Starts as many of the threads as the system gives. */
@@ -171,9 +192,22 @@ static void *copied(const void *from, size_t count, size_t size) {
     return copy;
 }
 
-int thaw_save_start(const int *fds, size_t fd_count, const struct thaw_run *runs, size_t count,
-                    const int *pids, size_t pid_count, uint32_t threads, uint64_t budget,
-                    struct thaw_save **started) {
+static bool copy_origin(struct thaw_save *save, const struct origin *origin) {
+    save->copying = origin->pids || origin->regions;
+    if (origin->pids) {
+        save->pids = copied(origin->pids, origin->count, sizeof(*origin->pids));
+    }
+    if (origin->regions && origin->count) {
+        save->regions = copied(origin->regions, origin->count, sizeof(*save->regions));
+        save->device = origin->regions[0]->device;
+        save->gpu = origin->regions[0]->gpu;
+    }
+    return (save->pids || !origin->pids) && (save->regions || !save->device);
+}
+
+static int begin(const int *fds, size_t fd_count, const struct thaw_run *runs, size_t count,
+                 const struct origin *origin, uint32_t threads, uint64_t budget,
+                 struct thaw_save **started) {
     struct thaw_save *save = count < UINT32_MAX ? calloc(1, sizeof(*save)) : NULL;
 
     *started = save;
@@ -185,8 +219,7 @@ int thaw_save_start(const int *fds, size_t fd_count, const struct thaw_run *runs
     save->count = count;
     save->fds = copied(fds, fd_count, sizeof(*fds));
     save->runs = copied(runs, count, sizeof(*runs));
-    save->pids = pids ? copied(pids, pid_count, sizeof(*pids)) : NULL;
-    if (save->fds && save->runs && (save->pids || !pids)) {
+    if (copy_origin(save, origin) && save->fds && save->runs) {
         choose(save, threads, budget);
         save->workers = calloc(save->threads, sizeof(*save->workers));
     }
@@ -195,12 +228,28 @@ int thaw_save_start(const int *fds, size_t fd_count, const struct thaw_run *runs
         *started = NULL;
         return -ENOMEM;
     }
-    if (check_all(save, fd_count, pid_count)) {
+    if (check_all(save, fd_count, origin)) {
         start(save);
     } else {
         save->threads = 0;
     }
     return 0;
+}
+
+int thaw_save_start(const int *fds, size_t fd_count, const struct thaw_run *runs, size_t count,
+                    const int *pids, size_t pid_count, uint32_t threads, uint64_t budget,
+                    struct thaw_save **save) {
+    struct origin origin = {.pids = pids, .count = pid_count};
+
+    return begin(fds, fd_count, runs, count, &origin, threads, budget, save);
+}
+
+int thaw_save_start_device(const int *fds, size_t fd_count, const struct thaw_run *runs,
+                           size_t count, struct thaw_region *const *regions, size_t region_count,
+                           uint32_t threads, uint64_t budget, struct thaw_save **save) {
+    struct origin origin = {.regions = regions, .count = region_count};
+
+    return begin(fds, fd_count, runs, count, &origin, threads, budget, save);
 }
 
 int thaw_save_wait(struct thaw_save *save, int written, struct thaw_failure *failure) {
@@ -214,7 +263,11 @@ int thaw_save_wait(struct thaw_save *save, int written, struct thaw_failure *fai
     }
     *failure = save->failure;
     pthread_mutex_unlock(&save->lock);
-    return -failure->error;
+    return failure->stage == GPU ? -EIO : -failure->error;
+}
+
+void thaw_save_cancel(struct thaw_save *save) {
+    thaw_save_fail(save, ECANCELED, OWN, UINT64_MAX);
 }
 
 int thaw_save_run(const int *fds, size_t fd_count, const struct thaw_run *runs, size_t count,
@@ -223,7 +276,7 @@ int thaw_save_run(const int *fds, size_t fd_count, const struct thaw_run *runs, 
     int result = thaw_save_start(fds, fd_count, runs, count, pids, pid_count, threads, 0, save);
 
     if (result < 0) {
-        *failure = (struct thaw_failure){-result, OWN, UINT64_MAX};
+        *failure = (struct thaw_failure){.error = -result, .stage = OWN, .place = UINT64_MAX};
         return result;
     }
     result = thaw_save_wait(*save, 1, failure);
@@ -253,7 +306,7 @@ void thaw_save_close(struct thaw_save *save) {
         return;
     }
     if (!save->joined) {
-        thaw_save_fail(save, ECANCELED, OWN, UINT64_MAX);
+        thaw_save_cancel(save);
         join(save);
     }
     drop_all(save, save->first);
@@ -267,6 +320,7 @@ void thaw_save_close(struct thaw_save *save) {
     free(save->extents);
     free(save->runs);
     free(save->pids);
+    free(save->regions);
     free(save->fds);
     free(save);
 }

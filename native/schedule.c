@@ -6,14 +6,28 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-bool thaw_save_fail(struct thaw_save *save, int error, int stage, uint64_t place) {
+static bool fail(struct thaw_save *save, struct thaw_failure failure) {
     pthread_mutex_lock(&save->lock);
     if (!save->failure.error) {
-        save->failure = (struct thaw_failure){.error = error, .stage = stage, .place = place};
+        save->failure = failure;
     }
     pthread_cond_broadcast(&save->changed);
     pthread_mutex_unlock(&save->lock);
     return false;
+}
+
+bool thaw_save_fail(struct thaw_save *save, int error, int stage, uint64_t place) {
+    return fail(save, (struct thaw_failure){.error = error, .stage = stage, .place = place});
+}
+
+bool thaw_save_fail_gpu(struct worker *worker, int result, uint64_t place) {
+    if (result < 0) {
+        return thaw_save_fail(worker->save, -result, OWN, place);
+    }
+    return fail(worker->save, (struct thaw_failure){.error = result,
+                                                    .stage = GPU,
+                                                    .place = place,
+                                                    .call = worker->lane.call});
 }
 
 /* Appends the next piece to the group, if it fits there. */
@@ -44,7 +58,7 @@ static bool take(struct thaw_save *save, struct group *group) {
     while (save->next < save->count && group->count < PIECES) {
         const struct thaw_run *run = &save->runs[save->next];
 
-        if (save->taken == run->length || !(save->pids || run->flags & WANTED)) {
+        if (save->taken == run->length || !(save->copying || run->flags & WANTED)) {
             save->next++;
             save->taken = 0;
         } else if (!add_piece(save, group)) {
@@ -59,6 +73,9 @@ static bool take(struct thaw_save *save, struct group *group) {
 }
 
 void thaw_save_drop(struct thaw_save *save, struct group *group) {
+    if (group->pinned) {
+        device_unpin(save->device, save->gpu, group->buffer);
+    }
     if (group->buffer != MAP_FAILED) {
         munmap(group->buffer, GROUP);
     }
@@ -162,7 +179,8 @@ static struct group *next(struct thaw_save *save, bool *write) {
             return group;
         }
         if (!save->groups && !save->exhausted) { /* not even one buffer */
-            save->failure = (struct thaw_failure){ENOMEM, OWN, UINT64_MAX};
+            save->failure =
+                (struct thaw_failure){.error = ENOMEM, .stage = OWN, .place = UINT64_MAX};
             return NULL;
         }
         pthread_cond_wait(&save->changed, &save->lock);
@@ -207,5 +225,6 @@ void *thaw_save_work(void *argument) {
     }
     pthread_cond_broadcast(&save->changed);
     pthread_mutex_unlock(&save->lock);
+    thaw_save_leave(worker);
     return NULL;
 }

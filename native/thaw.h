@@ -58,6 +58,9 @@ int thaw_sched_core_create(int pid);
 /* The calling thread, and what it starts, takes the core scheduling cookie of `pid`. */
 int thaw_sched_core_join(int pid);
 
+/* A copy, close-on-exec, of descriptor `fd` of another process; needs the rights to trace it. */
+int thaw_pidfd_getfd(int pidfd, int fd);
+
 /* checksum.c --------------------------------------------------------------------------------- */
 
 /* CRC-32C (Castagnoli, as iSCSI and ext4 use it) of `size` bytes, going on from `crc` (0 first). */
@@ -92,10 +95,82 @@ struct thaw_source {
 /* What went wrong first. */
 struct thaw_failure {
     int error;      /* errno; 0: nothing */
-    int stage;      /* 1 reading a file, 2 it is too short, 3 checksum, 4 the task's memory, or */
-                    /* 5 own: threads, memory, cancelled, nonsense asked for, writing a file */
+    int stage;      /* 1 reading a file, 2 it is too short, 3 checksum, 4 the task's memory, */
+                    /* 5 own: threads, memory, cancelled, nonsense asked for, writing a file, or */
+                    /* 6 the CUDA driver: `error` is what it answered, others are told EIO, */
+                    /* 7 cuFile: see direct.h */
     uint64_t place; /* number of the extent or run; UINT64_MAX: none is to blame */
+    const char *call; /* stage 6: which of the driver's functions that was */
 };
+
+/* device.c, lane.c, scan.c ------------------------------------------------------------------- */
+
+/*
+ * Memory on GPUs that this process uses itself, with the CUDA driver, and can share with others.
+ * What the driver answers is passed on, and `*call` is the name of its function then.
+ */
+struct thaw_device;
+
+/* One piece of memory, mapped here. Others that share in it need not know. */
+struct thaw_region;
+
+/* As thaw_cuda_open, for the driver's calls that are about memory. */
+int thaw_device_open(const char *library, struct thaw_device **device, char *why, size_t size);
+
+/* The number that the GPU with this UUID (16 bytes) has for us. -ENODEV: there is none. */
+int thaw_device_use(struct thaw_device *device, const unsigned char *uuid, uint32_t *gpu,
+                    const char **call);
+
+/* Gives the GPUs back, when there is no region and no copy of it any more. */
+void thaw_device_close(struct thaw_device *device);
+
+/* Makes memory that is all zeros. `size` is a multiple of the GPU's granularity (2 MiB). `rdma`, if
+   not 0: network cards are to reach it, where they reach any. */
+int thaw_region_create(struct thaw_device *device, uint32_t gpu, uint64_t size, int rdma,
+                       struct thaw_region **region, const char **call);
+
+/* Takes part in memory that another process has exported as `file`, which is not taken over. */
+int thaw_region_import(struct thaw_device *device, uint32_t gpu, uint64_t size, int file,
+                       struct thaw_region **region, const char **call);
+
+/* A new descriptor, close-on-exec, of memory that was created here: the caller's. */
+int thaw_region_export(struct thaw_region *region, int *file, const char **call);
+
+/* Sets each of `count` flags, one for every 64 KiB of the region, to whether that is not zero. */
+int thaw_region_scan(struct thaw_region *region, unsigned char *flags, size_t count,
+                     const char **call);
+
+/* Lets go of it. After a failure it is gone all the same. */
+int thaw_region_close(struct thaw_region *region, const char **call);
+
+/* Copies all of a region, on its GPU, into another of its size there, and waits for that. */
+int thaw_region_copy(struct thaw_region *from, struct thaw_region *to, const char **call);
+
+/* pinned.c ----------------------------------------------------------------------------------- */
+
+/* Memory of this process. */
+struct thaw_memory {
+    void *address;
+    uint64_t size; /* bytes */
+};
+
+/*
+ * Pins memory, of which all pages must be there, for all GPUs, until it is unpinned: copies from it
+ * are as fast as the bus. `gpu` is any one that is in use, and the same when it is unpinned.
+ */
+int thaw_memory_pin(struct thaw_device *device, uint32_t gpu, void *address, uint64_t size,
+                    const char **call);
+int thaw_memory_unpin(struct thaw_device *device, uint32_t gpu, void *address, const char **call);
+
+/*
+ * Copies from memory, best pinned, into regions of one thaw_device, and waits for the end: also
+ * after a failure nothing is copied any more. An extent's source is the number of a piece of
+ * memory, its task that of a region and its address a place in there. Checksums are not looked at.
+ * -EINVAL, before anything is copied, if an extent leaves its memory or its region.
+ */
+int thaw_region_put(struct thaw_region *const *regions, size_t region_count,
+                    const struct thaw_memory *sources, size_t source_count,
+                    const struct thaw_extent *extents, size_t count, const char **call);
 
 /* fill.c ------------------------------------------------------------------------------------- */
 
@@ -104,7 +179,8 @@ struct thaw_fill;
 struct thaw_fill_options {
     uint64_t budget;   /* bytes of read-ahead buffers at most; less than 4 MiB: none */
     uint32_t readers;  /* threads that read ahead, past the page cache; 0: chosen */
-    uint32_t fillers;  /* threads that verify and write; 0: one per processor that we may use */
+    uint32_t fillers;  /* threads that verify and write; 0: one per processor that we may use, */
+                       /* and for GPUs one for every two */
     uint32_t source;   /* 0 chosen per piece by what is cached, 1 page cache, 2 direct I/O */
 };
 
@@ -115,7 +191,7 @@ struct thaw_progress {
     uint64_t cached;   /* read through the page cache */
     uint64_t buffered; /* in read-ahead buffers now */
     uint64_t peak;     /* the most there was in them */
-    uint64_t done;     /* verified and, with tasks, written */
+    uint64_t done;     /* verified and, with tasks or regions, written */
     uint64_t zero;     /* of these, zero pages that were not written */
 };
 
@@ -144,6 +220,24 @@ int thaw_fill_prefetch(struct thaw_fill *fill);
  */
 int thaw_fill_start(struct thaw_fill *fill, const int *pids, size_t pid_count, const int *nodes,
                     size_t node_count);
+
+/*
+ * Starts copying into regions instead, on GPUs of one thaw_device; task N of the extents is region
+ * N, which has sizes[N] bytes, and addresses are places in it. Nothing goes there before it is
+ * verified. What no extent covers stays as it is. All buffers that are used become pinned memory,
+ * and up to 12 MiB more for each thread. -EINVAL if an extent leaves its region.
+ *
+ * Regions may be made while others are filled: each is there from its thaw_fill_region on, and what
+ * is for it waits until then, before all that comes after it. Without extents it need not come.
+ */
+int thaw_fill_start_device(struct thaw_fill *fill, const uint64_t *sizes, size_t count);
+
+/*
+ * Here is region `number`. It is needed until the end (thaw_fill_wait), its device until
+ * thaw_fill_close. After a failure it is not looked at: thaw_fill_wait tells of that. -EINVAL if
+ * the fill has no such region or has it, or it is of another size or another thaw_device.
+ */
+int thaw_fill_region(struct thaw_fill *fill, size_t number, struct thaw_region *region);
 
 /*
  * Waits for the end: 0, or -errno of the first failure, -ECANCELED, -ETIMEDOUT (goes on). Less than
@@ -199,11 +293,23 @@ int thaw_save_start(const int *fds, size_t fd_count, const struct thaw_run *runs
                     struct thaw_save **save);
 
 /*
+ * The same with bytes that come from regions: run.task is the number of one and run.address a
+ * place in it. Only what has flag 1 is searched for zeros; all else goes into the files as it is.
+ * The regions are needed until all is read, their device until thaw_save_close.
+ */
+int thaw_save_start_device(const int *fds, size_t fd_count, const struct thaw_run *runs,
+                           size_t count, struct thaw_region *const *regions, size_t region_count,
+                           uint32_t threads, uint64_t budget, struct thaw_save **save);
+
+/*
  * Waits until all is read, or, with `written`, done: 0, or -errno of the first failure. After a
  * failure without `written`, threads may still be at the tasks and descriptors: they are in use
  * until thaw_save_close.
  */
 int thaw_save_wait(struct thaw_save *save, int written, struct thaw_failure *failure);
+
+/* Makes it fail soon, with ECANCELED; from any thread, also while one waits, more than once. */
+void thaw_save_cancel(struct thaw_save *save);
 
 /* From start to end with the least budget: one thread, with `pids`. A failure leaves nothing. */
 int thaw_save_run(const int *fds, size_t fd_count, const struct thaw_run *runs, size_t count,

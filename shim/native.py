@@ -1,7 +1,8 @@
 """shim._native for Python: results become values or OSError, paths become bytes.
 
 Only what several rooms need stands here; a call that one module makes (mounts, inotify) is made
-there, through `check`. Also where the native program that CRIU runs lies.
+there, through `check`. Also where the native programs lie that CRIU and the engine run, and what
+else is neither Python nor linked to it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from shim import _native
 from shim._native import lib
 
 # Beside the extension, not beside this file: an editable install keeps the two apart.
-HOOK = os.path.join(os.path.dirname(_native.__file__), "libexec", "thaw-criu-hook")
+LIBEXEC = os.path.join(os.path.dirname(_native.__file__), "libexec")
+HOOK = os.path.join(LIBEXEC, "thaw-criu-hook")
+KEEPER = os.path.join(LIBEXEC, "thaw-gpu-keeper")
 
 
 def check(result: int, what: str = "", path: str = "") -> int:

@@ -1,4 +1,4 @@
-"""A CUDA driver without a GPU: tests/fakes/libcuda.c, built, and the world that it works on.
+"""A CUDA driver without a GPU: tests/fakes/libcuda*.c, built, and the world that it works on.
 
 The library finds the folder by the environment variable THAW_FAKE_CUDA, so other processes that
 have it share the world. Each `FakeCuda` has a library of its own: one that nobody has called
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -30,20 +31,53 @@ CALLS = (
 )
 STATES = ("running", "locked", "checkpointed", "failed", "checkpointing", "restoring")
 STORAGE = "cuCheckpointOperationComplete"  # drivers of CUDA 13.4 and newer
-_SOURCE = Path(__file__).with_name("libcuda.c")
+PASS = -1  # an answer: the call does its work, as if it had none
+_SOURCES = sorted(Path(__file__).parent.glob("libcuda*.c"))
+_ENTRY = Path(__file__).with_name("libcuda_entry.c")
 _WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Werror")
-_LENIENT = ("-Wno-unused-function",)  # for what only calls need that are left out
+_SHAPE = ("-std=gnu17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-pthread")
+_DEFINED = re.compile(r"^(?:CALL|COPY\w*|SET\w*|LAUNCH\w*)\((\w+)", re.MULTILINE)
+
+
+@functools.cache
+def names() -> frozenset[str]:
+    """All functions that the library exports."""
+    found = {name for path in _SOURCES for name in _DEFINED.findall(path.read_text())}
+    return frozenset(name for name in found if name.startswith(("cu", "fake")))
+
+
+def compiled(source: Path, target: Path, *more: str) -> subprocess.Popen[bytes]:
+    """A compiler at its work."""
+    return subprocess.Popen(["cc", *_SHAPE, *_WARNINGS, *more, "-c", "-o", target, source])
+
+
+@functools.cache
+def _objects() -> dict[str, bytes]:
+    """All but what depends on which calls the library has; compiled once, as that takes a while."""
+    with tempfile.TemporaryDirectory() as folder:
+        targets = {s: Path(folder) / f"{s.stem}.o" for s in _SOURCES if s != _ENTRY}
+        under_way = [compiled(source, target) for source, target in targets.items()]
+        assert [compiler.wait() for compiler in under_way] == [0] * len(targets)
+        return {target.name: target.read_bytes() for target in targets.values()}
 
 
 @functools.cache
 def _built(without: frozenset[str]) -> bytes:
-    """The library that lacks these calls; built once, as a compiler takes its time."""
+    """The library that lacks these calls."""
+    assert without <= names(), without - names()
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "libcuda.so.1"
-        lacking = [f"-DWITHOUT_{name}" for name in sorted(without)]
-        shape = ["-std=gnu17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
-        command = ["cc", *shape, *_WARNINGS, *_LENIENT, *lacking, "-o", str(library), str(_SOURCE)]
-        subprocess.run(command, check=True)
+        library, entry = Path(folder) / "libcuda.so.1", Path(folder) / "entry.o"
+        has = " ".join(f"X({name})" for name in sorted(names() - without) if name[:2] == "cu")
+        assert compiled(_ENTRY, entry, f"-DENTRIES={has}").wait() == 0
+        hidden = "".join(f"{name};" for name in sorted(without))
+        script = Path(folder) / "script"
+        script.write_text(f"{{ global: cu*; fake*; local: {hidden} *; }};\n")
+        for name, content in _objects().items():
+            (Path(folder) / name).write_bytes(content)
+        objects = [Path(folder) / name for name in _objects()]
+        shape = ("cc", "-shared", "-pthread", "-Wl,-soname,libcuda.so.1")
+        shown = f"-Wl,--version-script={script}"
+        subprocess.run([*shape, shown, "-o", library, entry, *objects], check=True)
         return library.read_bytes()
 
 
@@ -121,7 +155,8 @@ class FakeCuda:
         """What `call` answers, one result after the other or always the last one.
 
         It does nothing then, whatever it answers, but leave the process in the state `left`. For
-        `pid` only, if there is one: such answers go first.
+        `pid` only, if there is one: such answers go first. That is who the call is about, or, if it
+        is about the calling process, who calls. PASS among the results: the call does its work.
         """
         often = ["once"] * len(results)
         if always:
@@ -135,9 +170,12 @@ class FakeCuda:
         self._file("delays", call, pid).write_text(str(seconds))
 
     @contextmanager
-    def held(self, call: str) -> Iterator[None]:
-        """A block in which `call` does not come to its end, unless its process does."""
-        held = self._file("holds", call, None)
+    def held(self, call: str, pid: int | None = None) -> Iterator[None]:
+        """A block in which `call` does not come to its end, unless its process does.
+
+        `pid`: only in that process; for calls that are about the caller itself.
+        """
+        held = self._file("holds", call, pid)
         held.touch()
         try:
             yield
@@ -182,6 +220,16 @@ class FakeCuda:
             for made in self.calls
         )
 
+    def trace(self) -> None:
+        """From now on `traced` has the calls that are about the calling process itself."""
+        (self.folder / "calls").write_text("")
+
+    @property
+    def traced(self) -> list[tuple[str, int]]:
+        """Their names and who made them, in order."""
+        lines = (line.split() for line in (self.folder / "calls").read_text().splitlines())
+        return [(name, int(pid)) for name, pid in lines]
+
     def forget(self) -> None:
         """Start the log anew."""
         (self.folder / "log").unlink(missing_ok=True)
@@ -194,8 +242,8 @@ class FakeCuda:
                 path.unlink()
 
     def _file(self, folder: str, call: str, pid: int | None) -> Path:
-        if call not in (*CALLS, STORAGE):
+        if call not in names():
             call = f"cuCheckpointProcess{call}"
-        assert call in (*CALLS, STORAGE), f"no such call: {call}"
+        assert call in names(), f"no such call: {call}"
         name = call if pid is None else f"{call}.{pid}"
         return self.folder / folder / name

@@ -7,20 +7,39 @@
  *                           doing its work; STATE is what the process is left in
  *     delays/CALL[.PID]     how many seconds the call takes
  *     holds/CALL            the call waits for as long as there is such a file
- *     version               the CUDA version
+ *     version               the CUDA version; 13000 without it
+ *     gpus                  the numbers of those that there are, with commas between them: "0"
+ *     memory                bytes that each has for one process: 80 GiB
+ *     no-rdma               if it is there: network cards reach no VMM memory
+ *     own-only              the same: nothing is exported that came from another process
+ *     aliases               the same: cuGetProcAddress knows cuMemAlloc under a name of its own
  *     log                   "begin|end THREAD NANOSECONDS CALL PID RESULT DETAIL", as it happens
+ *     calls                 if it is there: a line "CALL PID" for every call that is about the
+ *                           calling process itself
+ *
+ * Those have answers, delays and holds, too; PID is their own there. The result -1 stands for what
+ * the call really does.
  *
  * A process without such a file, and without the variable, uses CUDA if it has called cuInit of
- * this library: its state is in its own memory then, and is dumped and restored with it.
+ * this library: its state is in its own memory then, and is dumped and restored with it. The
+ * variable THAW_FAKE_WORKER names the folder for such a one; THAW_FAKE_GPUS and THAW_FAKE_MEMORY do
+ * for the files gpus and memory.
+ *
+ * Device memory is memory of the process, or a memfd (libcuda_vmm.c), at the address that the
+ * device has it at. What a stream is asked for it does as late as may be (libcuda_stream.c).
  *
  * It is as strict as the real one: nothing goes before cuInit, nothing in the wrong state, no byte
  * of an argument may be set that this version does not know. What it answers for processes that use
  * no CUDA, have ended or are killed meanwhile is what driver 580.159.04 was seen to answer.
- * WITHOUT_name leaves a function out.
  */
 #define _GNU_SOURCE
 
-#include "libcuda_world.h"
+#include "libcuda_fake.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 /* ---- how every call goes ----------------------------------------------------------------- */
 
@@ -53,6 +72,9 @@ static int move(const char *call, int pid, bool sane, int from, int to, const ch
         return end(call, pid, unknown(pid));
     if (state_of(pid) != from)
         return end(call, pid, ILLEGAL_STATE);
+    if ((from == LOCKED && to != RUNNING && !move_memory(pid, GO, AWAY)) ||
+        (from == CHECKPOINTED && !move_memory(pid, COME, HERE)))
+        return end(call, pid, OPERATING_SYSTEM);
     set_state(pid, names[to]);
     return end(call, pid, SUCCESS);
 }
@@ -68,43 +90,32 @@ static bool zero(const void *data, size_t size) {
 
 /* ---- the functions ----------------------------------------------------------------------- */
 
-#define EXPORT __attribute__((visibility("default")))
+/* A child of fork does not use CUDA. */
+static void no_cuda(void) {
+    memset(&own, 0, sizeof(own));
+}
 
-#ifndef WITHOUT_cuInit
-EXPORT int cuInit(unsigned int flags);
-EXPORT int cuInit(unsigned int flags) {
+CALL(cuInit, unsigned int flags) {
     int result = begin("cuInit", 0, "");
 
     if (result < 0)
         result = flags == 0 ? SUCCESS : INVALID_VALUE;
     if (result == SUCCESS) {
-        atomic_store(&initialized, true);
-        if (getenv("THAW_FAKE_CUDA") == NULL) /* whoever has it asks about others */
+        note_init();
+        if (getenv("THAW_FAKE_CUDA") == NULL) { /* whoever has it asks about others */
             memcpy(own.mark, mark, sizeof(mark));
+            pthread_atfork(NULL, NULL, no_cuda);
+        }
     }
     return end("cuInit", 0, result);
 }
-#endif
 
 /* For tests: what a process is, without a word in the log. */
-EXPORT int fakeState(int pid);
-EXPORT int fakeState(int pid) {
+CALL(fakeState, int pid) {
     return state_of(pid);
 }
 
-/* What stands for all that a worker does with its GPU: while it is locked, it waits. */
-EXPORT int cuCtxSynchronize(void);
-EXPORT int cuCtxSynchronize(void) {
-    const struct timespec step = {0, 2000000};
-
-    while (own.state != RUNNING)
-        nanosleep(&step, NULL);
-    return atomic_load(&initialized) ? SUCCESS : NOT_INITIALIZED;
-}
-
-#ifndef WITHOUT_cuDriverGetVersion
-EXPORT int cuDriverGetVersion(int *number);
-EXPORT int cuDriverGetVersion(int *number) {
+CALL(cuDriverGetVersion, int *number) {
     int result = begin("cuDriverGetVersion", 0, "");
 
     if (result < 0) {
@@ -113,7 +124,6 @@ EXPORT int cuDriverGetVersion(int *number) {
     }
     return end("cuDriverGetVersion", 0, result);
 }
-#endif
 
 static int ask(const char *call, int pid, int *value, int truth) {
     int result = begin(call, pid, "");
@@ -127,23 +137,15 @@ static int ask(const char *call, int pid, int *value, int truth) {
     return end(call, pid, result);
 }
 
-#ifndef WITHOUT_cuCheckpointProcessGetState
-EXPORT int cuCheckpointProcessGetState(int pid, int *state);
-EXPORT int cuCheckpointProcessGetState(int pid, int *state) {
+CALL(cuCheckpointProcessGetState, int pid, int *state) {
     return ask("cuCheckpointProcessGetState", pid, state, state_of(pid));
 }
-#endif
 
-#ifndef WITHOUT_cuCheckpointProcessGetRestoreThreadId
-EXPORT int cuCheckpointProcessGetRestoreThreadId(int pid, int *thread);
-EXPORT int cuCheckpointProcessGetRestoreThreadId(int pid, int *thread) {
+CALL(cuCheckpointProcessGetRestoreThreadId, int pid, int *thread) {
     return ask("cuCheckpointProcessGetRestoreThreadId", pid, thread, pid + 1);
 }
-#endif
 
-#ifndef WITHOUT_cuCheckpointProcessLock
-EXPORT int cuCheckpointProcessLock(int pid, const unsigned char *args);
-EXPORT int cuCheckpointProcessLock(int pid, const unsigned char *args) {
+CALL(cuCheckpointProcessLock, int pid, const unsigned char *args) {
     unsigned int milliseconds = 0;
     char detail[32];
 
@@ -153,15 +155,11 @@ EXPORT int cuCheckpointProcessLock(int pid, const unsigned char *args) {
     return move("cuCheckpointProcessLock", pid, args == NULL || zero(args + 4, 60), RUNNING,
                 LOCKED, detail);
 }
-#endif
 
-#ifndef WITHOUT_cuCheckpointProcessUnlock
-EXPORT int cuCheckpointProcessUnlock(int pid, const unsigned char *args);
-EXPORT int cuCheckpointProcessUnlock(int pid, const unsigned char *args) {
+CALL(cuCheckpointProcessUnlock, int pid, const unsigned char *args) {
     return move("cuCheckpointProcessUnlock", pid, args == NULL || zero(args, 64), LOCKED, RUNNING,
                 "");
 }
-#endif
 
 /* Custom storage: two GPUs that lie at addresses one can recognize, streams that are none. */
 struct device {
@@ -208,9 +206,7 @@ static void map(int pid, struct storage **out) {
     *out = &made->storage;
 }
 
-#ifndef WITHOUT_cuCheckpointProcessCheckpoint
-EXPORT int cuCheckpointProcessCheckpoint(int pid, const unsigned char *args);
-EXPORT int cuCheckpointProcessCheckpoint(int pid, const unsigned char *args) {
+CALL(cuCheckpointProcessCheckpoint, int pid, const unsigned char *args) {
     struct storage **out = wanted(args);
     size_t known = version() >= 13040 ? 8 : 0;
     int result = move("cuCheckpointProcessCheckpoint", pid,
@@ -221,21 +217,14 @@ EXPORT int cuCheckpointProcessCheckpoint(int pid, const unsigned char *args) {
         map(pid, out);
     return result;
 }
-#endif
 
-#ifndef WITHOUT_cuCheckpointProcessRestore
 /* OLD>NEW of every pair, 32 hexadecimal digits each, and "storage" if that is wanted. */
-static void describe(const unsigned char *args, bool storage, char *detail, size_t size) {
-    const unsigned char *pairs = NULL;
-    unsigned int count = 0;
+static void describe(const unsigned char *pairs, unsigned int count, bool storage, char *detail,
+                     size_t size) {
     size_t length = 0;
 
     detail[0] = '\0';
-    if (args != NULL) {
-        memcpy(&pairs, args, sizeof(void *));
-        memcpy(&count, args + 8, sizeof(count));
-    }
-    for (size_t at = 0; pairs != NULL && at < (size_t)count * 32 && length + 3 < size; at++)
+    for (size_t at = 0; at < (size_t)count * 32 && length + 3 < size; at++)
         length += (size_t)snprintf(detail + length, size - length, "%s%02x",
                                    at % 32 == 16                ? ">"
                                    : at % 32 == 0 && at > 0 ? ","
@@ -245,26 +234,35 @@ static void describe(const unsigned char *args, bool storage, char *detail, size
         snprintf(detail + length, size - length, "%sstorage", length > 0 ? "," : "");
 }
 
-EXPORT int cuCheckpointProcessRestore(int pid, const unsigned char *args);
-EXPORT int cuCheckpointProcessRestore(int pid, const unsigned char *args) {
+CALL(cuCheckpointProcessRestore, int pid, const unsigned char *args) {
     struct storage **out = args != NULL ? wanted(args + 16) : NULL;
     size_t known = version() < 13000 ? 0 : version() < 13040 ? 12 : 24;
     bool sane = args == NULL || (zero(args + known, 64 - known) && zero(args + 12, 4));
+    const unsigned char *pairs = NULL;
+    unsigned int count = 0;
     char detail[2048];
     int result;
 
-    describe(version() >= 13000 ? args : NULL, out != NULL, detail, sizeof(detail));
+    if (version() >= 13000 && args != NULL) {
+        memcpy(&pairs, args, sizeof(void *));
+        memcpy(&count, args + 8, sizeof(count));
+    }
+    describe(pairs, pairs != NULL ? count : 0, out != NULL, detail, sizeof(detail));
+    if (imported_by(pid) > 0 && state_of(pid) == CHECKPOINTED) { /* as on an H100 */
+        int answered = begin("cuCheckpointProcessRestore", pid, detail);
+
+        return end("cuCheckpointProcessRestore", pid, answered >= 0 ? answered : NOT_SUPPORTED);
+    }
+    if (pairs != NULL && state_of(pid) == CHECKPOINTED)
+        change_gpus(pid, pairs, count);
     result = move("cuCheckpointProcessRestore", pid, sane, CHECKPOINTED,
                   out != NULL ? RESTORING : LOCKED, detail);
     if (result == SUCCESS && out != NULL)
         map(pid, out);
     return result;
 }
-#endif
 
-#ifndef WITHOUT_cuCheckpointOperationComplete
-EXPORT int cuCheckpointOperationComplete(struct operation *handle);
-EXPORT int cuCheckpointOperationComplete(struct operation *handle) {
+CALL(cuCheckpointOperationComplete, struct operation *handle) {
     int pid = handle != NULL ? handle->pid : 0;
     int result = begin("cuCheckpointOperationComplete", pid, "");
     int state = state_of(pid);
@@ -280,4 +278,3 @@ EXPORT int cuCheckpointOperationComplete(struct operation *handle) {
     }
     return end("cuCheckpointOperationComplete", pid, result);
 }
-#endif

@@ -24,6 +24,10 @@ static void check_checksums(void) {
         uint32_t crc = (uint32_t)next_number(&seed);
 
         CHECK(thaw_crc32c(crc, data + start, size) == crc32c_by_tables(crc, data + start, size));
+        if (size >= CRC32C_SLICE)
+            CHECK(crc32c_join(thaw_crc32c(0, data + start, size - CRC32C_SLICE),
+                              thaw_crc32c(0, data + start + size - CRC32C_SLICE, CRC32C_SLICE)) ==
+                  thaw_crc32c(0, data + start, size));
     }
 }
 

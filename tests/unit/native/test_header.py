@@ -1,4 +1,4 @@
-"""thaw.h is the one list of native functions: the module, its stub and the header agree."""
+"""Two headers are the one list of native functions: the module, its stub and they agree."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pathlib import Path
 from shim import _native
 
 TOP = Path(__file__).parents[3]
+HEADERS = (TOP / "native" / "thaw.h", TOP / "native" / "direct.h")
 
 
 def declared() -> dict[str, int]:
-    """The functions of thaw.h and how many arguments each takes."""
-    text = re.sub(r"/\*.*?\*/", "", (TOP / "native" / "thaw.h").read_text(), flags=re.DOTALL)
+    """The functions of the headers and how many arguments each takes."""
+    whole = "".join(header.read_text() for header in HEADERS)
+    text = re.sub(r"/\*.*?\*/", "", whole, flags=re.DOTALL)
     found = re.findall(r"(\w+)\(([^)]*)\);", text)
     return {name: 0 if args == "void" else args.count(",") + 1 for name, args in found}
 
@@ -31,6 +33,6 @@ def test_the_stub_has_them_all() -> None:
 
 
 def test_nothing_but_declarations() -> None:
-    lines = (TOP / "native" / "thaw.h").read_text().splitlines()
+    lines = [line for header in HEADERS for line in header.read_text().splitlines()]
     directives = [line.split()[0] for line in lines if line.startswith("#")]
     assert set(directives) == {"#pragma", "#include"}

@@ -1,15 +1,12 @@
-/*
- * The world of the fake libcuda, and the processes in it: see libcuda.c, which alone includes this.
- */
-#pragma once
+/* The world of the fake libcuda, and the processes in it: see libcuda.c. */
+#define _GNU_SOURCE
+
+#include "libcuda_fake.h"
 
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <stdarg.h>
-#include <stdatomic.h>
-#include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,37 +14,23 @@
 #include <time.h>
 #include <unistd.h>
 
-enum {
-    SUCCESS = 0,
-    INVALID_VALUE = 1,
-    NOT_INITIALIZED = 3,
-    OPERATING_SYSTEM = 304,
-    INVALID_HANDLE = 400,
-    ILLEGAL_STATE = 401
-};
-enum { RUNNING, LOCKED, CHECKPOINTED, FAILED, CHECKPOINTING, RESTORING, STATES, NOBODY = -1 };
-
-static const char *const names[STATES] = {"running", "locked",        "checkpointed",
-                                          "failed",  "checkpointing", "restoring"};
-static atomic_bool initialized;
-
-/* What cuInit leaves in the memory of whoever calls it. */
-static struct own {
-    char mark[16];
-    volatile int state;
-} own;
-static const char mark[sizeof(own.mark)] = "fake CUDA state";
+const char *const names[STATES] = {"running", "locked",        "checkpointed",
+                                   "failed",  "checkpointing", "restoring"};
+atomic_bool initialized;
+struct own own;
+const char mark[sizeof(own.mark)] = "fake CUDA state";
 
 /* ---- the world --------------------------------------------------------------------------- */
 
-/* Opens FOLDER/NAME; -1 if that is not there. */
-static int world(int flags, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-static int world(int flags, const char *format, ...) {
+int world(int flags, const char *format, ...) {
     const char *folder = getenv("THAW_FAKE_CUDA");
     char path[4096];
     va_list arguments;
-    int length = snprintf(path, sizeof(path), "%s/", folder != NULL ? folder : "/nonexistent");
+    int length;
+
+    if (folder == NULL)
+        folder = getenv("THAW_FAKE_WORKER");
+    length = snprintf(path, sizeof(path), "%s/", folder != NULL ? folder : "/nonexistent");
 
     va_start(arguments, format);
     vsnprintf(path + length, sizeof(path) - (size_t)length, format, arguments);
@@ -55,8 +38,15 @@ static int world(int flags, const char *format, ...) {
     return open(path, flags | O_CLOEXEC, 0600);
 }
 
-/* What the file says, as a string; false if it is not there. Closes it. */
-static bool content(int fd, char *text, size_t size) {
+bool is_so(const char *name) {
+    int fd = world(O_RDONLY, "%s", name);
+
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0;
+}
+
+bool content(int fd, char *text, size_t size) {
     ssize_t got;
 
     if (fd < 0)
@@ -87,10 +77,11 @@ static uintptr_t place_of(int pid) {
     return base + ((uintptr_t)&own - (uintptr_t)here.dli_fbase);
 }
 
-/* Reads or writes `own.state` of a process; false if it has never called cuInit, or has ended. */
-static bool with_memory(int pid, int *state, bool write) {
+/* Reads or writes a number in `own` of a process; false if it has never called cuInit, or has
+   ended. */
+static bool with_number(int pid, size_t offset, int *number, bool write) {
     uintptr_t place = place_of(pid);
-    off_t at = (off_t)(place + offsetof(struct own, state));
+    off_t at = (off_t)(place + offset);
     char path[64], found[sizeof(mark)] = "";
     bool done;
     int fd;
@@ -101,13 +92,23 @@ static bool with_memory(int pid, int *state, bool write) {
         return false;
     done = pread(fd, found, sizeof(found), (off_t)place) == sizeof(found) &&
            memcmp(found, mark, sizeof(mark)) == 0 &&
-           (write ? pwrite(fd, state, sizeof(*state), at) : pread(fd, state, sizeof(*state), at)) ==
-               sizeof(*state);
+           (write ? pwrite(fd, number, sizeof(*number), at)
+                  : pread(fd, number, sizeof(*number), at)) == sizeof(*number);
     close(fd);
     return done;
 }
 
-static int state_of(int pid) {
+static bool with_memory(int pid, int *state, bool write) {
+    return with_number(pid, offsetof(struct own, state), state, write);
+}
+
+int imported_by(int pid) {
+    int count;
+
+    return with_number(pid, offsetof(struct own, imported), &count, false) ? count : 0;
+}
+
+int state_of(int pid) {
     char text[64];
     int told;
 
@@ -121,7 +122,7 @@ static int state_of(int pid) {
 }
 
 /* In one piece, for those who read it meanwhile. A process that is gone stays so. */
-static void set_state(int pid, const char *state) {
+void set_state(int pid, const char *state) {
     int fd = world(O_WRONLY, "processes/%d", pid);
 
     if (fd >= 0) {
@@ -134,19 +135,58 @@ static void set_state(int pid, const char *state) {
             with_memory(pid, &number, true);
 }
 
+void change_gpus(int pid, const unsigned char *pairs, unsigned count) {
+    for (size_t device = 0; device < DEVICES; device++) {
+        size_t place = offsetof(struct own, gpus) + device * sizeof(own.gpus[0]);
+        int number, other;
+
+        if (!with_number(pid, place, &number, false))
+            return;
+        for (unsigned n = 0; n < count; n++) {
+            other = pairs[n * 32 + 31];
+            if (pairs[n * 32 + 15] == number) {
+                with_number(pid, place, &other, true);
+                break;
+            }
+        }
+    }
+}
+
+bool move_memory(int pid, int wanted, int then) {
+    const struct timespec step = {0, 2000000};
+    size_t place = offsetof(struct own, turn);
+    int watched, turn;
+
+    if (!with_number(pid, offsetof(struct own, watched), &watched, false) || watched == 0 ||
+        !with_number(pid, place, &turn, false) || turn != (wanted == GO ? HERE : AWAY))
+        return true;
+    with_number(pid, place, &wanted, true);
+    for (int steps = 0; steps < 30000; steps++) {
+        if (!with_number(pid, place, &turn, false))
+            return false;
+        if (turn == then)
+            return true;
+        nanosleep(&step, NULL);
+    }
+    return false;
+}
+
 /* What is answered for a process that is none of CUDA's: a zombie is there, too. */
-static int unknown(int pid) {
+int unknown(int pid) {
     char path[64];
 
     snprintf(path, sizeof(path), "/proc/%d", pid);
     return access(path, F_OK) == 0 ? NOT_INITIALIZED : OPERATING_SYSTEM;
 }
 
-static void log_line(const char *what, const char *call, int pid, int result, const char *detail) {
+void log_line(const char *what, const char *call, int pid, int result, const char *detail) {
     struct timespec now;
     char line[4096];
-    int fd = world(O_WRONLY | O_CREAT | O_APPEND, "log"), length;
+    int fd, length;
 
+    if (getenv("THAW_FAKE_CUDA") == NULL) /* threads of containers have numbers of their own */
+        return;
+    fd = world(O_WRONLY | O_CREAT | O_APPEND, "log");
     if (fd < 0)
         return;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -158,7 +198,7 @@ static void log_line(const char *what, const char *call, int pid, int result, co
 }
 
 /* False if the process is killed meanwhile: the call breaks off at once. */
-static bool delay(const char *call, int pid) {
+bool delay(const char *call, int pid) {
     const struct timespec step = {0, 2000000};
     char text[64];
     struct timespec time, now;
@@ -215,7 +255,7 @@ static bool take_answer(int fd, int *result, char *state, size_t size) {
     return found;
 }
 
-static bool answer(const char *call, int pid, int *result) {
+bool answer(const char *call, int pid, int *result) {
     char state[16];
 
     if (!take_answer(world(O_RDWR, "answers/%s.%d", call, pid), result, state, sizeof(state)) &&
@@ -226,8 +266,8 @@ static bool answer(const char *call, int pid, int *result) {
     return true;
 }
 
-static int version(void) {
+int version(void) {
     char text[64];
 
-    return content(world(O_RDONLY, "version"), text, sizeof(text)) ? atoi(text) : 0;
+    return content(world(O_RDONLY, "version"), text, sizeof(text)) ? atoi(text) : 13000;
 }

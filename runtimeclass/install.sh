@@ -27,6 +27,7 @@ config=/etc/thaw/config.toml
 snapshots=/var/lib/thaw/snapshots
 containerd=containerd
 containerd_config=/etc/containerd/config.toml
+unit=/etc/systemd/system/thaw-cache.service
 write_containerd=
 restart=
 dry_run=
@@ -177,12 +178,19 @@ write_config() {
     cat >"$config.new" <<TOML
 # Thaw's configuration on this node.
 snapshots = "$snapshots"
+gpu.preloaded = "$(libraries_folder)"
 criu = "$criu"                 # "": from PATH
 SystemdCgroup = $systemd       # the same as in the runc handler's options
 TOML
     mv "$config.new" "$config"
     config_sum=$(sha256sum <"$config" | cut -d ' ' -f 1)
     say "wrote $config"
+}
+
+# Versions of the GPU memory library, which the first container that gets one makes: running containers
+# and snapshots need those of earlier states, so that they outlive an environment.
+libraries_folder() {
+    echo "$(dirname "$snapshots")/libraries"
 }
 
 make_snapshots_folder() {
@@ -208,9 +216,52 @@ bin=$bin
 config=$config
 config_sum=$config_sum
 snapshots=$snapshots
+libraries=$(libraries_folder)
 containerd=$containerd
 containerd_config=$containerd_config
 CHOICES
+}
+
+# The process that holds the node's cache of GPU memory, if the configuration has one: otherwise it ends at
+# once. Only systemd starts it, as pods and engines come and go, and what it holds is to stay. There is one
+# a node, so only an installation in the usual place has it.
+install_holder() {
+    local place=$1
+    [[ $prefix == /opt/thaw && -d /run/systemd/system ]] || return 0
+    if [[ -n $dry_run ]]; then
+        say "would write $unit, if that is not what it says"
+        return
+    fi
+    holder_unit "$place" >"$unit.new"
+    if cmp -s "$unit.new" "$unit"; then
+        rm "$unit.new"
+        return
+    fi
+    mv "$unit.new" "$unit"
+    systemctl daemon-reload
+    systemctl enable -q thaw-cache
+    systemctl restart --no-block thaw-cache
+    say "wrote $unit (once cache.size is set in $config: systemctl restart thaw-cache)"
+}
+
+holder_unit() {
+    cat <<UNIT
+[Unit]
+Description=Thaw's cache of GPU memory
+
+[Service]
+Type=notify
+ExecStart=$1/bin/python -I -m shim.cache.holder --config $config
+Restart=on-failure
+RestartSec=5
+TimeoutStartSec=300
+LimitMEMLOCK=infinity
+LimitNOFILE=1048576
+OOMScoreAdjust=-500
+
+[Install]
+WantedBy=multi-user.target
+UNIT
 }
 
 configure_containerd() {
@@ -252,6 +303,7 @@ main() {
     make_snapshots_folder
     remember
     link_commands "$place"
+    install_holder "$place"
     remove_old_environments "$place"
     configure_containerd "$place"
 }

@@ -60,14 +60,28 @@ choice() {
     sed -n "s/^$1=//p" "$prefix/installed"
 }
 
-# Pids of shims that were started from this installation.
+# Pids of shims that were started from this installation; the cache's holder is none.
 shims() {
     local directory
     for directory in /proc/[0-9]*; do
+        grep -qsF shim.cache.holder "$directory/cmdline" && continue
         if grep -qsF "$prefix/environment-" "$directory/cmdline" "$directory/maps"; then
             echo "${directory#/proc/}"
         fi
     done
+}
+
+# The holder of the cache, and what it holds.
+remove_holder() {
+    local unit=/etc/systemd/system/thaw-cache.service
+    [[ $prefix == /opt/thaw && -e $unit ]] || return 0
+    do_it systemctl disable -q --now thaw-cache
+    do_it rm "$unit"
+    do_it systemctl daemon-reload
+    if mountpoint -q /run/thaw/cache; then
+        do_it umount /run/thaw/cache
+    fi
+    [[ ! -d /run/thaw/cache ]] || do_it rmdir --ignore-fail-on-non-empty /run/thaw/cache
 }
 
 remove_from_containerd() {
@@ -120,6 +134,14 @@ remove_snapshots() {
     fi
 }
 
+# What snapshots that stay need stays, too.
+remove_libraries() {
+    local libraries=$1 snapshots=$2
+    [[ -n $libraries && -d $libraries && ! -d $snapshots ]] || return 0
+    do_it find "$libraries" -maxdepth 1 -type f -name "*libthaw-gpu-*" -delete
+    do_it rmdir --ignore-fail-on-non-empty "$libraries"
+}
+
 main() {
     parse "$@"
     if [[ ! -e $prefix/installed ]]; then
@@ -130,10 +152,12 @@ main() {
     running=$(shims | tr '\n' ' ')
     [[ -z $running || -n $force ]] ||
         fail "shims are running: $running(remove their pods first, or: --force)"
+    remove_holder
     remove_from_containerd "$(choice containerd)" "$(choice containerd_config)"
     remove_links "$(choice bin)"
     remove_config "$(choice config)" "$(choice config_sum)"
     remove_snapshots "$(choice snapshots)"
+    remove_libraries "$(choice libraries)" "$(choice snapshots)"
     do_it rm -rf "$prefix"
     [[ ! -d /run/thaw ]] || do_it rmdir --ignore-fail-on-non-empty /run/thaw
     [[ -n $dry_run ]] || say "removed $prefix"

@@ -35,6 +35,7 @@ CANARY_TIMEOUT = PREFIX + "canary-timeout"
 REGISTER = PREFIX + "register"
 REGISTER_TIMEOUT = PREFIX + "register-timeout"
 REGISTER_FAILURE = PREFIX + "register-failure"
+GPU_MEMORY = PREFIX + "gpu-memory"
 
 CONTAINER_NAME = "io.kubernetes.cri.container-name"
 CONTAINER_TYPE = "io.kubernetes.cri.container-type"
@@ -148,6 +149,14 @@ TABLE = (
         "retry",
         "What happens when it cannot be registered: try again, for as long as it takes, or fail "
         "the container.",
+    ),
+    Row(
+        GPU_MEMORY,
+        "library or driver",
+        "library",
+        "What moves GPU memory at a snapshot and at a restore: Thaw's library, loaded into the "
+        "container's programs, with the driver for what it cannot move, or the driver alone. A "
+        "container with several GPUs has the library only if this says so.",
     ),
 )
 
@@ -271,6 +280,18 @@ def fail_instead_of_cold_start(annotations: Mapping[str, str]) -> bool:
 def pull_first(annotations: Mapping[str, str]) -> str:
     """What to do about an artifact that is not here: wait, background or never."""
     return one_of(annotations, PULL, ("background", "wait", "never"))
+
+
+def gpu_memory(annotations: Mapping[str, str], configured: str, several: bool = False) -> str:
+    """What moves GPU memory: library or driver. Raises BadAnnotation.
+
+    `configured` is the operator's `gpu.memory`: a pod can go without the library, and cannot have
+    it where that says driver. `several`: the container has several GPUs, and the library only if it
+    asks for it: programs that share memory between GPUs by CUDA's IPC would not start with it.
+    """
+    words = ("driver", "library") if several else ("library", "driver")
+    said = one_of(annotations, GPU_MEMORY, words)
+    return "driver" if "driver" in (said, configured) else "library"
 
 
 class Probe:

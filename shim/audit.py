@@ -3,7 +3,8 @@
 One JSON object per line, in the file that the operator's `audit.log` names: `time` (RFC 3339, UTC),
 `event` (create, restore, refuse, remove, pull, push, tag, share; end: of a worker whose GPU state
 was lost over a snapshot), `who` asked, and what is known of `name`, `id`, `digest`, `container`,
-`pod`, `namespace`, `outcome`, `reason`. Values are escaped to ASCII, so nothing in them begins
+`pod`, `namespace`, `outcome`, `reason`, and `gpu`: by whom GPU memory was saved, the library or the
+driver, and why by that. Values are escaped to ASCII, so nothing in them begins
 another line or steers a terminal. Environment variables, arguments and other contents of a worker
 never belong here: names and reasons only.
 

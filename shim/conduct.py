@@ -24,6 +24,7 @@ from shim.annotations import (
     TABLE,
     Probe,
     fail_instead_of_cold_start,
+    gpu_memory,
     is_command,
     is_local_http,
     is_plain,
@@ -169,6 +170,7 @@ def check(annotations: Mapping[str, str]) -> None:
     actions(annotations)
     canary(annotations)
     registration(annotations)
+    gpu_memory(annotations, "library")
 
 
 def checkpointing(annotations: Mapping[str, str]) -> Checkpointing | None:

@@ -74,8 +74,8 @@ TABLE = (
         "checkpoint.memory",
         float,
         4.0,
-        "GiB of a container's memory that may wait for the disk when it runs on; half of what is "
-        "free at most.",
+        "GiB of a container's memory, that on GPUs included, that may wait for the disk when it "
+        "runs on; half of what is free at most.",
     ),
     Key(
         "checkpoint.verify",
@@ -85,6 +85,21 @@ TABLE = (
         "there is room; none: it is not.",
     ),
     Key("gpu.library", str, "libcuda.so.1", "The NVIDIA driver's library: its name, or a path."),
+    Key(
+        "gpu.memory",
+        str,
+        "library",
+        "library: one of ours is loaded into programs in containers with a GPU, so that their GPU "
+        "memory is moved by us (with several GPUs: if the pod asks for it); driver: the driver "
+        "moves all of it, and pods have no say.",
+    ),
+    Key(
+        "gpu.preloaded",
+        str,
+        "/var/lib/thaw/libraries",
+        "Folder for each version of that library that a container here was given: its snapshots "
+        "need the very same.",
+    ),
     Key("gpu.lock", float, 10.0, "Seconds within which a worker's CUDA calls must come to rest."),
     Key(
         "gpu.limit",
@@ -101,10 +116,24 @@ TABLE = (
         "pages; small: in those of 4 KiB.",
     ),
     Key(
+        "gpu.storage",
+        str,
+        "auto",
+        "auto: GPU memory comes by GPUDirect Storage where nvidia-fs is loaded, cuFile takes the "
+        "files, and they are not in the page cache; ring: never; cufile: also in cuFile's "
+        "compatibility mode, to try it.",
+    ),
+    Key(
         "gpu.wait",
         float,
         10.0,
         "Seconds to wait for free GPU memory before a restore: who had it may just be exiting.",
+    ),
+    Key(
+        "cache.size",
+        float,
+        0.0,
+        "GiB of memory in which the node keeps what snapshots have of GPU memory; 0: none.",
     ),
     Key("retention.size", float, 0.0, "GiB that the snapshots of a store may take; 0: no limit."),
     Key(
@@ -185,6 +214,8 @@ WORDS = {
     "checkpoint.engine": ("native", "criu"),
     "checkpoint.verify": ("none", "restore"),
     "gpu.pages": ("huge", "small"),
+    "gpu.memory": ("library", "driver"),
+    "gpu.storage": ("auto", "ring", "cufile"),
     "policy.namespaces": ("own", "any"),
 }
 LIMITS = {
@@ -195,12 +226,13 @@ LIMITS = {
     "gpu.lock": (0.001, 86400.0),
     "gpu.limit": (0.001, 86400.0),
     "gpu.wait": (0.0, 86400.0),
+    "cache.size": (0.0, 1048576.0),
     "retention.size": (0.0, 1048576.0),
     "retention.age": (0.0, 36500.0),
     "registry.transfers": (1.0, 65.0),
     "network.timeout": (0.001, 3600.0),
 }
-FOLDERS = ("state", "snapshots", "stripes")  # absolute paths, some of them several
+FOLDERS = ("state", "snapshots", "stripes", "gpu.preloaded")  # absolute paths, some of them several
 _SEVERAL = ("snapshots", "stripes")
 
 

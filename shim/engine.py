@@ -48,6 +48,9 @@ STREAMS = 8  # descriptors that may come with a request
 def main(arguments: list[str]) -> int:
     """Serve the one request; the exit status says whether it went well."""
     begun = Begun()
+    # cuFile writes a log wherever it is (shim/gpu/memory/cufile.py). Now, as no thread may look
+    # something up in the environment while it changes.
+    os.environ.setdefault("CUFILE_LOGFILE_PATH", os.devnull)
     if arguments[:1] == ["undo"]:
         with open(arguments[1]) as file:
             request = json.load(file)
@@ -63,9 +66,10 @@ def main(arguments: list[str]) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     threading.Thread(target=_end_with, args=(daemon, begun), daemon=True).start()
+    requests = _Requests(daemon)
     if arguments[:1] == ["restore"]:
-        _preload()
-    return _serve(_Requests(daemon), daemon, begun)
+        _preload(requests)
+    return _serve(requests, daemon, begun)
 
 
 class Begun:
@@ -112,9 +116,13 @@ class Begun:
             self.adoption.finish()
 
 
-def _preload() -> None:
+def _preload(requests: _Requests) -> None:
     """Pay for a restore's imports while the request is still on its way."""
-    import grpc  # noqa: F401 - a tenth of a second
+    first = requests.waiting()
+    if first:
+        from shim.restore.waking import wake
+
+        wake(first)
 
     import shim.restore.engine  # noqa: F401
 
@@ -124,7 +132,7 @@ def _serve(requests: _Requests, daemon: socket.socket, begun: Begun) -> int:
         request, fds = requests.next()
         if request["verb"] == "read-ahead":  # wants no answer; what is wrong, the restore will say
             begun.adoption.start(Config(request["config"]))  # before we volunteer to be killed
-            begun.ahead.begin(request, begun.device.expect)
+            begun.ahead.begin(request, begun.device.expect, requests.pending)
             continue
         if "ahead" in vars(begun):
             begun.ahead.called()
@@ -150,8 +158,30 @@ class _Requests:
         self._buffer = b""
         self._fds: list[int] = []
 
+    def pending(self) -> bool:
+        """Whether there is another one, or at least its beginning."""
+        return bool(self._buffer or select.select([self._daemon], [], [], 0)[0])
+
+    def waiting(self) -> dict[str, Any]:
+        """What is to be read ahead, if that has come already; it stays the next one."""
+        if not self.pending():
+            return {}
+        self._receive()
+        line, _, _ = self._buffer.partition(b"\n")
+        request: dict[str, Any] = json.loads(line)
+        return request if request["verb"] == "read-ahead" else {}
+
     def next(self) -> tuple[dict[str, Any], tuple[int, ...]]:
         """The next one. Ends the process if there is none: we were not needed after all."""
+        self._receive()
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        request: dict[str, Any] = json.loads(line)
+        if request["verb"] == "read-ahead":
+            return request, ()  # has none: they are the next request's
+        fds, self._fds = self._fds, []
+        return request, tuple(fds)
+
+    def _receive(self) -> None:
         while b"\n" not in self._buffer:
             data, fds, _, _ = socket.recv_fds(self._daemon, 65536, STREAMS)
             if not data:
@@ -160,12 +190,6 @@ class _Requests:
                 os.set_inheritable(fd, False)
             self._buffer += data
             self._fds += fds
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        request: dict[str, Any] = json.loads(line)
-        if request["verb"] == "read-ahead":
-            return request, ()  # has none: they are the next request's
-        fds, self._fds = self._fds, []
-        return request, tuple(fds)
 
 
 def _end_with(daemon: socket.socket, begun: Begun) -> None:
@@ -245,4 +269,4 @@ def _error(leaf: str, message: str, hint: str) -> dict[str, Any]:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
-    os._exit(status)  # the daemon has its answer; taking gRPC down would take longer than the work
+    os._exit(status)  # the daemon has its answer; taking down what there is would only take time

@@ -31,7 +31,11 @@ class Timeline:
         try:
             yield
         finally:
-            self.spans.append(Span(name, start - self.began, time.monotonic() - start))
+            self.note(name, start)
+
+    def note(self, name: str, start: float) -> None:
+        """A step that ends now, and began at `start` (of time.monotonic), in whichever thread."""
+        self.spans.append(Span(name, start - self.began, time.monotonic() - start))
 
     def seconds(self, name: str) -> float:
         """How long the step of that name took; 0 if there was none."""

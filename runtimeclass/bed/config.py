@@ -69,6 +69,10 @@ class Places(NamedTuple):
         return self.folder / "snapshots"
 
     @property
+    def libraries(self) -> Path:
+        return self.folder / "libraries"
+
+    @property
     def audit(self) -> Path:
         return self.folder / "audit.log"
 
@@ -84,6 +88,7 @@ def thaw_config(places: Places, criu: Path) -> str:
 state = "{places.thaw_state}"
 snapshots = "{places.snapshots}"
 audit.log = "{places.audit}"
+gpu.preloaded = "{places.libraries}"
 policy.auto = "*"
 policy.checkpoint = "*"
 criu = "{criu}"

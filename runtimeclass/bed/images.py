@@ -1,4 +1,4 @@
-"""Test images, made on this machine as OCI archives: there is no registry to pull from.
+"""Test images, made on this machine as an OCI archive: there is no registry to pull from.
 
 pause     a static program that waits, as every pod's first process
 busybox   Debian's static busybox with a link per applet
@@ -31,25 +31,34 @@ _ROOT_FOLDERS = ("proc", "sys", "dev", "etc", "tmp", "run", "var", "var/tmp", "r
 _USERS = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
 
 
-def archives() -> dict[str, Path]:
-    """Every image's name and its archive in the cache, made if need be."""
-    return {name: _archive(name, make, command) for name, (make, command) in _IMAGES.items()}
+def names(*, layers: bool = True) -> list[str]:
+    """Of all images; that of many layers can be left out."""
+    return [name for name in _IMAGES if layers or name != LAYERS_IMAGE]
 
 
-def _archive(name: str, make: Callable[[], list[bytes]], command: str) -> Path:
+def archive(*, layers: bool = True) -> Path:
+    """Their archive in the cache, made if need be: one is imported sooner than many."""
     key = fingerprint([Path(__file__), _SOURCE])[:12]
-    place = cache_folder() / "images" / f"{name.replace('/', '_').replace(':', '_')}-{key}.tar"
+    place = cache_folder() / "images" / f"{'all' if layers else 'small'}-{key}.tar"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         new = place.with_name(f".{place.name}.{os.getpid()}")
-        new.write_bytes(image(name, make(), command))
+        blobs: dict[str, bytes] = {}
+        entries = []
+        for name in names(layers=layers):
+            make, command = _IMAGES[name]
+            entries.append(_add_image(blobs, name, make(), command))
+        blobs["index.json"] = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+        blobs["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
+        new.write_bytes(layer_of(files=blobs))
         new.rename(place)
     return place
 
 
-def image(name: str, layers: list[bytes], command: str = "/bin/sh") -> bytes:
-    """An OCI archive of one image, from uncompressed tar layers (lowest first)."""
-    blobs: dict[str, bytes] = {}
+def _add_image(
+    blobs: dict[str, bytes], name: str, layers: list[bytes], command: str
+) -> dict[str, object]:
+    """Add an image of uncompressed tar layers (lowest first); its entry in the index."""
 
     def blob(media_type: str, content: bytes) -> dict[str, object]:
         digest = hashlib.sha256(content).hexdigest()
@@ -70,10 +79,7 @@ def image(name: str, layers: list[bytes], command: str = "/bin/sh") -> bytes:
     manifest = {"schemaVersion": 2, "mediaType": f"{oci}.manifest.v1+json", "config": about}
     entry = blob(f"{oci}.manifest.v1+json", json.dumps({**manifest, "layers": parts}).encode())
     entry["annotations"] = {"io.containerd.image.name": name}
-    index = {"schemaVersion": 2, "manifests": [entry]}
-    blobs["index.json"] = json.dumps(index).encode()
-    blobs["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
-    return layer_of(files=blobs)
+    return entry
 
 
 def layer_of(

@@ -19,12 +19,11 @@ from typing import NamedTuple
 
 import grpc
 
-from bed import fetch
+from bed import fetch, images
 from bed.config import Places, containerd_config, thaw_config
 from bed.cri import api_pb2 as api
 from bed.cri.client import Client
 from bed.dismantle import BRIDGE, OWNER, PREFIX, dismantle, process_identity
-from bed.images import LAYERS_IMAGE, archives
 from bed.leaks import Holdings, holdings, processes, shim_sockets
 from bed.network import free_subnets, make_bridge, write_configuration
 from bed.pod import Pod, pod_config
@@ -94,14 +93,12 @@ class Lane:
         self.stop(how)
         self.start()
 
-    def import_images(self, *, layers: bool = True) -> None:
+    def import_images(self, *, layers: bool = True, ctr: bool = True) -> None:
         """Import the test images, for pods and for `ctr`; that of many layers takes its time."""
-        for name, archive in archives().items():
-            if name == LAYERS_IMAGE and not layers:
-                continue
-            for namespace in (CRI_NAMESPACE, self.name):
-                self.ctr("images", "import", str(archive), namespace=namespace)
-            # The CRI learns of an image by an event.
+        for namespace in (CRI_NAMESPACE, self.name) if ctr else (CRI_NAMESPACE,):
+            path = str(images.archive(layers=layers))
+            self.ctr("images", "import", path, namespace=namespace)
+        for name in images.names(layers=layers):  # the CRI learns of an image by an event
             _wait_for(partial(self.cri.has_image, name), f"image {name}")
 
     def run_pod(
@@ -255,16 +252,20 @@ def chosen_versions() -> list[str]:
 
 @contextmanager
 def opened(
-    version: str, installation: Installation | None = None, *, layers: bool = True
+    version: str,
+    installation: Installation | None = None,
+    *,
+    layers: bool = True,
+    ctr: bool = True,
 ) -> Iterator[Lane]:
     """A lane that runs, has the test images, and is taken down at the end of the block.
 
-    Without `layers` it has not the image of many layers.
+    Without `layers` it has not the image of many layers, without `ctr` none that `ctr` could run.
     """
     lane = Lane(version, installation)
     try:
         lane.start()
-        lane.import_images(layers=layers)
+        lane.import_images(layers=layers, ctr=ctr)
         yield lane
     finally:
         lane.take_down()

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shim import audit
@@ -21,11 +22,14 @@ from shim.annotations import POD_NAME, POD_NAMESPACE
 from shim.cgroup import Cgroup, of_pid
 from shim.errors import FailedPrecondition, GpuFailed, GpuLost, NotFound, Unfit
 from shim.processes import processes_below
-from shim.snapshot.config import CudaProcess, CudaState, Gpu, Staging
+from shim.snapshot.config import Gpu
+from shim.snapshot.cuda import CudaState, Staging
+from shim.task.dumping import BEGUN, mark
 from shim.timeline import Timeline
 from shim.work import Work
 
 if TYPE_CHECKING:
+    from shim.checkpoint.gpu_memory import Moved
     from shim.gpu import nvml
     from shim.gpu.driver import Driver
     from shim.gpu.suspension import Suspension
@@ -40,25 +44,62 @@ class Device:
 
     state = CudaState()
     gpus: tuple[Gpu, ...] = ()  # that it was given
+    copies = False  # whether `save` copies something
 
     def check(self) -> None:
         """Raise GpuFailed if a process of it has ended: the dump is not what it should be."""
 
+    def save(self, folders: Sequence[Path], budget: int) -> None:
+        """Begin to copy what the driver does not have into `folders`.
+
+        `budget`: bytes that may be read and not yet written when the worker goes on.
+        """
+
     def resume(self) -> None:
-        """Give the worker its GPUs back. Raises GpuFailed if it cannot have them."""
+        """Give the worker its GPUs back.
+
+        Raises GpuFailed if it cannot have them, CheckpointFailed if something was not read.
+        """
+
+    def finish(self) -> None:
+        """Any time later: wait until all is written. Raises CheckpointFailed."""
+
+    def index(self, folder: Path) -> None:
+        """Then: write what there is to say of it into the folder of the index. Raises OSError."""
+
+    def report(self) -> dict[str, str]:
+        """Words for the log: what was moved, how fast, and why the rest was not."""
+        return {}
 
 
 class _Suspended(Device):
-    def __init__(self, suspension: Suspension, state: CudaState, gpus: tuple[Gpu, ...]) -> None:
+    def __init__(
+        self, suspension: Suspension, moved: Moved, state: CudaState, gpus: tuple[Gpu, ...]
+    ) -> None:
         self._suspension = suspension
+        self._moved = moved
+        self.copies = moved.any
         self.state = state
         self.gpus = gpus
 
     def check(self) -> None:
         self._suspension.check()
 
+    def save(self, folders: Sequence[Path], budget: int) -> None:
+        self._moved.save(folders, budget)
+
     def resume(self) -> None:
         self._suspension.resume()
+        self._moved.give_back()
+
+    def finish(self) -> None:
+        self._moved.finish()
+
+    def index(self, folder: Path) -> None:
+        self._moved.index(folder)
+
+    def report(self) -> dict[str, str]:
+        return self._moved.report()
 
 
 @contextmanager
@@ -73,35 +114,39 @@ def suspended(work: Work, timeline: Timeline) -> Iterator[Device]:
     if driver is None or not cuda:
         yield Device()
         return
+    from shim.checkpoint.gpu_memory import moved
     from shim.gpu.processes import within
     from shim.gpu.suspension import Suspension
 
     _refuse_frozen(work)
     limit = work.config.number("gpu.limit")
-    before = within(limit, partial(_given, work))
+    there = within(limit, partial(_given, work))
     needed: dict[str, int] = {}
     with (
         _ending_the_lost(work),
-        Suspension(
+        moved(work, cuda, there, timeline) as memory,
+    ):
+        # What was moved stays where it is, and our own context has come: neither is the driver's.
+        before = within(limit, partial(_given, work)) if memory.any else there
+        with Suspension(
             driver,
             list(cuda),
             timeline,
             seconds=work.config.number("gpu.lock"),
             limit=limit,
             ready=partial(_await_memory, work, needed),
-        ) as suspension,
-    ):
-        needed |= _in_use(before, within(limit, partial(_given, work)))
-        processes = [
-            CudaProcess(cuda[pid], [Staging(*area) for area in areas])
-            for pid, areas in suspension.staging.items()
-        ]
-        state = CudaState(
-            processes=sorted(processes, key=lambda process: process.pid),
-            uuids=[gpu.uuid for gpu in before],
-            memory=dict(needed),
-        )
-        yield _Suspended(suspension, state, _kinds(before))
+        ) as suspension:
+            needed |= _in_use(before, within(limit, partial(_given, work)))
+            processes = [
+                memory.process(pid, cuda[pid], [Staging(*area) for area in areas])
+                for pid, areas in suspension.staging.items()
+            ]
+            state = CudaState(
+                processes=sorted(processes, key=lambda process: process.pid),
+                uuids=[gpu.uuid for gpu in before],
+                memory=dict(needed),
+            )
+            yield _Suspended(suspension, memory, state, _kinds(before))
 
 
 def recover(work: Work) -> None:
@@ -111,10 +156,12 @@ def recover(work: Work) -> None:
     """
     driver, cuda = _asked(work)
     if driver is not None and cuda:
+        from shim.gpu.memory.keeper import recover as opened
         from shim.gpu.suspension import recover as recovered
 
         with _ending_the_lost(work):
             recovered(driver, list(cuda), work.config.number("gpu.limit"))
+            opened(work.folder, cuda)
 
 
 def candidates(init: int) -> dict[int, int]:
@@ -188,6 +235,7 @@ def _ending_the_lost(work: Work) -> Iterator[None]:
         except GpuLost as error:
             if watch.ended():
                 raise
+            mark(str(work.folder), BEGUN)  # or we would be dismissed with it, and nobody hear why
             group = _cgroup(work)
             if group is not None:
                 group.kill(_ENDING)

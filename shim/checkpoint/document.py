@@ -14,6 +14,7 @@ from shim import __version__
 from shim.checkpoint.contents import survey
 from shim.checkpoint.device import Device
 from shim.errors import CheckpointFailed
+from shim.gpu import preload
 from shim.restore import namespace
 from shim.snapshot.config import FORMAT, SKELETON_FILE, File, Maker, SnapshotConfig
 from shim.snapshot.host import criu_version, this_host
@@ -50,6 +51,8 @@ class Moment:
         origin = origin_of(spec, *image_of(work.containerd, work.namespace, work.id))
         here = namespace.addresses(f"/proc/{work.details['pid']}/ns/net")
         self.origin = replace(origin, addresses=here)
+        if origin.library:
+            preload.carry(work.config.text("gpu.preloaded"), origin.library, str(images))
         self.difference = extras / "rootfs" if work.details["name"] else None
         self.bytes = 0
         self.device = Device()
@@ -104,11 +107,14 @@ class Moment:
         return image and not FILE.fullmatch(path.name)
 
     def _page_sizes(self) -> dict[str, int]:
+        pieces = Pieces([self._images] if self._pages is None else self._pages)
+        found = pieces.found_gpu()
         if self._pages is None:
             whole = [path for path in _regular(self._images) if FILE.fullmatch(path.name)]
-            return {path.name: path.stat().st_size for path in whole}
-        pieces = Pieces(self._pages).found()
-        return {name: path.stat().st_size for name, path in sorted(pieces.items())}
+            found |= {path.name: path for path in whole}
+        else:
+            found |= pieces.found()
+        return {name: path.stat().st_size for name, path in sorted(found.items())}
 
     def _sizes(self) -> dict[str, int]:
         """Bytes on disk of each part."""

@@ -21,7 +21,7 @@ from shim import audit
 from shim.annotations import POD_NAME, POD_NAMESPACE
 from shim.budget import available, budget_of
 from shim.checkpoint.contents import save_difference, save_volumes
-from shim.checkpoint.device import suspended
+from shim.checkpoint.device import Device, suspended
 from shim.checkpoint.document import Moment, made_by
 from shim.checkpoint.pages import Pages, Parallel, Plain
 from shim.checkpoint.quiet import Quiet
@@ -82,11 +82,18 @@ def checkpoint(work: Work, ends: list[Callable[[], None]] | None = None) -> dict
         raise
     finally:
         os.umask(umask)
-    _record(work, outcome="made", id=reply.get("id", ""), verified=verification.said)
+    made = {"id": reply.get("id", ""), "verified": verification.said, "gpu": _saver(reply["gpu"])}
+    _record(work, outcome="made", **made)
     if work.details["name"]:
         retention.apply(Stores.of(work.config).first, work.config)
     reply |= {"quiet": quiet.seconds, "unresumed": quiet.failure, "verified": verification.said}
     return {**reply, "seconds": time.monotonic() - timeline.began}
+
+
+def _saver(memory: Mapping[str, str]) -> str:
+    """Who has saved a worker's GPU memory: the library, or the driver and why; empty: nobody."""
+    because = memory.get("driver", "")
+    return f"driver: {because}" if because else "library" if memory else ""
 
 
 def _into_store(
@@ -232,8 +239,9 @@ def _make(work: Work, target: _Target, timeline: Timeline, quiet: Quiet) -> dict
     def finish(pages: Pages) -> None:
         with timeline.span("write"):
             pages.finish()
+            taken.device.finish()
         with timeline.span("index"):
-            _index(pages, target.extras / INDEX)
+            _index(pages, taken.device, target.extras / INDEX)
         with timeline.span("pack"):
             _pack(taken, target.extras)
         taken.write_config(timeline)
@@ -254,12 +262,25 @@ def _make(work: Work, target: _Target, timeline: Timeline, quiet: Quiet) -> dict
     mark(str(work.folder), BEGUN)  # from here on nobody ends us; see task/dumping.py
     _refuse_stopped(work)
     with suspended(work, timeline) as taken.device:
-        refused = _in_turn(_ways(work, target), dump)
+        budget = _budget(work, taken.device)
+        taken.device.save(_folders(target), budget)
+        refused = _in_turn(_ways(work, target, budget), dump)
+        memory = taken.device.report()
     return {
         "bytes": taken.bytes,
         "frozen": timeline.seconds("dump"),
         "refused": refused,  # why CRIU had to dump all of it
+        "gpu": memory,
     }
+
+
+def _folders(target: _Target) -> tuple[Path, ...]:
+    """Where pieces go: among CRIU's images if those are all that there is."""
+    if target.pages is None:
+        return (target.images,)
+    for folder in target.pages:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return target.pages
 
 
 def _in_turn(ways: Iterator[Pages], dump: Callable[[Pages], None]) -> str:
@@ -276,9 +297,10 @@ def _in_turn(ways: Iterator[Pages], dump: Callable[[Pages], None]) -> str:
     return refused
 
 
-def _index(pages: Pages, folder: Path) -> None:
+def _index(pages: Pages, device: Device, folder: Path) -> None:
     try:
         pages.index(folder)
+        device.index(folder)
     except OSError as error:
         raise CheckpointFailed(
             f"cannot make the index {folder}: {error.strerror or error}", hint="is the disk full?"
@@ -296,10 +318,18 @@ def _pack(taken: Moment, extras: Path) -> None:
         remove_folder(str(folder))
 
 
-def _ways(work: Work, target: _Target) -> Iterator[Pages]:
+def _budget(work: Work, device: Device) -> int:
+    """Bytes that may wait for the disk of each: the host's memory, and the GPUs' if there is any.
+
+    Both are read at the same time, and the worker waits for both.
+    """
+    whole = budget_of(work.config.number("checkpoint.memory"), available())
+    return whole // 2 if device.copies else whole
+
+
+def _ways(work: Work, target: _Target, budget: int) -> Iterator[Pages]:
     """Who writes the memory: the second is for what the first refuses."""
     if work.config.text("checkpoint.engine") == "native":
-        budget = budget_of(work.config.number("checkpoint.memory"), available())
         yield Parallel(target.images, work.details["pid"], budget, pages=target.pages)
     yield Plain(target.images, pages=target.pages)
 

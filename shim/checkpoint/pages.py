@@ -16,11 +16,10 @@ CRIU gets a plain dump. Neither CRIU nor runc looks at a pages file again after 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, Self
@@ -31,7 +30,7 @@ from shim.removal import remove_folder
 from shim.snapshot import indexing
 from shim.snapshot.images import NotIndexable
 from shim.snapshot.layout import BULK, COMPARED, NO_TASK, Layout, Run, by_turns, packed
-from shim.snapshot.pieces import Piece, Pieces
+from shim.snapshot.pieces import Piece, Pieces, created, gpu_number
 from shim.snapshot.saving import MEMORY, SIZE, SaveFailed, Saving
 
 # CRIU numbers the files from 1 on, one for every process and every shared memory. If there are
@@ -142,7 +141,8 @@ class Parallel:
         if self.refused:
             # The pages are lost; what is left of these images must not mix with the next ones.
             for name in set(os.listdir(self.images)) - self._before:
-                remove_folder(str(self.images / name))
+                if gpu_number(name) is None:  # that is for all ways
+                    remove_folder(str(self.images / name))
             if self._folders is not None:
                 for path in self._pages.found().values():
                     path.unlink()
@@ -199,7 +199,7 @@ class Parallel:
         if piece.file not in links:
             return piece.name, -1
         path = self._pages.place(number) / piece.name
-        return piece.name, self._open.enter_context(_created(path, piece.size))
+        return piece.name, self._open.enter_context(created(path, piece.size))
 
     def ensure_saved(self) -> None:
         """Raise CheckpointFailed if CRIU has not stopped for us, but has taken our way."""
@@ -292,25 +292,6 @@ class _Unreadable(Exception):
 def _scanned_now(run: Run) -> bool:
     """Whether its extents can be made from memory, without a look at a parent's."""
     return bool(run.flags & BULK) and not run.flags & COMPARED
-
-
-@contextmanager
-def _created(path: Path, size: int) -> Iterator[int]:
-    """A new file of that length, with nothing in it, open for writing."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        # Measured: native/save.c. And what is not in the page cache need not be written from
-        # there while the worker runs again.
-        fd = os.open(path, flags | os.O_DIRECT, 0o600)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        fd = os.open(path, (flags & ~os.O_EXCL), 0o600)  # made, then refused
-    try:
-        os.ftruncate(fd, size)
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _sorted(extents: bytes) -> bytes:

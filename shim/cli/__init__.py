@@ -38,6 +38,8 @@ VERBS = {
     "pull": "fetch a snapshot from a registry",
     "export": "write a snapshot into one tar file",
     "import": "make a snapshot of a tar file: an exported one, or kubelet's checkpoint",
+    "warm": "read the GPU memory of snapshots into the node's cache",
+    "cache": "print what is in the node's cache, or drop some of it",
     "index": "make CRIU's images restorable by Thaw's own engine",
     "timeline": "show how long the steps of a checkpoint or a restore took",
     "doctor": "check what this node offers, and how to get what is missing",

@@ -54,7 +54,7 @@ TABLE = (
     Exit(TAKEN, "The name is taken, or the snapshot in use.", (AlreadyExists, FailedPrecondition)),
     Exit(
         UNREACHABLE,
-        "A registry or the container's shim did not answer, or not in time.",
+        "A registry, the container's shim or the cache did not answer, or not in time.",
         (Unavailable, DeadlineExceeded),
     ),
     Exit(INTERRUPTED, "Interrupted from the keyboard."),

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from shim.bundle import annotations_of
 from shim.cli import exits, output, subject, target
 from shim.cli.target import Target
 from shim.config import Config
@@ -65,12 +66,12 @@ def reasons(
     live = wanted.live if wanted is not None else snapshot.config.origin
     for reason in fit.reasons(snapshot.config, live, this_host(gpus=False)):
         yield Reason("machine" if wanted is None else "fit", reason)
-    yield from _gpus(snapshot, wanted)
+    yield from _gpus(snapshot, wanted, config)
     if wanted is not None:
         yield from _in_container(snapshot, wanted, config)
 
 
-def _gpus(snapshot: Snapshot, wanted: Target | None) -> Iterator[Reason]:
+def _gpus(snapshot: Snapshot, wanted: Target | None, config: Config) -> Iterator[Reason]:
     spec = wanted.spec if wanted is not None else None
     runtime = wanted.work.config.text("BinaryName") if wanted is not None else ""
     try:
@@ -78,6 +79,10 @@ def _gpus(snapshot: Snapshot, wanted: Target | None) -> Iterator[Reason]:
             yield Reason("gpu", reason)
     except ThawError as error:
         yield Reason("gpu", error.message, error.hint)
+    notes = annotations_of(wanted.spec) if wanted is not None else {}
+    settings = wanted.work.config if wanted is not None else config
+    for reason in fit.library_reasons(snapshot.config, snapshot.criu, notes, settings):
+        yield Reason("gpu", reason, fit.LIBRARY_HINT)
 
 
 def _in_container(snapshot: Snapshot, wanted: Target, config: Config) -> Iterator[Reason]:

@@ -11,6 +11,7 @@ from shim.cli import output
 from shim.config import Config
 from shim.names import unquoted
 from shim.snapshot.config import Gpu, SnapshotConfig
+from shim.snapshot.cuda import CudaProcess
 from shim.snapshot.snapshot import size_of
 from shim.snapshot.store import Snapshot, Store, Stores
 
@@ -87,6 +88,7 @@ def _contents(config: SnapshotConfig) -> list[tuple[str, object]]:
         ("CPU features", f"{len(host.cpu_features)} (see -o json)"),
         ("cgroup", f"v{host.cgroup}" if host.cgroup else ""),
         ("GPUs", [_gpu(gpu) for gpu in host.gpus]),
+        ("GPU memory", [_gpu_memory(process) for process in config.gpu.processes]),
         ("volumes", config.volumes),
         ("upper directory", "changed" if config.difference else "as in the image"),
         ("connections", _connections(config)),
@@ -117,6 +119,15 @@ def _user(ids: list[int]) -> str:
 
 def _gpu(gpu: Gpu) -> str:
     return f"{gpu.count}: {gpu.model}, {output.size(gpu.memory)}, driver {gpu.driver}"
+
+
+def _gpu_memory(process: CudaProcess) -> str:
+    """What of it is moved by us, what the driver has, and why."""
+    if process.reason:
+        return f"process {process.pid}: all by the driver: {process.reason}"
+    moved = output.size(sum(region.size for region in process.regions))
+    left = ", ".join(f"{output.size(size)} {kind}" for kind, size in sorted(process.left.items()))
+    return f"process {process.pid}: {moved} by us" + (f"; by the driver {left}" if left else "")
 
 
 def _connections(config: SnapshotConfig) -> str:

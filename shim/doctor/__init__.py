@@ -10,7 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shim.doctor import gpu, handler, kernel, network, programs, resources, storage
+from shim.doctor import (
+    cache,
+    gpu,
+    gpu_memory,
+    gpu_storage,
+    handler,
+    kernel,
+    network,
+    programs,
+    resources,
+    storage,
+)
 from shim.doctor.node import Node
 from shim.doctor.verdict import ABSENT, BAD, OK, Verdict, bad
 from shim.errors import ThawError
@@ -78,6 +89,9 @@ CHECKS = (
     Check("audit log", RECOMMENDED, storage.audit),
     Check("credentials", RECOMMENDED, storage.credentials),
     Check("GPU", OPTIONAL, gpu.gpu),
+    Check("GPU memory", OPTIONAL, gpu_memory.memory),
+    Check("GPU storage", OPTIONAL, gpu_storage.storage),
+    Check("cache", OPTIONAL, cache.cache),
 )
 
 

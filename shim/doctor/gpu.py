@@ -22,7 +22,7 @@ _CALLS = tuple(
     f"cuCheckpointProcess{verb}"
     for verb in ("Lock", "Checkpoint", "Restore", "Unlock", "GetState", "GetRestoreThreadId")
 )
-_VERSION = "/sys/module/nvidia/version"
+VERSION = "/sys/module/nvidia/version"
 _UPDATE = f"install a driver from {DRIVER} on; workers without a GPU are not concerned"
 
 
@@ -33,7 +33,7 @@ def gpu(
 ) -> Iterator[Verdict]:
     """libcuda can take a process's GPU state and give it back; one more line for each GPU."""
     try:
-        version = node.read(_VERSION)
+        version = node.read(VERSION)
     except OSError:
         yield absent("no GPU here", f"an NVIDIA driver from {DRIVER} on, if there is one")
         return

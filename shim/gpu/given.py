@@ -8,8 +8,8 @@ NVIDIA_VISIBLE_DEVICES. runc heeds none of these three, and images made from CUD
 `NVIDIA_VISIBLE_DEVICES=all` whatever they are run with. Rules of the devices cgroup are no
 evidence: they allow what need not be there.
 
-The forms are those of the NVIDIA Container Toolkit's documentation. The daemon asks has_gpus(), so
-nothing is imported here that is outside of its import budget.
+The forms are those of the NVIDIA Container Toolkit's documentation. The daemon asks the functions
+that need no NVML, so nothing is imported here that is outside of its import budget.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shim.gpu.nvml import Gpu
 
 VISIBLE = "NVIDIA_VISIBLE_DEVICES"
+LISTED = "/proc/driver/nvidia/gpus"  # a folder for each GPU, by its place on the bus
 CDI = "cdi.k8s.io/"  # annotations: any name below this, a list of VENDOR/CLASS=NAME
 _MOUNTS = "/var/run/nvidia-container-devices/"
 _VENDOR = "nvidia.com"  # or below it: runtime.nvidia.com, k8s.device-plugin.nvidia.com
@@ -49,6 +50,26 @@ class _Name:
 def has_gpus(spec: Mapping[str, Any], runtime: str = "") -> bool:
     """Whether it has been given any, as far as the spec says without NVML; `runtime`: see given."""
     return bool(_nodes(spec) or _names(spec, runtime))
+
+
+def may_be_several(spec: Mapping[str, Any], runtime: str = "") -> bool:
+    """Whether it has been given more than one GPU, as far as the spec says without NVML.
+
+    `all` are as many as the driver lists; where it does not, there may be several.
+    """
+    nodes = {minor for minor, _ in _nodes(spec)}
+    if nodes:
+        return len(nodes) > 1
+    words = {name.word for name in _names(spec, runtime)}
+    return len(words) > 1 or ("all" in words and _on_node() != 1)
+
+
+def _on_node() -> int:
+    """How many the driver lists; 0: it does not."""
+    try:
+        return len(os.listdir(LISTED))
+    except OSError:
+        return 0
 
 
 def is_nvidias(spec: Mapping[str, Any], runtime: str) -> bool:

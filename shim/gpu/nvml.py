@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from shim import log
@@ -43,6 +44,11 @@ class Gpu:
     virtual: bool = False  # it is a part of one that a hypervisor divides, or the one so divided
     processes: tuple[int, ...] = ()  # pids with a CUDA context that NVML lists, sorted: not all
 
+    @property
+    def uuid_bytes(self) -> bytes:
+        """The UUID as the driver takes it."""
+        return uuid_bytes(self.uuid)
+
     def __str__(self) -> str:
         return f"GPU {self.index} ({self.model})"
 
@@ -52,6 +58,13 @@ def uuid_bytes(uuid: str) -> bytes:
     if not _UUID.fullmatch(uuid):
         raise Unfit(f"{uuid!a:.80} is no UUID of a GPU", hint="it looks like GPU-8-4-4-4-12 digits")
     return bytes.fromhex(uuid.removeprefix("GPU-").replace("-", ""))
+
+
+def uuid_text(raw: bytes) -> str:
+    """The UUID as NVML writes it, of 16 bytes."""
+    digits = raw.hex()
+    cuts = (0, 8, 12, 16, 20, 32)
+    return "GPU-" + "-".join(digits[a:b] for a, b in pairwise(cuts))
 
 
 def present() -> bool:

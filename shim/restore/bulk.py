@@ -15,10 +15,11 @@ from typing import Any
 from shim.budget import GIB
 from shim.config import Config
 from shim.restore.memory import Filling, Progress, filling_of
-from shim.snapshot.config import CudaProcess, SnapshotConfig
+from shim.snapshot.config import SnapshotConfig
+from shim.snapshot.cuda import CudaProcess
 from shim.snapshot.index import Index
 from shim.snapshot.policy import check_namespace
-from shim.snapshot.store import Stores
+from shim.snapshot.store import Snapshot, Stores
 from shim.snapshot.tree import open_directory
 from shim.timeline import Timeline
 
@@ -39,12 +40,13 @@ class Memory:
     @property
     def index(self) -> Index | None:
         """The index that is used."""
-        return self.filling.index if self.filling is not None else None
+        found = self.filling.index if self.filling is not None else None
+        return found if isinstance(found, Index) else None
 
     def check_files(self) -> None:
         """Raise Unfit unless all that CRIU will read is what it was."""
-        if self.filling is not None:
-            self.filling.index.check_files()
+        if self.index is not None:
+            self.index.check_files()
 
     def read_ahead(self) -> None:
         """Begin to read, if that has not begun yet."""
@@ -88,11 +90,13 @@ class ReadAhead:
     def begin(
         self,
         request: Mapping[str, Any],
-        opened: Callable[[Config, SnapshotConfig], None] = lambda *_: None,
+        opened: Callable[[Config, SnapshotConfig, Snapshot], None] = lambda *_: None,
+        waited_for: Callable[[], bool] = lambda: False,
     ) -> None:
         """Begin with the snapshot that is named; what is wrong with it, the restore will say.
 
-        `opened` is told what snapshot it is, once it is known that the pod may have it.
+        `opened` is told what snapshot it is, once it is known that the pod may have it. If
+        `waited_for`, only what goes on by itself is begun.
         """
         config = Config(request["config"])
         shared_by = max(1, int(request.get("shared_by", 1)))
@@ -103,7 +107,7 @@ class ReadAhead:
             made_in, by = snapshot.config.origin.namespace, snapshot.config.maker.by
             live = request.get("namespace", "")
             check_namespace(config, made_in, live, snapshot.shared, by)
-            opened(config, snapshot.config)
+            opened(config, snapshot.config, snapshot)
             memory = self.take(
                 snapshot.index,
                 snapshot.criu,
@@ -113,7 +117,8 @@ class ReadAhead:
                 snapshot.config.gpu.processes,
             )
             memory.read_ahead()
-            memory.check_files()  # for CRIU's sake: they are in the page cache then
+            if not waited_for():
+                memory.check_files()  # for CRIU's sake: they are in the page cache then
             if memory.filling is not None:
                 self._folder = open_directory(snapshot.index)
                 self._filling = memory.filling

@@ -26,6 +26,8 @@ from shim.work import Work
 
 if TYPE_CHECKING:
     from shim.gpu.resumption import Resumption
+    from shim.restore.gpu_memory import GpuMemory
+    from shim.snapshot.snapshot import Snapshot
 
 
 class Device:
@@ -33,10 +35,16 @@ class Device:
 
     def __init__(self) -> None:
         self._resumption: Resumption | None = None
+        self._memory: GpuMemory | None = None
         self._asking = threading.Thread(target=_ask_nvml, daemon=True)
 
-    def expect(self, config: Config, snapshot: SnapshotConfig) -> None:
-        """Begin to load the driver if the snapshot needs it, unless that has begun."""
+    def expect(
+        self, config: Config, snapshot: SnapshotConfig, folder: Snapshot | None = None
+    ) -> None:
+        """Begin to load the driver if the snapshot needs it, unless that has begun.
+
+        With its `folder`, also to fill the GPU memory that does not come by the driver.
+        """
         if snapshot.gpu.processes and self._resumption is None:
             from shim.gpu.driver import Driver
             from shim.gpu.resumption import Resumption
@@ -45,9 +53,19 @@ class Device:
             self._resumption = Resumption(partial(Driver.open, library))
             self._resumption.prepare()
             self._asking.start()
+        if snapshot.gpu.regions and folder is not None and self._memory is None:
+            from shim.gpu.nvml import gpus
+            from shim.restore.gpu_memory import GpuMemory
+
+            self._memory = GpuMemory(config, folder, gpus)
+            self._memory.expect()
 
     def judge(
-        self, work: Work, spec: Mapping[str, Any], snapshot: SnapshotConfig
+        self,
+        work: Work,
+        spec: Mapping[str, Any],
+        snapshot: SnapshotConfig,
+        folder: Snapshot | None = None,
     ) -> list[tuple[str, str]]:
         """Which GPU of the container takes up which of the snapshot's: UUIDs, if one has moved.
 
@@ -57,7 +75,10 @@ class Device:
         """
         if not snapshot.gpu.processes:
             return []
-        self.expect(work.config, snapshot)
+        if self._memory is not None and folder is not None and not self._memory.is_of(folder):
+            self._memory.close()
+            self._memory = None
+        self.expect(work.config, snapshot, folder)
         assert self._resumption is not None
         from shim.gpu import rules
         from shim.gpu.given import given
@@ -69,12 +90,24 @@ class Device:
             raise Unfit(reason, hint="give the pod GPUs as the snapshot was made with")
         old, kinds = snapshot.gpu.uuids, snapshot.host.gpus
         new = rules.successors(old, given(spec, gpus(), runtime), kinds) if old else []
+        taken_up = [(uuid, gpu.uuid) for uuid, gpu in zip(old, new, strict=True)]
         moved = rules.pairs(old, new)
-        taken_up = zip(new, old, strict=True)
-        needed = {gpu.uuid: snapshot.gpu.memory.get(uuid, 0) for gpu, uuid in taken_up}
-        rules.wait_for_memory(needed, gpus, work.config.number("gpu.wait"))
+        seconds = work.config.number("gpu.wait")
+        if self._memory is not None:
+            self._memory.judge(taken_up, seconds)
+        else:
+            needed = {now: snapshot.gpu.memory.get(then, 0) for then, now in taken_up}
+            rules.wait_for_memory(needed, gpus, seconds)
         self._resumption.check()
         return moved
+
+    def ready(self, work: Work) -> None:
+        """Wait until there is GPU memory for the processes; asked before any of them runs.
+
+        Raises Unfit and GpuFailed.
+        """
+        if self._memory is not None:
+            self._memory.ready(work.config.number("gpu.wait"))
 
     def resume(self, work: Work, plan: Plan) -> None:
         """The step: give the restored processes their GPU state back, then let them use it."""
@@ -86,6 +119,8 @@ class Device:
         pairs = [(uuid_bytes(old), uuid_bytes(new)) for old, new in plan.gpus]
         pids = restored(read_pid(work.bundle.pid_file), plan.cuda)
         self._resumption.resume(pids, pairs)
+        if self._memory is not None:
+            self._memory.give(dict(zip(plan.cuda, pids, strict=True)))
 
     def report(self) -> dict[str, str]:
         """Words for the log: seconds of each step; none if no GPU was needed."""
@@ -93,7 +128,13 @@ class Device:
             return {}
         spans = self._resumption.timeline.spans
         words = (f"{span.name}={span.seconds:.3f}" for span in spans)
-        return {"cuda": " ".join(words)}
+        moved = self._memory.report() if self._memory is not None else ""
+        return {"cuda": " ".join(words)} | ({"gpu": moved} if moved else {})
+
+    def close(self) -> None:
+        """Let go of GPU memory that no process was given."""
+        if self._memory is not None:
+            self._memory.close()
 
 
 def restored(init: int, inside: tuple[int, ...]) -> list[int]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shim import audit
 from shim.annotations import POD_NAME, POD_NAMESPACE
-from shim.bundle import namespace_path, read_pid
+from shim.bundle import annotations_of, namespace_path, read_pid
 from shim.conduct import Canary
 from shim.config import Config
-from shim.errors import Damaged, RestoreFailed, ThawError, Unfit
+from shim.errors import Damaged, OtherContainer, RestoreFailed, ThawError, Unfit
+from shim.gpu import preload
 from shim.names import SNAPSHOTS
 from shim.reference import parse
 from shim.restore import addresses, huge, namespace
@@ -29,7 +31,7 @@ from shim.restore.steps import Step, steps_of
 from shim.snapshot import policy, privileges
 from shim.snapshot.artifact import check_digest
 from shim.snapshot.config import DAMAGED
-from shim.snapshot.fit import check
+from shim.snapshot.fit import LIBRARY_HINT, check, library_reasons
 from shim.snapshot.host import require_criu, this_host
 from shim.snapshot.image import image_of
 from shim.snapshot.index import FOLDER as INDEX
@@ -63,7 +65,7 @@ def restore(
     adoption = adoption or Adoption()
     device = device or Device()
     path = Path(work.details["snapshot"])
-    with held(path):
+    with held(path), _letting_go(device):
         with timeline.span("plan"):
             plan, memory = prepare(work, ahead, device)
         try:
@@ -77,6 +79,7 @@ def restore(
             memory.close()
             raise
         adoption.later(memory.close)  # gigabytes of buffers take their time
+        adoption.later(device.close)
     # Nothing from here on may fail: the container runs.
     _record(work)
     if named is not None:
@@ -90,6 +93,18 @@ def restore(
         "identity": public(adoption.identity),
         "warnings": adoption.warnings,
     }
+
+
+@contextmanager
+def _letting_go(device: Device) -> Iterator[None]:
+    """If the restore fails, a cold boot needs the GPUs; another container of the pod does not."""
+    try:
+        yield
+    except OtherContainer:
+        raise
+    except BaseException:
+        device.close()
+        raise
 
 
 def _report(plan: Plan) -> dict[str, str]:
@@ -177,14 +192,15 @@ def prepare(
     snapshot, images = _open(work.config, Path(work.details["snapshot"]), name)
     device = device or Device()
     if snapshot is not None:
-        device.expect(work.config, snapshot.config)
+        device.expect(work.config, snapshot.config, snapshot)
     uncontrolled = _is_uncontrolled(spec, snapshot)
     if uncontrolled:
         contract.withdraw(spec, str(work.folder))
     gpus: Sequence[tuple[str, str]] = ()
     if snapshot is not None:
         _judge(work, spec, snapshot)
-        gpus = device.judge(work, spec, snapshot.config)
+        preload.put(spec, _bring_library(work, snapshot))
+        gpus = device.judge(work, spec, snapshot.config, snapshot)
     memory = memory_of(work, snapshot, images, ahead or ReadAhead())
     try:
         plan = planned(work, spec, snapshot, images, memory, uncontrolled=uncontrolled)
@@ -245,7 +261,17 @@ def _judge(work: Work, spec: dict[str, Any], snapshot: Snapshot) -> None:
     if not snapshot.config.mounts:
         raise Damaged(f"{snapshot.path}: it lists no mounts, and every container has", hint=DAMAGED)
     check(snapshot.config, live, this_host(gpus=False), outright=work.details["outright"])
+    notes = annotations_of(spec)
+    for reason in library_reasons(snapshot.config, snapshot.criu, notes, work.config):
+        raise Unfit(reason, hint=LIBRARY_HINT)
     check_whole(snapshot, sums=False)
+
+
+def _bring_library(work: Work, snapshot: Snapshot) -> str:
+    """The file of the GPU memory library that it needs: where the plan has it, see library_of."""
+    digest = snapshot.config.origin.library
+    folder = work.config.text("gpu.preloaded")
+    return preload.bring(folder, digest, str(snapshot.criu)) if digest else ""
 
 
 def memory_of(work: Work, snapshot: Snapshot | None, images: Path, ahead: ReadAhead) -> Memory:

@@ -21,15 +21,17 @@ from shim.config import Config
 from shim.errors import Damaged
 from shim.proto import criu_pb as pb
 from shim.proto.wire import WireError
-from shim.restore.fields import block, fields, replaced
+from shim.restore.fields import block, fields, replaced, varint
 from shim.snapshot import images as criu
-from shim.snapshot.config import DAMAGED, CudaProcess
+from shim.snapshot.config import DAMAGED
+from shim.snapshot.cuda import CudaProcess
 from shim.snapshot.extents import Range
 from shim.snapshot.images import NotIndexable, anonymous, fillable
 from shim.snapshot.kernel import PROBES
 from shim.snapshot.skeleton import united
 
 _VMAS, _MADV = 14, 9  # numbers of fields: of mm_entry, of vma_entry
+_START, _END = b"\x08", b"\x10"  # tags of numbers: fields 1 and 2 of vma_entry
 _HUGE, _NEVER = 1 << 14, 1 << 15  # MADV_HUGEPAGE, MADV_NOHUGEPAGE: asm-generic/mman-common.h
 
 
@@ -73,16 +75,30 @@ def _of_mapping(entry: bytes, staging: Sequence[Range]) -> bytes:
     An advice is for all of a mapping. The kernel makes one of two that adjoin, so there may be
     something else in it; half of one is enough.
     """
+    place = _place(entry)
+    if place is not None and not _is_mostly(*place, staging):
+        return entry  # nearly all are, of thousands: the rest of them is not read
     vma = pb.Vma.decode(entry)
-    if not _is_mostly(vma, staging) or not (fillable(vma) and anonymous(vma)):
+    if not _is_mostly(vma.start, vma.end, staging) or not (fillable(vma) and anonymous(vma)):
         return entry
     said = [field.value for field in fields(entry) if field.number == _MADV]
     advice = next((word for word in reversed(said) if isinstance(word, int)), 0)
     return entry if advice & _NEVER else replaced(entry, {_MADV: [advice | _HUGE]})
 
 
-def _is_mostly(vma: pb.Vma, staging: Sequence[Range]) -> bool:
-    first = bisect_right(staging, vma.start, key=lambda area: area[1])
-    last = bisect_left(staging, vma.end, key=lambda area: area[0])
-    inside = sum(min(vma.end, end) - max(vma.start, start) for start, end in staging[first:last])
-    return 2 * inside >= vma.end - vma.start > 0
+def _place(entry: bytes) -> Range | None:
+    """Where a mapping is, if that is what it begins with, as CRIU writes it."""
+    if entry[:1] != _START:
+        return None
+    start, pos = varint(entry, 1)
+    if entry[pos : pos + 1] != _END:
+        return None
+    end, pos = varint(entry, pos + 1)
+    return (start, end) if entry[pos : pos + 1] not in (_START, _END) else None
+
+
+def _is_mostly(begin: int, stop: int, staging: Sequence[Range]) -> bool:
+    first = bisect_right(staging, begin, key=lambda area: area[1])
+    last = bisect_left(staging, stop, key=lambda area: area[0])
+    inside = sum(min(stop, end) - max(begin, start) for start, end in staging[first:last])
+    return 2 * inside >= stop - begin > 0

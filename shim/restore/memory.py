@@ -18,14 +18,12 @@ from __future__ import annotations
 import bisect
 import errno
 import os
-import stat
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from shim._native import ffi, lib
 from shim.budget import available, budget_of
@@ -34,11 +32,15 @@ from shim.errors import Damaged, RestoreFailed, ThawError
 from shim.native import check
 from shim.processes import processes_below
 from shim.restore.numa import nodes_for
-from shim.snapshot.config import DAMAGED, CudaProcess
+from shim.snapshot.config import DAMAGED
+from shim.snapshot.cuda import CudaProcess
 from shim.snapshot.extents import interleaved, parted
 from shim.snapshot.index import Index
+from shim.snapshot.pieces import open_source
 from shim.snapshot.skeleton import united
-from shim.snapshot.tree import open_file
+
+if TYPE_CHECKING:
+    from shim.gpu.memory.index import Stored
 
 _TURN = 100  # milliseconds between two looks at the progress
 _KILLED = (
@@ -71,7 +73,7 @@ class Filling:
 
     def __init__(
         self,
-        index: Index,
+        index: Index | Stored,
         *,
         threads: int = 0,
         budget: int = 0,
@@ -222,15 +224,16 @@ class Filling:
         extent = self._extents[failure.place]
         blob = self.index.sources[extent.source].name
         place = f"{blob} at {extent.offset} ({extent.length} bytes)"
+        if failure.stage == _TASK:
+            return RestoreFailed(
+                f"cannot write {extent.length} bytes at {extent.address:#x} of process "
+                f"{self.index.tasks[extent.task]}: {reason}",
+                hint=_KILLED,
+            )
         failures: dict[int, ThawError] = {
             _READ: RestoreFailed(f"cannot read {place}: {reason}", hint="is the disk well?"),
             _SHORT: Damaged(f"{place} is cut off", hint=DAMAGED),
             _CHECKSUM: Damaged(f"{place} has another checksum", hint=DAMAGED),
-            _TASK: RestoreFailed(
-                f"cannot write {extent.length} bytes at {extent.address:#x} of process "
-                f"{self.index.tasks[extent.task]}: {reason}",
-                hint=_KILLED,
-            ),
         }
         return failures[failure.stage]
 
@@ -239,7 +242,7 @@ _READ, _SHORT, _CHECKSUM, _TASK = 1, 2, 3, 4  # the stages of struct thaw_failur
 
 
 def filling_of(
-    index: Index, config: Config, shared_by: int = 1, staging: Sequence[CudaProcess] = ()
+    index: Index | Stored, config: Config, shared_by: int = 1, staging: Sequence[CudaProcess] = ()
 ) -> Filling:
     """The fill of an index, as the operator's configuration has it.
 
@@ -253,7 +256,7 @@ def filling_of(
     )
 
 
-def _in_order(index: Index, staging: Sequence[CudaProcess]) -> bytes:
+def _in_order(index: Index | Stored, staging: Sequence[CudaProcess]) -> bytes:
     """The extents in the order in which they are read and written.
 
     The disks of a striped snapshot are read by turns. Staging comes first: huge pages (huge.py)
@@ -301,23 +304,11 @@ def _readers(disks: int) -> int:
 _FEWEST_READERS, _MOST_READERS = 4, 16  # those of native/fill.c
 
 
-def _open_sources(index: Index) -> list[int]:
+def _open_sources(index: Index | Stored) -> list[int]:
     with ExitStack() as opened:
         fds = []
         for path, blob in zip(index.paths, index.sources, strict=True):
-            fds.append(_open_source(path, blob.size))
+            fds.append(open_source(path, blob.size))
             opened.callback(os.close, fds[-1])
         opened.pop_all()
         return fds
-
-
-def _open_source(path: Path, size: int) -> int:
-    try:
-        fd = open_file(path)
-    except OSError as error:
-        raise Damaged(f"cannot read {path}: {error.strerror}", hint=DAMAGED) from error
-    info = os.fstat(fd)
-    if not stat.S_ISREG(info.st_mode) or info.st_size != size:
-        os.close(fd)
-        raise Damaged(f"{path} has {info.st_size} bytes, it had {size}", hint=DAMAGED)
-    return fd

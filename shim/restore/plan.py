@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shim.budget import GIB
 from shim.bundle import annotations_of, hostname_of, namespace_path
 from shim.cgroup import unified_path
 from shim.conduct import Action, Canary, actions, canary
 from shim.criu import NETWORK_LOCK
 from shim.errors import Unfit
+from shim.gpu import preload
 from shim.namespaces import is_own
 from shim.restore.addresses import Rewritten
 from shim.snapshot.archive import Archive
@@ -50,11 +52,13 @@ class Plan:
     mounts: tuple[MountPoint, ...]  # as they must be afterwards
     sockets: Rewritten | None = None  # at the pod's own addresses; None: not looked at
     uncontrolled: bool = False  # the snapshot knows nothing of a control directory
+    library: str = ""  # the version of the GPU memory library that it has mapped: its file
     network: str = ""  # the path of the pod's network namespace; empty: it is in none of a pod
     resume: Action | None = None
     resume_timeout: float = 0.0  # seconds
     canary: Canary | None = None
     cuda: tuple[int, ...] = ()  # pids inside whose GPU state lies in their memory
+    gpu_memory: int = 0  # bytes of GPU memory that do not come by the driver
     gpus: tuple[tuple[str, str], ...] = ()  # UUIDs: that was, that is now; empty: the same
     devices: Exchange = field(default_factory=Exchange)  # of device nodes
     rewritten: Mapping[str, bytes] = field(default_factory=dict)  # images of ours in CRIU's place
@@ -69,6 +73,8 @@ class Plan:
             lines.append(f"lay {self.difference} into {self.upper}, then mount the root on it")
         if self.assembled:
             lines.append(f"put the pages files together in {self.assembled}")
+        if self.library:
+            lines.append(f"mount the GPU memory library {self.library}")
         if self.network:
             lines.append(f"let nothing pass in {self.network} until the worker shall be seen")
         lines.append(f"runc restore {' '.join(self.runc_options)}")
@@ -95,7 +101,11 @@ class Plan:
         count = len(self.cuda)
         words = f"process {self.cuda[0]}" if count == 1 else f"{count} processes"
         lines = [f"give {words} the GPU state back, then unlock"]
-        return lines + [f"  {old} becomes {new}" for old, new in self.gpus]
+        lines += [f"  {old} becomes {new}" for old, new in self.gpus]
+        if self.gpu_memory:
+            size = f"{self.gpu_memory / GIB:.1f} GiB"
+            lines.append(f"  hand over {size} of GPU memory that was filled meanwhile")
+        return lines
 
     def _describe_adoption(self) -> list[str]:
         lines = ["run the network hook"] if self.network else []
@@ -150,7 +160,9 @@ def make(
         mounts=tuple(config.mounts),
         sockets=sockets,
         uncontrolled=uncontrolled,
+        library=library_of(work, config),
         cuda=tuple(config.gpu.pids),
+        gpu_memory=sum(region.size for region in config.gpu.regions),
         devices=exchange(config.origin.devices, spec),
         **_adoption(spec),
     )
@@ -193,6 +205,12 @@ def _adoption(spec: dict[str, Any]) -> dict[str, Any]:
         "resume_timeout": asked.resume_timeout,
         "canary": canary(notes),
     }
+
+
+def library_of(work: Work, config: SnapshotConfig) -> str:
+    """The file of the GPU memory library that a snapshot needs; empty: it needs none."""
+    digest = config.origin.library
+    return preload.path_of(work.config.text("gpu.preloaded"), digest) if digest else ""
 
 
 def linked_images(work: Work) -> Path:

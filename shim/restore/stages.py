@@ -3,7 +3,8 @@
 At `post-restore` all processes are there in their final shape, with their mounts, descriptors and
 limits, and none of them has run: each waits in CRIU's restorer code, as root still (credentials
 come after it, criu/cr-restore.c). What a snapshot must not bring along is refused or taken from it
-here; then memory is filled. Whatever is raised makes CRIU end them.
+here; then memory is filled, and room on the GPUs waited for. Whatever is raised makes CRIU end
+them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from shim.errors import RestoreFailed
 from shim.restore import linked
 from shim.restore.bulk import Memory
+from shim.restore.device import Device
 from shim.restore.devices import exchange
 from shim.restore.frozen import check_mounts, set_limits
 from shim.restore.plan import Plan, linked_images
@@ -22,10 +24,11 @@ from shim.work import Work
 class Stages:
     """The stages of one restore."""
 
-    def __init__(self, work: Work, plan: Plan, memory: Memory) -> None:
+    def __init__(self, work: Work, plan: Plan, memory: Memory, device: Device) -> None:
         self._work = work
         self._plan = plan
         self._memory = memory
+        self._device = device
         self._seen = False
 
     def actions(self) -> dict[str, Callable[[int], None]]:
@@ -55,4 +58,5 @@ class Stages:
         set_limits(spec, init)
         exchange(self._plan.devices, init)
         self._memory.fill(init)
+        self._device.ready(self._work)
         self._seen = True

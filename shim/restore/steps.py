@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from shim.bundle import namespace_path, read_pid
+from shim.bundle import annotations_of, namespace_path, read_pid
 from shim.cgroup import Cgroup, of_spec
 from shim.criu import Steering, log_tail
 from shim.errors import NotFound, RestoreFailed, ThawError
+from shim.gpu import preload
 from shim.mount import mount_all, unmount_all
 from shim.removal import remove_folder
 from shim.restore import adoption as adopting
@@ -63,6 +64,23 @@ def give_control_again(work: Work, plan: Plan) -> None:
         contract.inject(spec, str(source))
         work.bundle.save(spec)
     adopting.forget(work)  # what the failed worker was told, and what it has written: it has ended
+
+
+def exchange_library(work: Work, plan: Plan) -> None:
+    """Mount the version that the processes have mapped, and none if they were without."""
+    spec = work.bundle.spec()
+    if plan.library or preload.digest_of(spec):
+        preload.put(spec, plan.library)
+        work.bundle.save(spec)
+
+
+def provide_library_again(work: Work, plan: Plan) -> None:
+    """Undo `exchange_library`: a cold boot gets this Thaw's version, or none."""
+    spec = work.bundle.spec()
+    before = dict(spec)
+    contract.provide_library(work.id, spec, annotations_of(spec), work.config)
+    if spec != before:
+        work.bundle.save(spec)
 
 
 def lay_difference(work: Work, plan: Plan) -> None:
@@ -155,14 +173,14 @@ def remove_assembled(work: Work, plan: Plan) -> None:
                 os.close(lock)
 
 
-def run_criu(work: Work, plan: Plan, memory: Memory) -> None:
+def run_criu(work: Work, plan: Plan, memory: Memory, device: Device) -> None:
     """`runc restore`: CRIU makes the processes in the new pod's namespaces, cgroup and mounts.
 
     What is looked at, set and filled before any of them runs: stages.py.
     """
     log = work.folder / "criu-work"
     log.mkdir(mode=0o700, exist_ok=True)
-    stages = Stages(work, plan, memory)
+    stages = Stages(work, plan, memory, device)
     steering = Steering(work.folder, list(plan.criu_options), stages.actions())
     try:
         with steering:
@@ -242,12 +260,13 @@ def steps_of(memory: Memory, adoption: Adoption, device: Device) -> tuple[Step, 
     """The steps of a restore, in order: CRIU leaves the bulk of memory to `memory`."""
     return (
         Step("control", withdraw_control, give_control_again),
+        Step("library", exchange_library, provide_library_again),
         Step("volumes", lay_volumes, clear_volumes),
         Step("difference", lay_difference, clear_upper),
         Step("rootfs", mount_rootfs, unmount_rootfs),
         Step("assemble", assemble, remove_assembled),
         Step("hold", adoption.hold, adopting.release),
-        Step("criu", partial(run_criu, memory=memory), end_processes),
+        Step("criu", partial(run_criu, memory=memory, device=device), end_processes),
         Step("device", device.resume, nothing),  # the processes end with CRIU's step
         Step("disassemble", remove_assembled, nothing),
         Step("hostname", name_host, name_host_again),

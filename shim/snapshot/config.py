@@ -16,12 +16,13 @@ from typing import Any, get_type_hints
 
 from shim._native import lib
 from shim.errors import Damaged, Unfit
+from shim.gpu.preload import is_digest
+from shim.snapshot.cuda import CudaState, add_regions, check
 from shim.timeline import Span
 
-FORMAT = 3  # 2 knew nothing of GPUs and devices; it is still read
-READABLE = (2, 3)
+FORMAT = 4  # 2 knew nothing of GPUs and devices, 3 had all their memory from the driver
+READABLE = (2, 3, 4)
 LARGEST = 8 << 20  # bytes of a document
-PAGE = 4096
 DAMAGED = "the snapshot is damaged: remove it with `thaw rm` and make it again"
 
 # The files of a snapshot, relative to its folder; there are no others (store.py draws the tree).
@@ -29,10 +30,11 @@ DAMAGED = "the snapshot is damaged: remove it with `thaw rm` and make it again"
 SKELETON_FILE = re.compile(r"(?:criu|index)/[A-Za-z0-9][A-Za-z0-9._-]{0,92}", re.ASCII)
 DIFFERENCE_PART = re.compile(r"rootfs\.tar\.[0-9]{4}", re.ASCII)
 VOLUME_PART = re.compile(r"volumes/(?:0|[1-9][0-9]{0,3})\.tar\.[0-9]{4}", re.ASCII)
-# As NVML writes it; MIG devices have their own kind (MIG-…), and are refused elsewhere.
-GPU_UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
-# A piece of pages-N.img; the whole file in a checkpoint that containerd asked for.
-PIECE_NAME = re.compile(r"pages-[1-9][0-9]{0,9}\.img(?:\.[0-9]{4})?", re.ASCII)
+# A piece of pages-N.img, or the whole file in a checkpoint that containerd asked for; a piece of
+# GPU memory.
+PIECE_NAME = re.compile(
+    r"pages-[1-9][0-9]{0,9}\.img(?:\.[0-9]{4})?|gpu-[1-9][0-9]{0,9}\.img\.[0-9]{4}", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Origin:
     # "INTERFACE ADDRESS" each, in the kernel's order: what the snapshot's sockets are bound to.
     addresses: list[str] = field(default_factory=list)
     devices: list[DeviceNode] = field(default_factory=list)  # by path; see nodes.py
+    library: str = ""  # SHA-256 of the GPU memory library that it has; empty: none
 
 
 @dataclass(frozen=True)
@@ -135,36 +138,6 @@ class Connections:
 
     inside: int
     outside: int
-
-
-@dataclass(frozen=True)
-class Staging:
-    """A mapping that the driver has made for device memory: address and bytes."""
-
-    address: int
-    length: int
-
-
-@dataclass(frozen=True)
-class CudaProcess:
-    """A process whose GPU state lies in its own memory, by its pid inside the container."""
-
-    pid: int
-    staging: list[Staging] = field(default_factory=list)  # by address
-
-
-@dataclass(frozen=True)
-class CudaState:
-    """What of a worker was on GPUs: nothing, as a rule."""
-
-    processes: list[CudaProcess] = field(default_factory=list)  # by pid
-    uuids: list[str] = field(default_factory=list)  # of the container's GPUs, in its order
-    memory: dict[str, int] = field(default_factory=dict)  # UUID → bytes that it had in use there
-
-    @property
-    def pids(self) -> list[int]:
-        """The pids inside the container."""
-        return [process.pid for process in self.processes]
 
 
 @dataclass(frozen=True)
@@ -220,9 +193,18 @@ class SnapshotConfig:
             document |= {"gpu": asdict(CudaState()), "verified": ""}
             if isinstance(document.get("origin"), dict):
                 document["origin"]["devices"] = []
+        if document["format"] == 3:
+            add_regions(document)
+        if document["format"] < 4 and isinstance(document.get("origin"), dict):
+            document["origin"]["library"] = ""
         config: SnapshotConfig = _typed(document, cls, path)
         _check_names(config, path)
-        _check_cuda(config.gpu, path)
+        try:
+            check(config.gpu)
+        except ValueError as error:
+            raise Damaged(f"{path}: gpu: {error}", hint=DAMAGED) from error
+        if config.origin.library and not is_digest(config.origin.library):
+            raise Damaged(f"{path}: origin: library: no digest", hint=DAMAGED)
         return config
 
 
@@ -282,23 +264,6 @@ def _check_names(config: SnapshotConfig, path: str) -> None:
     for name, size in config.pages.items():
         if not PIECE_NAME.fullmatch(name) or size < 0:
             raise Damaged(f"{path}: pages: bad name or size {_shown(name)}", hint=DAMAGED)
-
-
-def _check_cuda(cuda: CudaState, path: str) -> None:
-    """Numbers that can be ones, and GPUs that are told apart."""
-    pids = cuda.pids
-    if pids != sorted(set(pids)) or (pids and pids[0] < 1):
-        raise Damaged(f"{path}: gpu: bad pids {str(pids)[:80]}", hint=DAMAGED)
-    for area in (area for process in cuda.processes for area in process.staging):
-        if area.address < 0 or area.length < 1 or area.address % PAGE or area.length % PAGE:
-            raise Damaged(f"{path}: gpu: bad mapping {area}", hint=DAMAGED)
-    for uuid in (*cuda.uuids, *cuda.memory):
-        if not GPU_UUID.fullmatch(uuid):
-            raise Damaged(f"{path}: gpu: bad GPU {_shown(uuid)}", hint=DAMAGED)
-    if len(set(cuda.uuids)) != len(cuda.uuids) or not set(cuda.memory) <= set(cuda.uuids):
-        raise Damaged(f"{path}: gpu: GPUs are listed twice, or not at all", hint=DAMAGED)
-    if any(size < 0 for size in cuda.memory.values()):
-        raise Damaged(f"{path}: gpu: bad size of memory", hint=DAMAGED)
 
 
 @cache

@@ -22,6 +22,7 @@ from typing import Any
 
 from shim.annotations import POD_NAME, POD_UID, SANDBOX_ID
 from shim.errors import FailedPrecondition
+from shim.gpu import preload
 from shim.gpu.given import VISIBLE
 from shim.snapshot import token
 from shim.snapshot.config import FORMAT, Host, Origin
@@ -99,7 +100,7 @@ def _read(path: Path) -> bytes:
 
 
 def _facts(spec: Mapping[str, Any], origin: Origin, host: Host) -> dict[str, Any]:
-    linux = spec.get("linux") or {}
+    linux, spec = spec.get("linux") or {}, preload.without(spec)
     return {
         "namespace": origin.namespace,
         "container": origin.container,
@@ -119,6 +120,7 @@ def _facts(spec: Mapping[str, Any], origin: Origin, host: Host) -> dict[str, Any
         "kernel": host.kernel_features,
         "cgroup": host.cgroup,
         "format": FORMAT,
+        "library": bool(origin.library),  # whichever version: who goes without is another worker
         "gpus": [[gpu.model, gpu.memory, gpu.driver, gpu.count] for gpu in host.gpus],
     }
 

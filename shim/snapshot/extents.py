@@ -112,6 +112,18 @@ def check(
     return _ranges(columns, vmas)
 
 
+def check_regions(columns: Columns, sizes: Sequence[int], regions: Sequence[int]) -> None:
+    """The same for extents of GPU memory: their tasks are regions of these sizes, in bytes, and
+    their addresses places in there. Raises ValueError.
+    """
+    if not columns.lengths:
+        return
+    _check_numbers(columns, len(regions), len(sizes))
+    _check_sources(columns, sizes)
+    if any(end > regions[task] for task, _, _, end in _joined(columns)):
+        raise ValueError("an extent ends outside its region")
+
+
 def _check_numbers(columns: Columns, tasks: int, sources: int) -> None:
     addresses, offsets, lengths = columns.addresses, columns.offsets, columns.lengths
     for owner in set(columns.owners):

@@ -11,11 +11,15 @@ options) is not told, only that it differs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from shim.config import Config
 from shim.errors import OtherContainer, Unfit
+from shim.gpu import preload
 from shim.snapshot.config import Host, Origin, SnapshotConfig, SpecMount
 
+LIBRARY_HINT = "make the snapshot anew; see thaw.dev/gpu-memory, gpu.memory and gpu.preloaded"
 _SHOWN = frozenset(("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "huge"))
 
 
@@ -76,8 +80,26 @@ def gpu_reasons(
     from shim.gpu.nvml import gpus
 
     here = gpus() if spec is None else given(spec, gpus(), runtime)
-    needed = [config.gpu.memory.get(uuid, 0) for uuid in config.gpu.uuids]
+    every = config.gpu.needed
+    needed = [every.get(uuid, 0) for uuid in config.gpu.uuids]
     yield from rules.reasons(config.host.gpus, here, needed)
+
+
+def library_reasons(
+    config: SnapshotConfig, images: Path, annotations: Mapping[str, str], settings: Config
+) -> Iterator[str]:
+    """Every reason why the GPU memory library that the snapshot needs cannot be had here.
+
+    `images` are CRIU's, `annotations` those of the container, `settings` the operator's.
+    """
+    if config.gpu.regions and not preload.is_wanted(annotations, settings):
+        yield "its GPU memory is moved by Thaw's library, the pod's is to be by the driver alone"
+    if config.origin.library:
+        try:
+            carried = str(images / preload.CARRIED)
+            preload.find(settings.text("gpu.preloaded"), config.origin.library, carried)
+        except Unfit as error:
+            yield error.message
 
 
 def never_fits(live: Origin) -> Iterator[str]:

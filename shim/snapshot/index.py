@@ -26,6 +26,7 @@ import re
 import stat
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ _MAGIC = b"THAWEXTS"
 # the names and checksums of 100,000 images.
 _MOST_EXTENTS = 128 << 20
 _MOST_TEXT = 8 << 20
+_READERS = 8  # threads that look at files
 # What CRIU and runc read; runc keeps the standard descriptors' targets there.
 READ_BY_CRIU = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]*\.img|descriptors\.json")
 _MEMORY = re.compile(r"mm-[0-9]+\.img")
@@ -141,8 +143,10 @@ class Index:
         Reads them all. The data of extents is not among them: it is verified when it is filled.
         """
         sizes: dict[str, int] = {}  # of pages files
-        for path, wanted in self._read_by_criu():
-            _check_file(path, wanted, self.remedy if path.parent == self.folder else DAMAGED)
+        files = list(self._read_by_criu())
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(self._check_file, files))
+        for path, wanted in files:
             piece = parse(path.name)
             sizes[piece[0] if piece else path.name] = wanted[0]
         with _refusing(self.folder, self.remedy):
@@ -180,6 +184,16 @@ class Index:
             yield (self._pages.path(name) if parse(name) else self.images / name), wanted
         for name, wanted in self._skeleton.items():
             yield self.folder / name, wanted
+
+    def _check_file(self, listed: tuple[Path, tuple[int, int]]) -> None:
+        path, wanted = listed
+        hint = self.remedy if path.parent == self.folder else DAMAGED
+        try:
+            found = checksum(path)
+        except OSError as error:
+            raise Damaged(f"cannot read {path}: {error.strerror}", hint=hint) from error
+        if found != wanted:
+            raise Damaged(f"{path} is not what it was", hint=hint)
 
     def _check_sizes(self) -> None:
         for path, source in zip(self.paths, self.sources, strict=True):
@@ -243,15 +257,6 @@ def _refusing(folder: Path, hint: str) -> Iterator[None]:
     except (ValueError, NotIndexable, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise Damaged(f"cannot use the index {folder}: {reason}", hint=hint) from error
-
-
-def _check_file(path: Path, wanted: tuple[int, int], hint: str) -> None:
-    try:
-        found = checksum(path)
-    except OSError as error:
-        raise Damaged(f"cannot read {path}: {error.strerror}", hint=hint) from error
-    if found != wanted:
-        raise Damaged(f"{path} is not what it was", hint=hint)
 
 
 def _read(path: Path, most: int) -> bytes:

@@ -34,7 +34,7 @@ from shim.snapshot.layer import unpack_layer
 from shim.snapshot.laying import fill, judged
 from shim.snapshot.pack import PACK
 from shim.snapshot.parts import PART, Parts
-from shim.snapshot.pieces import FILE, Pieces
+from shim.snapshot.pieces import FILE, Pieces, gpu_number
 from shim.snapshot.snapshot import CONFIG, checksum, read_file
 from shim.snapshot.store import Draft
 from shim.snapshot.tar import Kind, Member, members
@@ -46,6 +46,7 @@ _DESCRIPTORS = "descriptors.json"  # runc's
 _WORK = "import"  # a folder of the draft, until it is whole
 _OTHERS = re.compile(r"[A-Za-z0-9._-]{1,200}(?:/[A-Za-z0-9._/-]{1,200})?", re.ASCII)
 _MOST_FILES = 100_000
+_GPU_INDEX = "index/gpu"
 _OUR_FOLDERS = ("", "index", "volumes")
 
 
@@ -70,7 +71,10 @@ def take_checkpoint(draft: Draft, files: Iterable[tuple[str, int, Chunks]], wher
     if difference:
         _lay_difference(work, draft.path / "rootfs.tar", where)
     Pieces(draft.pages).take(criu)
+    Pieces(draft.pages).take_gpu(criu)
     indexing.make(criu, draft.path / "index", pages=draft.pages)
+    if (work / "ours" / _GPU_INDEX).exists():  # the index is made anew but for what it does not say
+        (work / "ours" / _GPU_INDEX).rename(draft.path / _GPU_INDEX)
     volumes = work / "ours" / "volumes"
     if any(volumes.iterdir()):
         volumes.rename(draft.path / "volumes")
@@ -94,7 +98,7 @@ def _place(name: str, work: Path, criu: Path) -> Path | None:
     if name in (_IMAGES + PACK, _LAYER):
         return work / name.rpartition("/")[2]
     folder, _, image = name.partition("/")
-    wanted = image.endswith(".img") or image == _DESCRIPTORS
+    wanted = image.endswith(".img") or image == _DESCRIPTORS or gpu_number(image) is not None
     if f"{folder}/" == _IMAGES and wanted and SKELETON_FILE.fullmatch(f"criu/{image}"):
         return criu / image
     return None
@@ -103,25 +107,28 @@ def _place(name: str, work: Path, criu: Path) -> Path | None:
 def _unpacked(work: Path, criu: Path, where: str) -> SnapshotConfig:
     """The config of our part, and the images and volumes as it says. Raises Damaged."""
     ours = work / "ours"
-    for folder in (ours, ours / "volumes"):
+    for folder in (ours, ours / "volumes", ours / "index"):
         folder.mkdir(mode=0o700)
     _take_ours(work / PACK, ours)
     config = SnapshotConfig.from_json(read_file(ours / CONFIG, LARGEST), f"{where}: {CONFIG}")
     volumes = _listed(ours / "volumes", "volumes/")
     images = _listed(criu, "criu/")
-    found = volumes | {name: path for name, path in images.items() if not FILE.fullmatch(path.name)}
-    wanted = {name for name in config.files if name.startswith(("volumes/", "criu/"))}
+    found = volumes | {name: path for name, path in images.items() if not _has_pages(path.name)}
+    found |= _listed(ours / "index", "index/")
+    wanted = {name for name in config.files if name.startswith(("volumes/", "criu/", _GPU_INDEX))}
     for name in sorted(wanted ^ found.keys()):
         raise Damaged(f"{where}: {name} is missing, or too much", hint=DAMAGED)
     for name, path in found.items():
         if checksum(path) != config.files[name]:
             raise Damaged(f"{where}: {name} is not what it was", hint=DAMAGED)
-    sizes = {
-        path.name: path.stat().st_size for path in images.values() if FILE.fullmatch(path.name)
-    }
+    sizes = {path.name: path.stat().st_size for path in images.values() if _has_pages(path.name)}
     if sizes != config.pages:
         raise Damaged(f"{where}: its pages files are not what they were", hint=DAMAGED)
     return config
+
+
+def _has_pages(name: str) -> bool:
+    return FILE.fullmatch(name) is not None or gpu_number(name) is not None
 
 
 def _take_ours(path: Path, ours: Path) -> None:
@@ -132,7 +139,7 @@ def _take_ours(path: Path, ours: Path) -> None:
             name = os.fsdecode(member.path)
             if not _belongs(member, name):
                 raise Damaged(f"{PACK}: {name!a} has no place in a snapshot", hint=DAMAGED)
-            if name == CONFIG or VOLUME_PART.fullmatch(name):
+            if name in (CONFIG, _GPU_INDEX) or VOLUME_PART.fullmatch(name):
                 with open(os.open(ours / name, CREATE, 0o600), "wb") as file:
                     fill(member, parts, file.fileno())
 
@@ -181,7 +188,7 @@ def _write_config(draft: Draft, config: SnapshotConfig) -> None:
             files[f"{folder}/{path.name}"] = checksum(path)
     for path in Archive(draft.path / "rootfs.tar").parts():
         files[path.name] = checksum(path)
-    pieces = Pieces(draft.pages).found()
+    pieces = Pieces(draft.pages).found() | Pieces(draft.pages).found_gpu()
     pages = {name: path.stat().st_size for name, path in sorted(pieces.items())}
     document = replace(config, files=files, pages=pages).to_json()
     write_new(draft.path / CONFIG, [document.encode()])

@@ -43,7 +43,7 @@ KINDS = (
     Kind("application/vnd.thaw.skeleton.v1.tar", re.compile(re.escape(SKELETON)), 8 << 30),
     Kind(
         "application/vnd.thaw.pages.v1",
-        re.compile(PAGES + r"/pages-[1-9][0-9]{0,9}\.img\.[0-9]{4}", re.ASCII),
+        re.compile(PAGES + r"/(?:pages|gpu)-[1-9][0-9]{0,9}\.img\.[0-9]{4}", re.ASCII),
         BLOB,
     ),
     Kind("application/vnd.thaw.rootfs.v1.tar", DIFFERENCE_PART, BLOB),

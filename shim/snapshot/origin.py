@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shim.annotations import CONTAINER_NAME, IMAGE_NAME, POD_NAMESPACE
+from shim.gpu import preload
 from shim.gpu.spec import compared
 from shim.namespaces import is_own
 from shim.snapshot.config import Origin, SpecMount
@@ -23,7 +24,11 @@ _LINKS = {"network": "net", "mount": "mnt"}
 
 
 def origin_of(spec: Mapping[str, Any], image: str, image_digest: str) -> Origin:
-    """What `spec` says, with the image that containerd says it was made from."""
+    """What `spec` says, with the image that containerd says it was made from.
+
+    Of the GPU memory library, which is ours, there is only its version.
+    """
+    library, spec = preload.digest_of(spec), preload.without(spec)
     process = spec.get("process") or {}
     user = process.get("user") or {}
     notes = spec.get("annotations") or {}
@@ -51,6 +56,7 @@ def origin_of(spec: Mapping[str, Any], image: str, image_digest: str) -> Origin:
         namespace=notes.get(POD_NAMESPACE, ""),
         service_account=service_account(spec),
         devices=nodes_of(spec),
+        library=library,
     )
 
 

@@ -6,6 +6,9 @@ A piece is whole pages, and every extent lies within one. One after another they
 alone would have written. They may lie in several folders, on as many disks, by turns; of an
 empty file there is none, since CRIU takes a pages file that is missing for an empty one.
 
+GPU memory that is not the driver's lies beside them, in the same folders: gpu-1.img.0000 … Such a
+file has only what is not zero (gpu/memory/index.py), and CRIU never hears of it.
+
 CRIU itself reads no pieces: what it has to restore is in the skeleton, or a file of one piece, to
 which a link leads. `assemble` is for when it has to restore everything.
 """
@@ -15,7 +18,9 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +33,8 @@ PIECE = 1 << 30  # bytes of a piece, but for the last one of a file; whole pages
 
 FILE = re.compile(r"pages-([1-9][0-9]{0,9})\.img")  # what CRIU writes
 _NAME = re.compile(rf"({FILE.pattern})\.([0-9]{{4}})")
+_GPU = re.compile(r"gpu-([1-9][0-9]{0,9})\.img\.([0-9]{4})", re.ASCII)
+GPU_FILE = "gpu-1.img"
 _MOST = 10_000  # pieces of one file: their numbers have four digits
 _CHUNK = 1 << 30
 
@@ -50,6 +57,18 @@ def parse(text: str) -> tuple[str, int] | None:
     """The pages file of a piece and its number there; None if that is no name of a piece."""
     found = _NAME.fullmatch(text)
     return (found[1], int(found[3])) if found else None
+
+
+def gpu_number(text: str) -> tuple[int, int] | None:
+    """What a piece of GPU memory is sorted by; None if that is no name of one."""
+    found = _GPU.fullmatch(text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def gpu_pieces(pages: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The pieces of GPU memory among all of a snapshot, name and bytes, as extents count them."""
+    numbers = {text: number for text in pages if (number := gpu_number(text))}
+    return [(text, pages[text]) for text in sorted(numbers, key=numbers.__getitem__)]
 
 
 def cut(files: Sequence[tuple[str, int]]) -> list[Piece]:
@@ -92,11 +111,16 @@ class Pieces:
         return self.folders[number % len(self.folders)]
 
     def found(self) -> dict[str, Path]:
-        """The paths of all pieces that are there, by name."""
-        paths: dict[str, Path] = {}
+        """The paths of all pieces of pages files that are there, by name."""
+        return {text: path for text, path in self._all() if parse(text)}
+
+    def found_gpu(self) -> dict[str, Path]:
+        """Those of GPU memory."""
+        return {text: path for text, path in self._all() if gpu_number(text)}
+
+    def _all(self) -> Iterator[tuple[str, Path]]:
         for folder in self.folders:
-            paths |= {text: folder / text for text in os.listdir(folder) if parse(text)}
-        return paths
+            yield from ((text, folder / text) for text in os.listdir(folder))
 
     def path(self, text: str) -> Path:
         """Where the piece of that name is, or should be."""
@@ -119,6 +143,15 @@ class Pieces:
                 os.truncate(path, piece.start)
         for text in names:
             (images / text).unlink(missing_ok=True)
+
+    def take_gpu(self, images: Path) -> None:
+        """Take the pieces of GPU memory in a folder over, as they are. Raises OSError."""
+        for number, (text, path) in enumerate(sorted(Pieces([images]).found_gpu().items())):
+            size = os.lstat(path).st_size
+            target = self.place(number) / text
+            if not _renamed(path, target):
+                _copy(path, Piece(text, size, 0, 0), target)
+                path.unlink()
 
     def assemble(self, images: Path, target: Path) -> None:
         """Make `target` a folder from which CRIU restores everything.
@@ -160,6 +193,38 @@ def link(path: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     there, here = os.path.realpath(path.parent), os.path.realpath(target.parent)
     target.symlink_to(f"{os.path.relpath(there, here)}/{path.name}")
+
+
+@contextmanager
+def created(path: Path, size: int) -> Iterator[int]:
+    """A new file of that length, with nothing in it, open for writing past the page cache."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        # Measured: native/save.c. And what is not in the page cache need not be written from
+        # there while the worker runs again.
+        fd = os.open(path, flags | os.O_DIRECT, 0o600)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.open(path, (flags & ~os.O_EXCL), 0o600)  # made, then refused
+    try:
+        os.ftruncate(fd, size)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_source(path: Path, size: int) -> int:
+    """A piece, open for reading. Raises Damaged unless it is a file of that many bytes."""
+    try:
+        fd = open_file(path)
+    except OSError as error:
+        raise Damaged(f"cannot read {path}: {error.strerror}", hint=DAMAGED) from error
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode) or info.st_size != size:
+        os.close(fd)
+        raise Damaged(f"{path} has {info.st_size} bytes, it had {size}", hint=DAMAGED)
+    return fd
 
 
 def copy_range(reader: int, writer: int, start: int, end: int) -> bool:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from shim._native import ffi, lib
 from shim.native import check
+
+if TYPE_CHECKING:
+    from shim._native import _CData
 
 SIZE = 32  # bytes of struct thaw_run, and of struct thaw_extent
 MEMORY = 4  # stage of a failure: a task's memory could not be read
@@ -56,7 +60,11 @@ class Saving:
             save,
         )
         check(result, "cannot begin to save memory")
-        self._save = save[0]
+        self._began(save[0])
+
+    def _began(self, save: _CData) -> None:
+        self._save = save
+        self._lock = threading.Lock()  # of closing, against `cancel`
 
     def __enter__(self) -> Self:
         return self
@@ -75,20 +83,33 @@ class Saving:
         found = lib.thaw_save_extents(self._save, count)
         return bytes(ffi.buffer(found, count[0] * SIZE)) if count[0] else b""
 
+    def cancel(self) -> None:
+        """Make it end soon, from any thread: who waits is told so (SaveFailed, ECANCELED)."""
+        with self._lock:
+            if self._save:
+                lib.thaw_save_cancel(self._save)
+
     def _wait(self, written: bool) -> None:
         if not self._save:
             raise SaveFailed(errno.ECANCELED, _OWN, "memory")
         failure = ffi.new("struct thaw_failure *")
         if lib.thaw_save_wait(self._save, written, failure) == 0:
             return
-        where = "memory"
-        if failure.place < len(self._runs):
-            run = self._runs[failure.place]
-            name = self._files[run.source][0] if run.source < len(self._files) else ""
-            where = f"{name}, {run.length} bytes at {run.offset}, {run.address:#x} in memory"
-        raise SaveFailed(failure.error, failure.stage, where)
+        raise self._failure(failure)
+
+    def _failure(self, failure: _CData) -> Exception:
+        return SaveFailed(failure.error, failure.stage, self._where(failure.place))
+
+    def _where(self, place: int) -> str:
+        """The run with that number, in words."""
+        if place >= len(self._runs):
+            return "memory"
+        run = self._runs[place]
+        name = self._files[run.source][0] if run.source < len(self._files) else ""
+        return f"{name}, {run.length} bytes at {run.offset}, {run.address:#x} in memory"
 
     def close(self) -> None:
-        """Stop what is under way, and give everything back."""
-        lib.thaw_save_close(self._save)
-        self._save = ffi.NULL
+        """Stop what is under way, and give everything back. Nobody may be waiting then."""
+        with self._lock:
+            save, self._save = self._save, ffi.NULL
+        lib.thaw_save_close(save)

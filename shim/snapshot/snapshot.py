@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -266,7 +267,13 @@ def read_file(path: Path, most: int) -> bytes:
 
 
 def _read_config(path: Path) -> SnapshotConfig:
-    return SnapshotConfig.from_json(read_file(path, LARGEST), str(path))
+    return _config_of(read_file(path, LARGEST), str(path))
+
+
+@lru_cache(maxsize=1)
+def _config_of(text: bytes, path: str) -> SnapshotConfig:
+    """A restore looks twice, when it reads ahead and when it is asked for; it is judged once."""
+    return SnapshotConfig.from_json(text, path)
 
 
 def size_of(folder: Path) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from shim.config import Config
 from shim.errors import Damaged, RestoreFailed, ThawError, Unfit
+from shim.gpu.memory.index import Stored, stored
 from shim.restore.memory import Filling, filling_of
 from shim.snapshot.artifact import blobs_of, hash_blobs, manifest_of
 from shim.snapshot.config import DAMAGED, File
@@ -60,8 +61,14 @@ def verify(
         if snapshot.digest:
             blobs.faults += _blobs(snapshot, threads, tell)
     verdict.faults += _files(_listed(snapshot), threads, tell)
+    if threads:
+        config = config.overridden({"restore.threads": threads})
     with _noting(verdict):
-        _extents(snapshot, config, threads, verdict, tell)
+        _extents(snapshot, config, verdict, tell)
+    with _noting(verdict):
+        memory = stored(snapshot)
+        if memory is not None:
+            _filled(snapshot, memory, config, tell)
     verdict.faults = list(dict.fromkeys(verdict.faults + blobs.faults))
     return verdict
 
@@ -72,6 +79,8 @@ def work(snapshot: Snapshot) -> int:
     try:
         index = _index(snapshot)
         total += index.bytes if index is not None else 0
+        memory = stored(snapshot)
+        total += memory.bytes if memory is not None else 0
         if snapshot.digest:
             total += sum(blob.size for blob in manifest_of(snapshot)[1].blobs)
     except (Unfit, OSError):
@@ -154,17 +163,18 @@ def _index(snapshot: Snapshot) -> Index | None:
     return Index.open(snapshot.index, snapshot.criu, snapshot.pages)
 
 
-def _extents(
-    snapshot: Snapshot, config: Config, threads: int, verdict: Verdict, tell: Progress
-) -> None:
+def _extents(snapshot: Snapshot, config: Config, verdict: Verdict, tell: Progress) -> None:
     index = _index(snapshot)
     if index is None or index.reason:
         if snapshot.config.pages and not snapshot.digest:
             why = index.reason if index is not None else "there is no index"
             verdict.notes.append(f"pages have no checksums before it is sealed: {why}")
         return
-    if threads:
-        config = config.overridden({"restore.threads": threads})
+    _filled(snapshot, index, config, tell)
+
+
+def _filled(snapshot: Snapshot, index: Index | Stored, config: Config, tell: Progress) -> None:
+    """Read what would be filled, and compare it."""
     with filling_of(index, config) as filling, _watched(filling, tell):
         try:
             filling.verify()

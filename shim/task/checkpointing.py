@@ -115,8 +115,7 @@ def _asked(container: Container, engine: Engine, request: dict[str, Any]) -> dic
     try:
         reply = engine.ask(request, [], None)
     except ThawError as error:
-        if isinstance(error, GpuLost):  # nobody who looks at the exit alone could know why
-            log.error("a worker is lost over its snapshot", container=container.id, error=error)
+        _say_lost(container, error)
         _thaw(container)
         _end_trial(container)
         # It died or was ended before CRIU began, and nobody else gives the worker back what it
@@ -125,9 +124,24 @@ def _asked(container: Container, engine: Engine, request: dict[str, Any]) -> dic
             _resume(container)
         raise
     _say_verified(container, reply.get("verified", ""))
+    _say_moved(container, reply.get("gpu") or {})
     if reply.get("refused"):
         log.info("dumped by CRIU alone", container=container.id, because=reply["refused"])
     return reply
+
+
+def _say_lost(container: Container, error: ThawError) -> bool:
+    """Nobody who looks at a container's exit alone could know why."""
+    if not isinstance(error, GpuLost):
+        return False
+    log.error("a worker is lost over its snapshot", container=container.id, error=error)
+    return True
+
+
+def _say_moved(container: Container, words: dict[str, str]) -> None:
+    """What of its GPU memory was moved past the driver, and why the rest was not."""
+    if words:
+        log.info("GPU memory dumped", container=container.id, **words)
 
 
 def _check_actions(container: Container) -> None:
@@ -163,7 +177,8 @@ def _resume(container: Container) -> None:
     except Cancelled:
         log.debug("not resumed, the container is over", container=container.id)
     except ThawError as error:
-        log.warning("worker not resumed", container=container.id, error=error)
+        if not _say_lost(container, error):
+            log.warning("worker not resumed", container=container.id, error=error)
     finally:
         engine.close()
 

@@ -1,5 +1,6 @@
 """What a container's annotations ask for, agreed upon at Create, and what that makes of its spec:
-the control directory, which is one mount and two variables, and what gpu/spec.py is for.
+the control directory, which is one mount and two variables, what gpu/spec.py is for, and the GPU
+memory library, which is one mount and one variable more (gpu/preload.py).
 
 What is written there, and read, is worker/control.py's. The directory is a small file system of
 its own, so that a container cannot fill the node's /run with it. A pod that mounts a volume of its
@@ -30,6 +31,7 @@ from shim.worker.control import VARIABLES, find, mount_of, place_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from shim.config import Config
@@ -47,6 +49,7 @@ def agree(container: str, spec: dict[str, Any], folder: str, config: Config) -> 
     counts, and it boots like any other: unless it shall fail then, which raises the reason. Those
     that do not count are not in `spec` any longer.
     """
+    asked = annotations_of(spec)
     notes = _heeded(container, spec, folder, config)
     # Before a name is derived, and the same whether it boots cold or is restored: both compare.
     gpus = _has_gpus(spec, notes, config)
@@ -54,10 +57,41 @@ def agree(container: str, spec: dict[str, Any], folder: str, config: Config) -> 
         from shim.gpu.spec import make_checkpointable
 
         make_checkpointable(spec, gpus=gpus)
+    # Who wants to be without the library is, even where another annotation cannot be read.
+    provide_library(container, spec, asked, config)
     return notes
 
 
-def _has_gpus(spec: dict[str, Any], notes: dict[str, str], config: Config) -> bool:
+def provide_library(
+    container: str, spec: dict[str, Any], notes: Mapping[str, str], config: Config
+) -> None:
+    """Give a container with GPUs this Thaw's version of the GPU memory library, whatever it had.
+
+    Without one it boots as well, and the driver moves its GPU memory: no reason to fail.
+    """
+    if not mentions_gpus(spec):
+        return
+    from shim.gpu import preload
+    from shim.gpu.given import may_be_several
+
+    preload.take(spec)
+    if not _has_gpus(spec, notes, config) or not preload.is_wanted(notes, config):
+        return
+    several = may_be_several(spec, config.text("BinaryName"))
+    if not preload.is_wanted(notes, config, several=several):
+        log.info("no GPU memory library", container=container, because=preload.SEVERAL)
+        return
+    if not preload.is_possible(spec):
+        because = f"it has no /dev of its own, or something at {preload.PLACE}"
+        log.warning("no GPU memory library", container=container, because=because)
+        return
+    try:
+        preload.give(spec, preload.keep(config.text("gpu.preloaded")))
+    except (ThawError, OSError) as error:
+        log.warning("no GPU memory library", container=container, because=error)
+
+
+def _has_gpus(spec: dict[str, Any], notes: Mapping[str, str], config: Config) -> bool:
     """Who has any can be meant by `thaw checkpoint` without an annotation; sandboxes never are."""
     if notes.get(CONTAINER_TYPE) == "sandbox":
         return False

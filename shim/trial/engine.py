@@ -34,6 +34,7 @@ from shim.restore.plan import Plan, assembled_images
 from shim.restore.steps import end_processes, steps_of
 from shim.snapshot.locks import claim
 from shim.snapshot.mounts import Resolve, inside
+from shim.snapshot.pieces import gpu_number
 from shim.snapshot.snapshot import Snapshot, check_whole
 from shim.trial import REQUEST, folder_of
 from shim.trial.spec import as_tried, cgroups_path, derived, reasons
@@ -101,6 +102,7 @@ class Trial:
             with _no_fault():
                 own_mounts()
                 work, given = _furnished(live, snapshot, stack)
+            stack.callback(device.close)
             gpus = _judged(work, live, snapshot, device)
             check_whole(snapshot, sums=False)
             memory = memory_of(work, snapshot, snapshot.criu, ReadAhead())
@@ -171,7 +173,9 @@ def _obstacles(work: Work, snapshot: Snapshot) -> Iterator[str]:
     if work.upper is None:
         yield "its root file system is no writable overlay"
     yield from reasons(work.bundle.spec())
-    needed, free = sum(snapshot.config.pages.values()), available()
+    pages = snapshot.config.pages
+    needed = sum(size for name, size in pages.items() if not gpu_number(name))
+    free = available()
     if needed > free:
         yield f"{needed / GIB:.1f} GiB of memory are needed, the node has {free / GIB:.1f}"
 
@@ -237,7 +241,7 @@ def _judged(
 ) -> tuple[tuple[str, str], ...]:
     """The GPUs are those that it was just made on: all they can lack is room."""
     try:
-        return tuple(device.judge(work, live.bundle.spec(), snapshot.config))
+        return tuple(device.judge(work, live.bundle.spec(), snapshot.config, snapshot))
     except Unfit as error:
         raise NotTried(error.message) from error
 

@@ -8,6 +8,7 @@ from shim.annotations import (
     CHECKPOINT,
     CONTAINER_NAME,
     CONTAINER_TYPE,
+    GPU_MEMORY,
     ON_FAILURE,
     PREFIX,
     PULL,
@@ -17,6 +18,7 @@ from shim.annotations import (
     TABLE,
     fail_instead_of_cold_start,
     for_everyone,
+    gpu_memory,
     is_annotated,
     named_snapshots,
     probe,
@@ -191,3 +193,4 @@ def test_the_table() -> None:
     defaults = {row.key: row.default for row in TABLE}
     assert not fail_instead_of_cold_start({ON_FAILURE: defaults[ON_FAILURE]})
     assert pull_first({PULL: defaults[PULL]}) == pull_first({})
+    assert gpu_memory({}, "library") == defaults[GPU_MEMORY]

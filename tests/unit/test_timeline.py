@@ -33,6 +33,13 @@ def test_spans_in_the_order_in_which_they_ended(clock: list[float]) -> None:
     assert timeline.seconds("none") == 0
 
 
+def test_a_step_that_ends_elsewhere(clock: list[float]) -> None:
+    timeline = Timeline(began=100.0)
+    clock[0] += 5
+    timeline.note("step", 102.0)
+    assert timeline.spans == [Span("step", 2.0, 3.0)]
+
+
 def test_a_step_that_fails_is_measured_too(clock: list[float]) -> None:
     timeline = Timeline(began=100.0)
 

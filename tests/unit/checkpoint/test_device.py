@@ -28,7 +28,8 @@ from shim.checkpoint.quiet import resume
 from shim.errors import CheckpointFailed, FailedPrecondition, GpuFailed, GpuLost, Unfit
 from shim.gpu.nvml import gpus
 from shim.runc import Runc
-from shim.snapshot.config import CudaState, Gpu
+from shim.snapshot.config import Gpu
+from shim.snapshot.cuda import CudaState
 from shim.timeline import Timeline
 from shim.work import Work
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from shim.checkpoint.device import Device, candidates
-from shim.snapshot.config import CudaState
+from shim.snapshot.cuda import CudaState
 
 PROGRAM = """
 import sys
@@ -14,7 +14,7 @@ from shim.checkpoint.device import recover, suspended
 from shim.timeline import Timeline
 import shim.checkpoint.engine, shim.engine, shim.restore.engine
 from shim.restore.device import Device
-from shim.snapshot.config import CudaState
+from shim.snapshot.cuda import CudaState
 class Work:
     details = {"pid": int(sys.argv[1])}
     config = None
@@ -40,7 +40,7 @@ def test_it_costs_nothing() -> None:
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         worker.kill()
     assert (ran.returncode, ran.stderr) == (0, "")
-    light = ("", ".given", ".hooks", ".spec")  # which every daemon has, too
+    light = ("", ".given", ".hooks", ".preload", ".spec")  # which every daemon has, too
     assert set(ran.stdout.split()) <= {f"shim.gpu{name}" for name in light}
 
 
@@ -53,5 +53,6 @@ def test_a_worker_that_has_ended() -> None:
 def test_nothing_to_be_done() -> None:
     held = Device()
     held.check()
+    held.save([], 0)
     held.resume()
-    assert (held.state, held.gpus) == (CudaState(), ())
+    assert (held.state, held.gpus, held.copies) == (CudaState(), (), False)

@@ -14,7 +14,8 @@ from fakes.nvml import GIB, H100, FakeNvml, machine
 from fakes.pod import make_bundle
 from fakes.work import fake_criu
 
-from shim.snapshot.config import CudaProcess, CudaState, Gpu, SnapshotConfig
+from shim.snapshot.config import Gpu, SnapshotConfig
+from shim.snapshot.cuda import CudaProcess, CudaState
 from shim.snapshot.host import this_host
 from shim.snapshot.mounts import parse
 from shim.snapshot.origin import origin_of

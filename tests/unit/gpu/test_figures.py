@@ -9,21 +9,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from gpu import table
+from gpu.cells import GIB, markdown
 from gpu.drawing import Bar, svg
-from gpu.figures import (
-    GIB,
-    faults,
-    markdown,
-    outside,
-    overview,
-    parts,
-    phases,
-    rates,
-    report,
-    starts,
-)
+from gpu.figures import faults, outside, overview, parts, phases, rates, starts
 from gpu.lane import fields
 from gpu.record import Record
+from gpu.report import report
 
 LINE = (
     'time="2026-11-21T13:00:00Z" level=info msg=restored container=c1 snapshot=8b seconds=4.500 '

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes.nvml import A100, H100, machine
 
 from shim.errors import Unfit
-from shim.gpu.given import given, has_gpus, is_nvidias
+from shim.gpu.given import given, has_gpus, is_nvidias, may_be_several
 from shim.task.contract import mentions_gpus
 
 GPUS = machine(H100, H100, A100, H100)
@@ -58,6 +59,7 @@ def found(*specs: dict[str, Any], runtime: str = NVIDIAS) -> list[int]:
     gpus = given(spec, GPUS, runtime)
     assert has_gpus(spec, runtime) == bool(gpus)
     assert mentions_gpus(spec) or not gpus
+    assert may_be_several(spec, runtime) or len(gpus) < 2
     return [gpu.index for gpu in gpus]
 
 
@@ -213,6 +215,36 @@ def test_what_cannot_be_told(spec: dict[str, Any], reason: str) -> None:
         given(spec, GPUS, NVIDIAS)
     assert refused.value.hint
     assert has_gpus(spec, NVIDIAS)
+
+
+@pytest.mark.parametrize(
+    ("spec", "several"),
+    [
+        ({}, False),
+        (with_devices(CONTROL, node(1), UVM), False),
+        (with_devices(node(1), node(1, "/dev/gpu")), False),
+        (with_devices(node(1), node(0)), True),
+        ({**with_devices(node(1)), **with_env("all")}, False),
+        (with_env("3"), False),
+        (with_env("3,1"), True),
+        (with_cdi(one="nvidia.com/gpu=0", two="nvidia.com/gpu=0"), False),
+        (with_cdi(one="nvidia.com/gpu=0", two="nvidia.com/gpu=1"), True),
+        (with_hook(*CTR, "--device=0"), False),
+    ],
+)
+def test_one_or_several(spec: dict[str, Any], several: bool) -> None:
+    assert may_be_several(spec, NVIDIAS) == several
+    assert not may_be_several(with_env("3,1"), "runc"), "which heeds no such thing"
+
+
+def test_all_of_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = tmp_path / "gpus"
+    monkeypatch.setattr("shim.gpu.given.LISTED", str(listed))
+    assert may_be_several(with_env("all"), NVIDIAS), "nobody knows"
+    (listed / "0000:01:00.0").mkdir(parents=True)
+    assert not may_be_several(with_env("all"), NVIDIAS)
+    (listed / "0000:02:00.0").mkdir()
+    assert may_be_several(with_env("all"), NVIDIAS)
 
 
 def test_without_nvml() -> None:

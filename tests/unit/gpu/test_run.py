@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from gpu import run
+from gpu import faults, moved_faults, run
 from gpu.ceilings import disk
 from gpu.flow import Restores
 from gpu.record import Record
 from gpu.run import Late, arguments
+from gpu.store import mounted
+from gpu.subject import pytorch
 
 
 class Lane:
@@ -82,3 +84,58 @@ def test_the_disk_is_read(tmp_path: Path) -> None:
     path.write_bytes(bytes(32 << 20))
     assert disk([path]) > 0
     assert disk([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ([], ["pytorch-1g 0", "stock"]),
+        (["--paths", "library,driver"], ["pytorch-1g 0", "pytorch-1g-driver 0", "stock"]),
+        (
+            ["--rounds", "2", "--paths", "driver,library"],
+            ["pytorch-1g-driver 0", "pytorch-1g 2", "stock"],
+        ),
+        (["--label", "x", "--stock", "0,0"], ["pytorch-1g-x 0"]),
+    ],
+)
+def test_ways_of_a_worker(words: list[str], wanted: list[str], monkeypatch: Any) -> None:
+    """As it is, with its GPU memory left to the driver, and with stock CRIU."""
+    done: list[str] = []
+    through = lambda _lane, subject, restores, *_: done.append(  # noqa: E731
+        f"{subject.name} {restores.rounds}"
+    )
+    monkeypatch.setattr(run, "through_containerd", through)
+    monkeypatch.setattr(run, "stock", lambda *_: done.append("stock"))
+    args = arguments(["--stock", "0,1", *words])
+    run._both(cast("Any", None), args, pytorch(1), Record(""))
+    assert done == wanted
+
+
+def test_faults_are_what_they_are_said_to_be() -> None:
+    """Each has a name of its own, in the module's text, too."""
+    for module in (faults, moved_faults):
+        text = module.__doc__ or ""
+        for name in module.ALL:
+            who, at, stage = name.partition("-at-")
+            assert (f"{who}-at-" if at else name) in text or "WHO-at-STAGE" in text
+            assert stage in text
+    assert not set(faults.ALL) & set(moved_faults.ALL)
+
+
+def test_damages(tmp_path: Path) -> None:
+    path = tmp_path / "gpu-1.img.0000"
+    for damage in (moved_faults._flip, moved_faults._cut):
+        path.write_bytes(bytes(1 << 20))
+        damage(path)
+        assert path.read_bytes() != bytes(1 << 20)
+    assert path.stat().st_size == 1 << 19
+
+
+def test_a_store_in_memory(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    folder.mkdir()
+    with mounted(folder, "size=1m"):
+        assert folder.is_mount()
+        (folder / "snapshots").mkdir()
+    assert not folder.is_mount()
+    assert not list(folder.iterdir())

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from gpu.subject import Wrong, compare, pytorch, transformers
+from gpu.subject import Wrong, by_driver, compare, everything, jaxed, pytorch, transformers
+
+from shim.annotations import TABLE
 
 ANSWER: dict[str, Any] = {"memory": [1, 2], "graph": [3], "answers": 1, "pid": 1}
 SUBJECT = pytorch(8)
@@ -28,3 +30,31 @@ def test_a_worker_that_is_not_what_it_was(change: dict[str, Any], words: str) ->
 def test_names_are_those_of_snapshots() -> None:
     assert pytorch(0.5).name == "pytorch-0.5g"
     assert transformers("0.6B", 16).name == "transformers-0.6b"
+    assert transformers("8B", 16, cache=20).name == "transformers-8b-kv20"
+    assert everything(4, 20, "cuda", expandable=True).name == "expandable-4g"
+
+
+def test_a_cache_is_looked_at_when_there_is_time() -> None:
+    subject = transformers("8B", 16, cache=20)
+    assert subject.words[-1] == "20"
+    assert "cache" not in subject.first
+    assert "cache=1" in subject.whole
+    assert "cache" in subject.same
+    assert "cache" not in transformers("8B", 16).whole
+
+
+def test_one_that_is_left_to_the_driver() -> None:
+    subject = by_driver(SUBJECT)
+    assert subject.name == "pytorch-8g-driver"
+    assert set(subject.annotations) <= {row.key for row in TABLE}
+    assert set(subject.annotations.values()) == {"driver"}
+    assert not subject.acts
+
+
+def test_allocators() -> None:
+    chosen = everything(4, 0, "cuda", expandable=True).environment
+    assert set(chosen.values()) == {"expandable_segments:True"}
+    assert not everything(4, 0, "cuda").environment
+    assert float(jaxed(4, "cuda").environment["XLA_PYTHON_CLIENT_MEM_FRACTION"]) * 79 > 4
+    assert jaxed(70, "cuda").environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.90"
+    assert jaxed(1, "cpu").environment["JAX_PLATFORMS"] == "cpu"

@@ -1,4 +1,4 @@
-"""Both programs are static and small: they run many times, for a moment."""
+"""The programs are static and small: they run many times for a moment, or stay for long."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from shim.native import HOOK
+from shim.native import HOOK, KEEPER
 
 LAUNCHER = Path(sysconfig.get_path("scripts"), "containerd-shim-thaw-v1")
+PROGRAMS = [LAUNCHER, Path(HOOK), Path(KEEPER)]
 PT_INTERP = 3
 
 
@@ -22,7 +23,7 @@ def segment_types(program: Path) -> list[int]:
     return [struct.unpack_from("<I", data, start + n * size)[0] for n in range(count)]
 
 
-@pytest.mark.parametrize("program", [LAUNCHER, Path(HOOK)], ids=lambda program: program.name)
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_no_loader_is_needed(program: Path) -> None:
     if not program.exists():
         pytest.skip(f"{program} is not installed")

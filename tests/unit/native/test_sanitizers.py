@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,22 @@ PROGRAMS = TOP / "tests" / "native"
 WARNINGS = "-Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wundef -Werror"
 # What native/fill.h is about.
 PARTS = ["fill", "batch", "blob", "filler", "placement", "pool", "queue", "reader", "task"]
+GPUS = ["cuda", "device", "lane", "delivery"]
 KINDS = {
     "plain": ["-O2"],
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-O1", "-fsanitize=thread"],
 }
-FILLER = ["checksum", *PARTS]
+FILLER = ["checksum", *GPUS, *PARTS]
 # Which parts of native/ each program of tests/native is made of.
-PROGRAM_PARTS = {"parts": FILLER, "stress": FILLER, "driver": ["cuda"]}
-SECONDS = 4
+SAVER = ["save", "memory", "pieces", "schedule"]
+PROGRAM_PARTS = {
+    "parts": FILLER,
+    "stress": FILLER,
+    "driver": ["cuda"],
+    "copies": [*FILLER, *SAVER, "scan"],
+}
+SECONDS = 2  # of each; who looks for a rare race has time for more
 
 
 def works(options: list[str], folder: Path) -> bool:
@@ -59,7 +67,7 @@ def programs(
         pytest.skip(f"gcc has no {request.param} sanitizer here")
     command = ["gcc", "-std=gnu17", "-g", *WARNINGS.split(), *chosen, f"-I{NATIVE}"]
     sources = [
-        *(NATIVE / f"{part}.c" for part in sorted({*FILLER, "cuda"})),
+        *(NATIVE / f"{part}.c" for part in sorted({*chain(*PROGRAM_PARTS.values())})),
         *(PROGRAMS / f"{name}.c" for name in PROGRAM_PARTS),
     ]
     compiled = {source.stem: folder / f"{source.stem}.o" for source in sources}
@@ -97,9 +105,17 @@ def test_driver(programs: dict[str, Path], tmp_path: Path) -> None:
     assert len(cuda.asked()) > 1000
 
 
-def test_the_layout_of_what_the_driver_is_told(tmp_path: Path) -> None:
+def test_copies(programs: dict[str, Path], tmp_path: Path) -> None:
+    cuda = FakeCuda(tmp_path / "cuda")
+    ran = run(programs["copies"], cuda.library, str(SECONDS), "1")
+    assert ran.returncode == 0, ran.stderr
+    assert sum(int(line.split()[0]) for line in ran.stdout.splitlines()) > 0
+
+
+@pytest.mark.parametrize("program", ["layout", "layout_memory"])
+def test_the_layout_of_what_the_driver_is_told(program: str) -> None:
     header = Path(os.environ.get("THAW_CUDA_HEADER", "/usr/local/cuda/include/cuda.h"))
     if not header.exists():
         pytest.skip(f"no {header}; THAW_CUDA_HEADER may name one")
     options = ["-std=gnu17", *WARNINGS.split(), "-fsyntax-only", f"-isystem{header.parent}"]
-    subprocess.run(["gcc", *options, f"-I{NATIVE}", PROGRAMS / "layout.c"], check=True)
+    subprocess.run(["gcc", *options, f"-I{NATIVE}", PROGRAMS / f"{program}.c"], check=True)

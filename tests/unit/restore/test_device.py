@@ -29,7 +29,8 @@ from shim.restore.device import Device, restored
 from shim.restore.engine import restore
 from shim.restore.plan import Plan
 from shim.restore.steps import Step, steps_of
-from shim.snapshot.config import CudaProcess, CudaState, Gpu, SnapshotConfig
+from shim.snapshot.config import Gpu, SnapshotConfig
+from shim.snapshot.cuda import CudaProcess, CudaState
 from shim.snapshot.store import Store
 from shim.work import Work
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from shim.errors import (
     ThawError,
     Unfit,
 )
+from shim.gpu import preload
 from shim.mount import mount_points
 from shim.proto import criu_pb as pb
 from shim.restore import engine, huge, namespace, stages
@@ -40,11 +42,13 @@ from shim.restore.plan import Plan
 from shim.restore.steps import Step, steps_of
 from shim.snapshot import privileges as judging
 from shim.snapshot.artifact import seal
-from shim.snapshot.config import CudaProcess, CudaState, SnapshotConfig, Staging
+from shim.snapshot.config import SnapshotConfig
+from shim.snapshot.cuda import CudaProcess, CudaState, Staging
 from shim.snapshot.host import this_host
 from shim.snapshot.images import FILES
 from shim.snapshot.origin import origin_of
 from shim.snapshot.store import Stores
+from shim.task import contract
 from shim.work import Work
 
 ID = "0123456789abcdef"
@@ -330,6 +334,70 @@ def test_by_digest(work: Work, snapshot: Path) -> None:
     assert make_plan(work).images == snapshot / "criu", "nobody asked for the digest"
     with pytest.raises(Damaged, match=f"is not {digest}"):
         make_plan(asked(work, name=f"one@{digest}"))
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The GPU memory library of this installation."""
+    path = tmp_path / "libthaw-gpu.so"
+    path.write_bytes(b"new")
+    monkeypatch.setattr(preload, "installed", lambda: str(path))
+    return path
+
+
+def on_gpu(work: Work, tmp_path: Path) -> Work:
+    """A pod that has a GPU, and was given that library at its creation."""
+    found = asked(work, config={**work.raw["config"], "gpu.preloaded": str(tmp_path / "versions")})
+    spec = found.bundle.spec()
+    spec["linux"]["devices"] = [{"path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0}]
+    spec["mounts"].append({"destination": "/dev", "type": "tmpfs", "source": "tmpfs"})
+    contract.provide_library(found.id, spec, {}, found.config)
+    assert preload.digest_of(spec)
+    found.bundle.save(spec)
+    return found
+
+
+def test_the_version_that_is_mapped(
+    work: Work, config: SnapshotConfig, snapshot: Path, library: Path, tmp_path: Path
+) -> None:
+    """It is mounted for the restore, and this Thaw's own again for a cold boot."""
+    pod = on_gpu(work, tmp_path)
+    own = preload.digest_of(pod.bundle.spec())
+    (tmp_path / "old.so").write_bytes(b"old")
+    old = preload.keep(str(tmp_path / "versions"), str(tmp_path / "old.so"))
+    origin = origin_of(pod.bundle.spec(), "", "")
+    digest = hashlib.sha256(b"old").hexdigest()
+    swap_config(origin=replace(origin, library=digest))(snapshot, config)
+    plan = make_plan(pod)
+    assert plan.library == old
+    [step] = [step for step in STEPS if step.name == "library"]
+    step.do(pod, plan)
+    assert preload.digest_of(pod.bundle.spec()) == digest
+    for _ in range(2):
+        step.undo(pod, plan)
+        assert preload.digest_of(pod.bundle.spec()) == own
+    Path(old).unlink()
+    with pytest.raises(Unfit, match=f"library {digest} mapped, which is not here"):
+        make_plan(pod)
+    (snapshot / "criu" / preload.CARRIED).write_bytes(b"old")
+    assert make_plan(pod).library == old
+    assert Path(old).read_bytes() == b"old", "this node had none"
+
+
+def test_a_snapshot_without_the_library(
+    work: Work, config: SnapshotConfig, snapshot: Path, library: Path, tmp_path: Path
+) -> None:
+    """A mount that it had not cannot be added."""
+    pod = on_gpu(work, tmp_path)
+    before = pod.bundle.spec()
+    swap_config(origin=replace(origin_of(before, "", ""), library=""))(snapshot, config)
+    plan = make_plan(pod)
+    assert plan.library == ""
+    [step] = [step for step in STEPS if step.name == "library"]
+    step.do(pod, plan)
+    assert pod.bundle.spec() == preload.without(before)
+    step.undo(pod, plan)
+    assert pod.bundle.spec() == before
 
 
 # Doing

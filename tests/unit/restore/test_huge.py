@@ -13,7 +13,7 @@ from shim.proto import criu_pb as pb
 from shim.restore import huge
 from shim.restore.fields import fields
 from shim.snapshot import images as criu
-from shim.snapshot.config import CudaProcess, Staging
+from shim.snapshot.cuda import CudaProcess, Staging
 from shim.snapshot.images import PAGE
 from shim.snapshot.kernel import PROBES
 
@@ -142,3 +142,15 @@ def test_images_that_are_none(tmp_path: Path, data: bytes) -> None:
     (tmp_path / NAME).write_bytes(data)
     with pytest.raises(Damaged, match=NAME):
         huge.images(tmp_path, Config(), [CudaProcess(7, [Staging(BASE, LARGE)])])
+
+
+def test_a_mapping_whose_fields_come_in_another_order(tmp_path: Path) -> None:
+    made = vma(BASE, LARGE)
+    first = bytes([1 << 3]) + varint(made.start)
+    second = bytes([2 << 3]) + varint(made.end)
+    assert made.encode().startswith(first + second)
+    rest = made.encode()[len(first + second) :]
+    staging = [Staging(BASE, LARGE)]
+    for odd in (second + first, first + rest + second, first + first + second + second):
+        whole = odd if rest in odd else odd + rest
+        assert advices(tmp_path, staging, whole) == [HUGE]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes.host import open_fds
@@ -25,7 +26,7 @@ from shim.config import Config
 from shim.errors import Damaged, RestoreFailed, ThawError, Unfit
 from shim.restore.bulk import NO_INDEX, SWITCHED_OFF, Memory, ReadAhead
 from shim.restore.memory import Filling, _readers, writable_ranges
-from shim.snapshot.config import CudaProcess, CudaState, Staging
+from shim.snapshot.cuda import CudaProcess, CudaState, Staging
 from shim.snapshot.index import Document, Index
 from shim.snapshot.indexing import make
 from shim.snapshot.layout import Blob
@@ -323,8 +324,23 @@ def test_a_fill_and_what_is_said_of_it(target: Target, tmp_path: Path, data: byt
     assert target.memory() == data
 
 
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What asks for a snapshot of the namespace `theirs` to be read ahead, but for whose pod."""
+    monkeypatch.setattr(ReadAhead, "_volunteer", lambda _: None)
+    store = tmp_path / "snapshots"
+    state = CudaState([CudaProcess(1, [Staging(BASE, LARGE)])])
+    theirs = replace(config(namespace="theirs"), gpu=state)
+    write(store / "snapshots" / "0123456789abcdef", theirs)
+    (store / "names").mkdir()
+    (store / "names" / "warm").write_text("0123456789abcdef\n")
+    for folder in (store, store / "names", store / "snapshots"):
+        folder.chmod(0o700)
+    return {"name": "warm", "config": {"snapshots": str(store)}}
+
+
 def test_what_a_pod_may_not_have_is_not_read_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[tuple[Path, object]] = []
 
@@ -332,17 +348,23 @@ def test_what_a_pod_may_not_have_is_not_read_for_it(
         taken.append((folder, more[-1]))
 
     monkeypatch.setattr(ReadAhead, "take", take)
-    monkeypatch.setattr(ReadAhead, "_volunteer", lambda _: None)
-    store = tmp_path / "snapshots"
-    state = CudaState([CudaProcess(1, [Staging(BASE, LARGE)])])
-    theirs = replace(config(namespace="theirs"), gpu=state)
-    made = write(store / "snapshots" / "0123456789abcdef", theirs)
-    (store / "names").mkdir()
-    (store / "names" / "warm").write_text("0123456789abcdef\n")
-    for folder in (store, store / "names", store / "snapshots"):
-        folder.chmod(0o700)
-    request = {"name": "warm", "config": {"snapshots": str(store)}}
-    ReadAhead().begin({**request, "namespace": "ours"})
+    ReadAhead().begin({**asked, "namespace": "ours"})
     assert taken == []
-    ReadAhead().begin({**request, "namespace": "theirs"})
-    assert taken == [(made / "index", state.processes)]
+    ReadAhead().begin({**asked, "namespace": "theirs"})
+    made = tmp_path / "snapshots" / "snapshots" / "0123456789abcdef"
+    assert taken == [(made / "index", [CudaProcess(1, [Staging(BASE, LARGE)])])]
+
+
+@pytest.mark.parametrize("waited_for", [False, True])
+def test_a_container_that_waits_does_not_wait_for_crius_files_twice(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, waited_for: bool
+) -> None:
+    """They are read by the restore itself anyway."""
+    done: list[str] = []
+    memory = Memory(None)
+    monkeypatch.setattr(memory, "check_files", lambda: done.append("files"))
+    monkeypatch.setattr(memory, "read_ahead", lambda: done.append("ahead"))
+    monkeypatch.setattr(ReadAhead, "take", lambda *_: memory)
+    request = {**asked, "namespace": "theirs"}
+    ReadAhead().begin(request, waited_for=lambda: waited_for)
+    assert done == ["ahead"] + ["files"] * (not waited_for)

@@ -247,7 +247,7 @@ def test_a_root_file_system_that_somebody_else_mounted(work: Work, plan: Plan) -
 
 def test_criu_and_the_end_of_what_it_made(work: Work, plan: Plan, tmp_path: Path) -> None:
     steps.assemble(work, plan)
-    steps.run_criu(work, plan, Memory(None))
+    steps.run_criu(work, plan, Memory(None), Device())
     pid = read_pid(work.bundle.pid_file)
     verb, *words = runc_calls(tmp_path)[-1]
     assert verb == "restore"
@@ -274,7 +274,7 @@ def test_criu_is_told_its_options_for_this_once(
     monkeypatch.setattr(Runc, "restore", lambda *_: told.append(configuration.read_text()))
     plan = replace(plan, assembled=None, criu_options=("tcp-close", "link-remap"))
     with pytest.raises(RestoreFailed, match="CRIU did not stop"):
-        steps.run_criu(work, plan, Memory(None))
+        steps.run_criu(work, plan, Memory(None), Device())
     assert told == [f"tcp-close\nlink-remap\naction-script {work.folder}/hook\n"]
     assert configuration.read_text() == ""
 
@@ -293,7 +293,7 @@ def test_what_is_refused_before_a_process_runs(
 
     monkeypatch.setattr(stages, "check_mounts", refuse)
     with pytest.raises(RestoreFailed, match="mounts differ") as caught:
-        steps.run_criu(work, replace(plan, assembled=None), Memory(None))
+        steps.run_criu(work, replace(plan, assembled=None), Memory(None), Device())
     assert caught.value.hint == "a hole"
     [(init, there)] = seen
     assert there
@@ -310,7 +310,7 @@ def test_criu_fails(work: Work, plan: Plan, tmp_path: Path, log: str) -> None:
     if log:
         (work.folder / "criu-work" / "restore.log").write_text(log)
     with pytest.raises(RestoreFailed, match="criu failed: type NOTIFY") as caught:
-        steps.run_criu(work, plan, Memory(None))
+        steps.run_criu(work, plan, Memory(None), Device())
     assert ("Error (mem.c:1): no pages" in caught.value.message) == bool(log)
     assert ("criu check" in caught.value.hint) != bool(log)
     assert (work.folder / "criu.conf").read_text() == ""
@@ -335,11 +335,11 @@ def test_the_runtimes_complaints_are_not_the_workers(
     os.set_blocking(read, False)
     told = replace(work, fds={1: write, 2: file})
     with pytest.raises(RestoreFailed):
-        steps.run_criu(told, plan, Memory(None))
+        steps.run_criu(told, plan, Memory(None), Device())
     with pytest.raises(BlockingIOError):
         os.read(read, 1)
     fail.unlink()
-    steps.run_criu(told, plan, Memory(None))
+    steps.run_criu(told, plan, Memory(None), Device())
     assert os.read(read, 99) == b"complaint"
     for fd in (read, write, file):
         os.close(fd)

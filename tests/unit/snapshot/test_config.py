@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from shim.errors import Damaged, Unfit
 from shim.snapshot.config import (
     FORMAT,
-    CudaState,
     DeviceNode,
     Origin,
     SnapshotConfig,
-    Staging,
     canonical,
 )
+from shim.snapshot.cuda import CONTEXT, CudaProcess, CudaState, GpuRegion, Staging
 
 TEXT = CONFIG.to_json()
 DOCUMENT: dict[str, Any] = json.loads(TEXT)
@@ -201,8 +200,14 @@ UUID = "GPU-" + "-".join(["0123abcd", "4567", "89ab", "cdef", "0123456789ab"])
 OTHER = UUID.replace("0123", "ffff")
 GPU = {
     "processes": [
-        {"pid": 1, "staging": []},
-        {"pid": 7, "staging": [{"address": 0, "length": 8192}]},
+        {"pid": 1, "staging": [], "regions": [], "left": {}, "reason": "it is small"},
+        {
+            "pid": 7,
+            "staging": [{"address": 0, "length": 8192}],
+            "regions": [{"id": 3, "size": 4 << 20, "device": 0, "gpu": UUID, "rdma": True}],
+            "left": {"pool": 4096},
+            "reason": "",
+        },
     ],
     "uuids": [UUID, OTHER],
     "memory": {UUID: 1 << 30},
@@ -214,18 +219,60 @@ def test_what_was_on_gpus() -> None:
     assert state.pids == [1, 7]
     assert state.processes[1].staging == [Staging(0, 8192)]
     assert (state.uuids, state.memory) == ([UUID, OTHER], {UUID: 1 << 30})
+    assert state.regions == [GpuRegion(3, 4 << 20, 0, UUID, rdma=True)]
+    assert state.needed == {UUID: (1 << 30) + CONTEXT + (4 << 20)}
+    assert [process.reason for process in state.processes] == ["it is small", ""]
+
+
+def test_a_document_that_knew_nothing_of_regions() -> None:
+    """All GPU memory was the driver's."""
+    processes = [{"pid": 1, "staging": [], "regions": 7}, {"pid": 7, "staging": []}]
+    config = read({**DOCUMENT, "format": 3, "gpu": {**GPU, "processes": processes}})
+    assert config.gpu.processes == [CudaProcess(1), CudaProcess(7)]
+    assert config.origin.library == ""
+    assert SnapshotConfig.from_json(config.to_json(), "x") == config
+
+
+@pytest.mark.parametrize("odd", [{}, [], {"processes": 1}, {"processes": [1]}])
+def test_a_document_of_that_format_with_something_else_in_it(odd: Any) -> None:
+    with pytest.raises(Damaged, match="gpu: "):
+        read({**DOCUMENT, "format": 3, "gpu": odd})
+
+
+def process(**changes: Any) -> dict[str, Any]:
+    """A process with something else in it."""
+    return {"pid": 1, "staging": [], "regions": [], "left": {}, "reason": "", **changes}
+
+
+def with_staging(address: int, length: int) -> dict[str, Any]:
+    return {"processes": [process(staging=[{"address": address, "length": length}])]}
+
+
+def with_regions(*regions: tuple[int, int, int, str]) -> dict[str, Any]:
+    names = ("id", "size", "device", "gpu")
+    found = [dict(zip(names, region, strict=True)) for region in regions]
+    return {"processes": [process(regions=found)]}
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        {"processes": [{"pid": 7, "staging": []}, {"pid": 1, "staging": []}]},
-        {"processes": [{"pid": 7, "staging": []}, {"pid": 7, "staging": []}]},
-        {"processes": [{"pid": 0, "staging": []}]},
-        {"processes": [{"pid": 1, "staging": [{"address": 1, "length": 4096}]}]},
-        {"processes": [{"pid": 1, "staging": [{"address": 0, "length": 4095}]}]},
-        {"processes": [{"pid": 1, "staging": [{"address": -4096, "length": 4096}]}]},
-        {"processes": [{"pid": 1, "staging": [{"address": 0, "length": 0}]}]},
+        {"processes": [process(pid=7), process()]},
+        {"processes": [process(pid=7), process(pid=7)]},
+        {"processes": [process(pid=0)]},
+        with_staging(1, 4096),
+        with_staging(0, 4095),
+        with_staging(-4096, 4096),
+        with_staging(0, 0),
+        with_regions((0, 2 << 20, 0, UUID)),
+        with_regions((1, 0, 0, UUID)),
+        with_regions((1, 1 << 20, 0, UUID)),
+        with_regions((1, 2 << 20, -1, UUID)),
+        with_regions((1, 2 << 20, 0, UUID.replace("0123", "eeee"))),
+        with_regions((2, 2 << 20, 0, UUID), (1, 2 << 20, 0, UUID)),
+        with_regions((1, 2 << 20, 0, UUID), (1, 2 << 20, 0, UUID)),
+        with_regions((1, 1 << 62, 0, UUID), (2, 1 << 62, 0, UUID)),
+        {"processes": [process(left={"pool": -1})]},
         {"uuids": [UUID, UUID]},
         {"uuids": [UUID.upper(), OTHER]},
         {"uuids": ["MIG-" + UUID[4:]], "memory": {}},
@@ -249,8 +296,8 @@ def test_another_format(format_: Any) -> None:
 
 
 def test_a_newer_format_need_not_have_our_checksum() -> None:
-    with pytest.raises(Unfit, match="format 4 is not 3"):
-        SnapshotConfig.from_json('{"format": 4}', "x")
+    with pytest.raises(Unfit, match="format 5 is not 4"):
+        SnapshotConfig.from_json('{"format": 5}', "x")
 
 
 @pytest.mark.parametrize(

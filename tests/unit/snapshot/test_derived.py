@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import stat
@@ -14,6 +15,7 @@ from fakes.host import open_fds
 from fakes.snapshots import HOST, ORIGIN
 
 from shim.errors import FailedPrecondition
+from shim.gpu import preload
 from shim.reference import check_name
 from shim.snapshot.config import Gpu, Host, Origin
 from shim.snapshot.derived import KEY, key_of, name_of
@@ -101,6 +103,19 @@ def test_what_tells_pods_apart_does_not_count() -> None:
     assert named(with_env(*reversed(env))) == named()
     devices = {"memory": {"limit": 1 << 30}, "devices": [{"allow": True}]}
     assert named({**SPEC, "linux": {"resources": devices}}) == named()
+
+
+def test_the_gpu_memory_library() -> None:
+    """Whichever version it is: an upgrade makes no snapshot anew. Who goes without is another."""
+    found = set()
+    for digit in "01":
+        spec = copy.deepcopy(SPEC)
+        preload.give(spec, preload.path_of("/libraries", digit * 64))
+        found.add(named(spec, replace(ORIGIN, library=digit * 64)))
+    assert len(found) == 1
+    assert named() not in found
+    theirs = with_env(*SPEC["process"]["env"], "LD_PRELOAD=/lib/jemalloc.so")
+    assert named(theirs) != named()
 
 
 @pytest.mark.parametrize(

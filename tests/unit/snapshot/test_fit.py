@@ -11,17 +11,12 @@ import pytest
 from fakes.nvml import A100, GIB, H100, FakeNvml, machine
 from fakes.snapshots import CONFIG, HOST, ORIGIN
 
+from shim.config import Config
 from shim.errors import OtherContainer, Unfit
-from shim.snapshot.config import (
-    CudaProcess,
-    CudaState,
-    Gpu,
-    Host,
-    Origin,
-    SnapshotConfig,
-    SpecMount,
-)
-from shim.snapshot.fit import check, gpu_reasons, never_fits, reasons
+from shim.gpu import preload
+from shim.snapshot.config import Gpu, Host, Origin, SnapshotConfig, SpecMount
+from shim.snapshot.cuda import CudaProcess, CudaState, GpuRegion
+from shim.snapshot.fit import check, gpu_reasons, library_reasons, never_fits, reasons
 
 DATA, SHM, PROC = ORIGIN.mounts
 
@@ -194,6 +189,56 @@ def test_gpus_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "shim.gpu.nvml", None)
     assert list(gpu_reasons(replace(ON_GPU, gpu=CudaState()), {})) == []
     judged(replace(ON_GPU, gpu=CudaState()), host=HOST)
+
+
+IMAGES = Path("/snapshot/criu")  # without a library
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> tuple[Config, str]:
+    """A node with one version of the GPU memory library; which it is."""
+    (tmp_path / "made.so").write_bytes(b"one")
+    path = preload.keep(str(tmp_path / "libraries"), str(tmp_path / "made.so"))
+    made: dict[str, Any] = {}
+    preload.give(made, path)
+    return Config({"gpu.preloaded": str(tmp_path / "libraries")}), preload.digest_of(made)
+
+
+def test_the_library_must_be_the_very_same(kept: tuple[Config, str]) -> None:
+    settings, digest = kept
+    here = replace(CONFIG, origin=replace(ORIGIN, library=digest))
+    assert list(library_reasons(here, IMAGES, {}, settings)) == []
+    assert list(library_reasons(CONFIG, IMAGES, {}, settings)) == [], "it had none"
+    gone = replace(CONFIG, origin=replace(ORIGIN, library="5" * 64))
+    [reason] = library_reasons(gone, IMAGES, {}, settings)
+    assert "5" * 64 in reason
+    assert list(library_reasons(here, IMAGES, {}, Config({"gpu.preloaded": "/none"}))) != []
+    images = Path(settings.text("gpu.preloaded"), "..").resolve()
+    preload.carry(settings.text("gpu.preloaded"), digest, str(images))
+    assert list(library_reasons(here, images, {}, Config({"gpu.preloaded": "/none"}))) == []
+    judged(gone, replace(ORIGIN, library=digest))  # no part of what the two are compared by
+
+
+def test_memory_that_only_the_library_can_move(kept: tuple[Config, str]) -> None:
+    """Who goes without has another snapshot, or none: the driver cannot bring that memory back."""
+    settings, digest = kept
+    region = GpuRegion(1, 2 << 20, 0, "GPU-old")
+    with_library = replace(
+        ON_GPU,
+        origin=replace(ORIGIN, library=digest),
+        gpu=CudaState([CudaProcess(7, regions=[region])], ["GPU-old"]),
+    )
+    by_driver = replace(with_library, gpu=ON_GPU.gpu)
+    without: dict[str, str] = {"thaw.dev/gpu-memory": "driver"}
+    assert list(library_reasons(with_library, IMAGES, {}, settings)) == []
+    assert list(library_reasons(by_driver, IMAGES, without, settings)) == []
+    [reason] = library_reasons(with_library, IMAGES, without, settings)
+    assert "driver alone" in reason
+    off = settings.overridden({"gpu.memory": "driver"})
+    assert list(library_reasons(with_library, IMAGES, {}, off)) == [reason]
+    # With several GPUs a pod need not say so: what has begun with the library can do with it.
+    several = replace(with_library, host=replace(HOST, gpus=[replace(KIND, count=2)]))
+    assert list(library_reasons(several, IMAGES, {}, settings)) == []
 
 
 @pytest.mark.parametrize(

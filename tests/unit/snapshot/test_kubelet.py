@@ -6,8 +6,10 @@ import gzip
 import io
 import os
 import stat
+import struct
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,13 @@ from fakes.archives import END, extended, header, lay, member, records
 from fakes.artifacts import files, left
 from fakes.command import Thaw
 
+from shim._native import lib
 from shim.cli import exits
+from shim.gpu.memory import index as gpu_index
 from shim.snapshot.archive import Archive
 from shim.snapshot.archive import pack as pack_folder
+from shim.snapshot.config import SnapshotConfig
+from shim.snapshot.cuda import CudaProcess, CudaState, GpuRegion
 from shim.snapshot.pack import FOLDER, PACK, pack
 from shim.snapshot.snapshot import check_whole, checksum
 
@@ -26,6 +32,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="devices need root")
 
 Members = dict[str, bytes]
 PAGES = os.urandom(8192)
+GPU_PAGES = [os.urandom(8192), os.urandom(8192)]
+GPU = "GPU-00000000-1111-2222-3333-444444444400"
 
 
 @pytest.fixture
@@ -105,6 +113,60 @@ def test_a_snapshot(thaw: Thaw, tmp_path: Path, members: Members, compressed: bo
     }  # fmt: skip
     assert left(thaw.store) == []
     assert thaw("verify", "worker", "--seal").status == 0
+
+
+def with_gpu_memory(members: Members, folder: Path) -> bytes:
+    """Two pieces of GPU memory, and the index that is about them."""
+    for number in range(2):
+        members[f"checkpoint/gpu-1.img.{number:04d}"] = GPU_PAGES[number]
+    extents = b"".join(
+        struct.pack(
+            "<QQIIIHH", number * 8192, 0, 8192, lib.thaw_crc32c(0, data, 8192), 0, number, 1
+        )
+        for number, data in enumerate(GPU_PAGES)
+    )
+
+    def change(ours: Path) -> None:
+        gpu_index.write(ours / "index", extents)
+        config = SnapshotConfig.from_json((ours / "config.json").read_bytes(), "x")
+        region = GpuRegion(1, 2 << 20, 0, GPU)
+        config = replace(
+            config,
+            files={**config.files, "index/gpu": checksum(ours / "index" / "gpu")},
+            pages={**config.pages, **{f"gpu-1.img.{n:04d}": 8192 for n in range(2)}},
+            gpu=CudaState([CudaProcess(1, [], [region])], [GPU]),
+        )
+        (ours / "config.json").write_text(config.to_json())
+
+    repacked(change)(members, folder)
+    return extents
+
+
+def test_one_with_gpu_memory(thaw: Thaw, tmp_path: Path, members: Members) -> None:
+    extents = with_gpu_memory(members, tmp_path)
+    assert thaw("import", str(write(tmp_path / "k.tar", members)), "worker").status == 0
+    snapshot = thaw.store.snapshot(thaw.store.ids()[0])
+    check_whole(snapshot, skeleton=True)
+    found = gpu_index.stored(snapshot)
+    assert found is not None
+    assert found.extents == extents
+    assert [path.read_bytes() for path in found.paths] == GPU_PAGES
+    assert thaw("verify", "worker", "--seal").status == 0
+
+
+@pytest.mark.parametrize("name", ["gpu-1.img.0001", "index/gpu"])
+def test_gpu_memory_of_which_something_is_missing(
+    thaw: Thaw, tmp_path: Path, members: Members, name: str
+) -> None:
+    with_gpu_memory(members, tmp_path)
+    members.pop(f"checkpoint/{name}", None)
+    if name == "index/gpu":
+        (tmp_path / "again").mkdir()
+        repacked(lambda ours: (ours / name).unlink())(members, tmp_path / "again")
+    said = thaw("import", str(write(tmp_path / "k.tar", members)), "worker")
+    assert said.status != 0
+    assert "missing" in said.err or "not what they were" in said.err
+    assert left(thaw.store) == []
 
 
 def test_without_a_difference(thaw: Thaw, tmp_path: Path, members: Members) -> None:

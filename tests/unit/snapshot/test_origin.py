@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import copy
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from shim.gpu import preload
 from shim.gpu.spec import deny_io_uring
 from shim.snapshot.config import DeviceNode, SpecMount
 from shim.snapshot.origin import NAMESPACES, origin_of
@@ -77,6 +79,20 @@ def test_what_thaw_denies_is_no_part_of_the_profile() -> None:
     deny_io_uring(made)
     assert origin_of(made, "", "") == origin_of(bare, "", "")
     assert origin_of(made, "", "").seccomp == ""
+
+
+@pytest.mark.parametrize("env", [[], ["LD_PRELOAD=/lib/jemalloc.so"]])
+def test_of_the_library_there_is_only_its_version(env: list[str]) -> None:
+    """Its mount and its variable are ours: a container that was made without is the same one."""
+    bare = copy.deepcopy(SPEC)
+    bare["process"]["env"] += env
+    made = copy.deepcopy(bare)
+    preload.give(made, preload.path_of("/libraries", "5" * 64))
+    assert made != bare
+    found = origin_of(made, "", "")
+    assert found.library == "5" * 64
+    assert replace(found, library="") == origin_of(bare, "", "")
+    assert ("LD_PRELOAD" in found.env) == bool(env)
 
 
 def test_of_the_environment_only_names() -> None:

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from shim.errors import Damaged
 from shim.snapshot import pieces
 from shim.snapshot.images import PAGE
-from shim.snapshot.pieces import Piece, Pieces, cut, dealt, link, name_of, parse
+from shim.snapshot.pieces import (
+    Piece,
+    Pieces,
+    cut,
+    dealt,
+    gpu_number,
+    gpu_pieces,
+    link,
+    name_of,
+    open_source,
+    parse,
+)
 
 SIZE = 4 * PAGE
 FILES = {  # of CRIU's numbers, in another order than their names
@@ -178,3 +189,39 @@ def test_turns_are_those_of_all_disks() -> None:
     lengths, disks = [4] * 8, [0] * 4 + [1] * 4
     order = [n for turn in dealt(lengths, disks, 4) for n in range(8)[turn]]
     assert order == [0, 4, 1, 5, 2, 6, 3, 7]
+
+
+def test_pieces_of_gpu_memory(tmp_path: Path, folders: list[Path]) -> None:
+    """CRIU's images and they do not know of one another."""
+    assert gpu_number("gpu-1.img.0007") == (1, 7)
+    for bad in ("gpu-0.img.0000", "gpu-1.img", "gpu-1.img.00000", "pages-1.img.0000"):
+        assert gpu_number(bad) is None
+    assert parse("gpu-1.img.0007") is None
+    pages = {"gpu-10.img.0000": 1, "pages-1.img.0000": 2, "gpu-2.img.0001": 3, "gpu-2.img.0000": 4}
+    listed = [("gpu-2.img.0000", 4), ("gpu-2.img.0001", 3), ("gpu-10.img.0000", 1)]
+    assert gpu_pieces(pages) == listed
+    images = tmp_path / "taken"
+    images.mkdir()
+    for name, size in listed[:2]:
+        (images / name).write_bytes(bytes(size))
+    (images / "pages-1.img.0000").touch()
+    found = Pieces(folders)
+    found.take_gpu(images)
+    assert found.found() == {}
+    assert {name: path.parent for name, path in found.found_gpu().items()} == {
+        "gpu-2.img.0000": folders[0],
+        "gpu-2.img.0001": folders[1],
+    }
+    assert os.listdir(images) == ["pages-1.img.0000"]
+
+
+def test_one_that_is_to_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "gpu-1.img.0000"
+    path.write_bytes(bytes(5))
+    os.close(open_source(path, 5))
+    with pytest.raises(Damaged, match="has 5 bytes, it had 6"):
+        open_source(path, 6)
+    with pytest.raises(Damaged, match="cannot read"):
+        open_source(tmp_path / "none", 5)
+    with pytest.raises(Damaged):
+        open_source(tmp_path, 5)

@@ -72,6 +72,22 @@ def test_closed_too_early(tmp_path: Path) -> None:
             saving.finish()
 
 
+def test_cancelled(tmp_path: Path) -> None:
+    """At any time; once it is closed it means nothing."""
+    memory = Memory(16)
+    memory.write(memory.start, b"x" * 16 * WINDOW)
+    runs = run_of(memory, 16 * WINDOW)
+    with opened(tmp_path / "pages") as files:
+        saving = Saving(runs, [("pages", files[0])], [os.getpid()])
+        saving.cancel()
+        for wait in (saving.wait_read, saving.finish):
+            with pytest.raises(SaveFailed) as caught:
+                wait()
+            assert caught.value.errno == errno.ECANCELED
+        saving.close()
+        saving.cancel()
+
+
 def test_given_up(tmp_path: Path) -> None:
     """Closed at any time, no thread, descriptor or memory is left."""
     memory = Memory(16)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from shim.annotations import CANARY, ON_FAILURE, SNAPSHOT
+from shim.annotations import CANARY, GPU_MEMORY, ON_FAILURE, SNAPSHOT
 from shim.config import Config
 from shim.errors import BadAnnotation, FailedPrecondition, InvalidArgument
+from shim.gpu import preload
 from shim.mount import mount_points
 from shim.removal import remove_folder
 from shim.task.contract import agree, inject, prepare, withdraw
@@ -139,11 +140,20 @@ NODE = {"path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0}
 
 
 def agreed(
-    spec: dict[str, Any], folder: Path, runtime: str = "runc", **notes: str
+    spec: dict[str, Any],
+    folder: Path,
+    runtime: str = "runc",
+    memory: str = "library",
+    **notes: str,
 ) -> dict[str, str]:
     spec["annotations"] = {**OTHER, **notes}
     folder.mkdir(exist_ok=True)
-    settings = {"audit.log": str(folder / "audit.log"), "BinaryName": runtime}
+    settings = {
+        "audit.log": str(folder / "audit.log"),
+        "BinaryName": runtime,
+        "gpu.preloaded": str(folder / "libraries"),
+        "gpu.memory": memory,
+    }
     return agree("c", spec, str(folder), Config(settings))
 
 
@@ -238,3 +248,128 @@ def test_a_sandbox(spec: dict[str, Any], folder: Path) -> None:
     before = copy.deepcopy(spec)
     notes = agreed(spec, folder, NVIDIAS, **sandbox, **{SNAPSHOT: "warm"})
     assert spec == {**before, "annotations": notes}
+
+
+# The GPU memory library
+
+
+DEV = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That of this installation."""
+    path = tmp_path / "libthaw-gpu.so"
+    path.write_bytes(b"one")
+    monkeypatch.setattr(preload, "installed", lambda: str(path))
+    return path
+
+
+def on_gpu(spec: dict[str, Any]) -> dict[str, Any]:
+    spec["linux"] = {"devices": [NODE]}
+    spec["mounts"] = [*spec["mounts"], DEV]
+    return spec
+
+
+def preloaded(spec: dict[str, Any]) -> list[str]:
+    return [entry for entry in spec["process"]["env"] if entry.startswith("LD_PRELOAD=")]
+
+
+def test_a_container_with_gpus_gets_the_library(
+    spec: dict[str, Any], folder: Path, library: Path
+) -> None:
+    spec["process"]["env"].append("LD_PRELOAD=/lib/jemalloc.so")
+    agreed(on_gpu(spec), folder)
+    mount = spec["mounts"][-1]
+    assert mount["destination"] == preload.PLACE
+    assert "ro" in mount["options"]
+    assert Path(mount["source"]).read_bytes() == b"one"
+    assert Path(mount["source"]).parent == folder / "libraries"
+    assert preloaded(spec) == [f"LD_PRELOAD={preload.PLACE}:/lib/jemalloc.so"]
+    once = copy.deepcopy(spec)
+    agreed(spec, folder)
+    assert spec == once
+
+
+def test_without_gpus_there_is_none(spec: dict[str, Any], folder: Path, library: Path) -> None:
+    spec["mounts"] = [*spec["mounts"], DEV]
+    agreed(spec, folder, **{CANARY: "http:80/"})
+    assert preload.digest_of(spec) == ""
+    assert preloaded(spec) == []
+    assert not (folder / "libraries").exists()
+
+
+@pytest.mark.parametrize(
+    ("memory", "notes"),
+    [
+        ("driver", {}),
+        ("driver", {GPU_MEMORY: "library"}),
+        ("library", {GPU_MEMORY: "driver"}),
+        ("library", {f"{GPU_MEMORY}.main": "driver", GPU_MEMORY: "library"}),
+        # Of what is said beside it none counts, this does.
+        ("library", {GPU_MEMORY: "driver", CANARY: "ftp:80"}),
+        ("library", {GPU_MEMORY: "drivers"}),
+    ],
+)
+def test_who_goes_without(
+    spec: dict[str, Any], folder: Path, library: Path, memory: str, notes: dict[str, str]
+) -> None:
+    agreed(on_gpu(spec), folder, "runc", memory, **notes)
+    assert (preload.digest_of(spec), preloaded(spec)) == ("", [])
+    assert with_nccl(spec), "it can be snapshotted all the same"
+
+
+@pytest.mark.parametrize(
+    ("notes", "given"),
+    [
+        ({}, False),
+        ({GPU_MEMORY: "library"}, True),
+        ({f"{GPU_MEMORY}.main": "library"}, True),
+        ({f"{GPU_MEMORY}.other": "library"}, False),
+        ({GPU_MEMORY: "driver"}, False),
+    ],
+)
+def test_several_gpus(
+    spec: dict[str, Any],
+    folder: Path,
+    library: Path,
+    logged: Callable[[], str],
+    notes: dict[str, str],
+    given: bool,
+) -> None:
+    """Programs may share memory between them by CUDA's IPC: with the library they must not."""
+    on_gpu(spec)["linux"]["devices"].append({**NODE, "path": "/dev/nvidia1", "minor": 1})
+    agreed(spec, folder, **notes)
+    assert (preload.digest_of(spec) != "", preloaded(spec) != []) == (given, given)
+    assert ("several GPUs" in logged()) == (not given and notes.get(GPU_MEMORY) != "driver")
+
+
+def test_one_that_was_there_is_taken_away(
+    spec: dict[str, Any], folder: Path, library: Path
+) -> None:
+    agreed(on_gpu(spec), folder)
+    agreed(spec, folder, **{GPU_MEMORY: "driver"})
+    assert (preload.digest_of(spec), preloaded(spec)) == ("", [])
+
+
+def test_it_cannot_be_had(
+    spec: dict[str, Any], folder: Path, library: Path, logged: Callable[[], str]
+) -> None:
+    """The container boots without: slower snapshots are better than none."""
+    library.unlink()
+    agreed(on_gpu(spec), folder)
+    assert preload.digest_of(spec) == ""
+    assert with_nccl(spec)
+    line = logged()
+    assert "no GPU memory library" in line
+    assert str(library) in line
+
+
+def test_the_machines_dev(
+    spec: dict[str, Any], folder: Path, library: Path, logged: Callable[[], str]
+) -> None:
+    """A place to mount on would be made on the node."""
+    on_gpu(spec)["mounts"].append({"destination": "/dev", "type": "bind", "source": "/dev"})
+    agreed(spec, folder)
+    assert preload.digest_of(spec) == ""
+    assert "no /dev of its own" in logged()

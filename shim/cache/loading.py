@@ -1,0 +1,84 @@
+"""What the holder before this one has left in the cache: taken up again, as far as it is whole.
+
+Records say where the chunks lie, and their bytes are verified; what no record has is free. A
+snapshot that is no longer where it was is let go.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from shim import log
+from shim._native import ffi, lib
+from shim.cache import records
+from shim.cache.records import Record
+from shim.cache.segments import Segment
+from shim.cache.store import Store
+from shim.errors import FailedPrecondition, NotFound
+
+
+def load(store: Store, pin: Callable[[Segment], None], threads: int) -> None:
+    """Take up what there is; `store` is new. What is of no use is removed."""
+    for path in sorted(store.segments_folder.iterdir()):
+        try:
+            segment = Segment.open(path, int(path.name))
+            store.segments[segment.number] = segment
+        except (OSError, ValueError) as error:
+            _remove(path, error)
+    with ThreadPoolExecutor(threads) as pool:
+        for used, path in sorted(_dated(store.records_folder), reverse=True):
+            try:
+                record = records.parse(path.read_bytes())
+                _check(store, record, path, pool)
+                store.adopt(record, used)
+            except (OSError, ValueError) as error:
+                _remove(path, error)
+    store.shrink()
+    for segment in store.segments.values():
+        pin(segment)
+
+
+def sweep(store: Store) -> None:
+    """Let go of snapshots that are not there any more, unless they are being copied."""
+    with store.lock:
+        paths = {held.record.key: held.record.path for held in store.held.values()}
+    for key in [key for key, path in paths.items() if not os.path.lexists(path)]:
+        with suppress(NotFound, FailedPrecondition):  # then the next time
+            store.drop(key)
+
+
+def _dated(folder: Path) -> list[tuple[float, Path]]:
+    return [(path.stat().st_mtime, path) for path in folder.iterdir()]
+
+
+def _check(store: Store, record: Record, path: Path, pool: ThreadPoolExecutor) -> None:
+    """Whether its chunks are what they were. Raises ValueError."""
+    if path.name != record.key:
+        raise ValueError("it is another's")
+    if not os.path.lexists(record.path):
+        raise ValueError(f"{record.path} is not there any more")
+    lies = zip(record.segments, record.places, record.lengths, record.checksums, strict=True)
+    new = [
+        place
+        for name, place in zip(record.names, lies, strict=True)
+        if name not in store.chunks  # those are good
+    ]
+    if not all(pool.map(lambda place: _is_good(store, *place), new)):
+        raise ValueError("its bytes are not what they were")
+
+
+def _is_good(store: Store, number: int, place: int, length: int, checksum: int) -> bool:
+    segment = store.segments.get(number)
+    if segment is None or place + length > segment.size:
+        return False
+    with segment.view(place, length) as view:
+        return checksum == lib.thaw_crc32c(0, ffi.from_buffer("char[]", view), length)
+
+
+def _remove(path: Path, error: Exception) -> None:
+    log.warning("something in the cache is of no use", path=path, reason=str(error))
+    path.unlink(missing_ok=True)

@@ -1,0 +1,360 @@
+"""GPU memory made and filled anew while CRIU and the driver work, then handed to processes.
+
+Begun as soon as it is known on which GPUs: for a node whose GPUs are just those that the snapshot
+needs that is when the sandbox is made, for others when the container is. Reading begins even
+earlier. A process that has not got all of its memory never gets to use it: its library holds its
+GPU work until all processes have theirs.
+
+Filling begins with the first region: they are made in the order in which their bytes come, and
+those that have none come last.
+
+Any failure is raised where it is waited for; the restore is undone then. Nothing of what was made
+is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import NamedTuple
+
+from shim.cache.client import Cached, Lost
+from shim.errors import GpuFailed, RestoreFailed, ThawError
+from shim.gpu.memory.copyin import CopyIn, Source
+from shim.gpu.memory.cufile import RING, Direct, NotDirect, Storage
+from shim.gpu.memory.device import Memory, Region
+from shim.gpu.memory.index import Stored
+from shim.gpu.memory.library import Library, NotTaken, Piece, close_all
+from shim.gpu.memory.making import MAKERS, Making, Wanted
+from shim.gpu.memory.wire import Memory as Record
+from shim.gpu.memory.wire import State
+from shim.gpu.nvml import uuid_bytes
+from shim.gpu.processes import all_of, each
+from shim.snapshot.cuda import CudaState, GpuRegion
+from shim.snapshot.extents import interleaved
+from shim.snapshot.pieces import open_source
+from shim.timeline import Timeline
+
+GIB = 1 << 30
+_ROOM = 10.0  # seconds that memory may stay taken whose holder is dead
+_PAUSE = 0.05
+_HINT = "what the process was restored from is not what it was, or its library is another one"
+
+
+class Figures(NamedTuple):
+    """What was filled: bytes that came from files or the cache, of how many, in seconds."""
+
+    stored: int
+    total: int
+    seconds: float
+    cached: bool = False  # they came from the node's cache
+    direct: bool = False  # cuFile has read them
+    refused: str = ""  # why it has not, if it was tried
+
+
+class Refill:
+    """The GPU memory of one snapshot, on its way onto GPUs. Nothing is begun by making one.
+
+    With `cached`, the node's cache fills it, if it can; else cuFile, if `storage` has it; else the
+    engine itself. Raises Damaged or Unfit if that is of no use.
+    """
+
+    def __init__(
+        self,
+        open_memory: Callable[[], Memory],
+        stored: Stored,
+        state: CudaState,
+        cached: Cached | None = None,
+        storage: Storage = RING,
+    ) -> None:
+        self.timeline = Timeline()
+        self._open_memory = open_memory
+        self._state = state
+        self._stored = stored.bytes
+        self._cached = cached if stored.count else None
+        self._came_cached = False
+        self._direct: Direct | None = None
+        self._came_direct = False
+        self._refused = ""
+        self._kept = ExitStack()
+        self._gpus: dict[str, str] = {}
+        self._memory: Memory | None = None
+        self._lock = threading.Lock()  # of the two that follow
+        self._making: Making | None = None
+        self._closed = False
+        self._order: list[int] = []  # of making the regions, by their numbers
+        self._copy: CopyIn | None = None
+        self._thread: threading.Thread | None = None
+        self._made = threading.Event()
+        self._failure: BaseException | None = None
+        try:
+            sources = []
+            for path, blob in zip(stored.paths, stored.sources, strict=True):
+                fd = open_source(path, blob.size)
+                self._kept.callback(os.close, fd)
+                sources.append(Source(blob.name, fd, blob.size))
+            extents = interleaved(stored.extents, stored.disks)
+            if stored.count:
+                self._copy = CopyIn(extents, sources)
+                self._direct = storage.direct(extents, sources)
+            numbers = array("I", extents)[6::8].tolist() + list(range(len(state.regions)))
+            self._order = list(dict.fromkeys(numbers))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def gpus(self) -> Mapping[str, str]:
+        """On which GPU, by UUID, what was on which is made; empty: it has not begun."""
+        return self._gpus
+
+    def prefetch(self) -> None:
+        """Begin to read, as far as the buffers go, what is not in the node's cache."""
+        if self._copy is None or (self._cached is not None and self._cached.has()):
+            return
+        if self._direct is not None:
+            self._direct.prepare()  # what it shall read is not read twice
+        else:
+            self._copy.prefetch()
+
+    def begin(self, gpus: Mapping[str, str]) -> None:
+        """Make everything and fill it; `gpus`: the UUID that was → that is, of every GPU."""
+        assert self._thread is None, "it is begun once"
+        self._gpus = dict(gpus)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def made(self) -> None:
+        """Wait until all memory has been found on the GPUs. Raises GpuFailed or Unfit if not."""
+        self._made.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def give(self, pids: Mapping[int, int]) -> None:
+        """Hand everything over, and let the processes go on: their pids inside → ours.
+
+        Waits until all is there. Raises Damaged, GpuFailed and RestoreFailed.
+        """
+        assert self._thread is not None, "it was begun"
+        with self.timeline.span("filled"):
+            self._thread.join()
+            if self._failure is not None:
+                raise self._failure
+        self._all().settle()
+        with self.timeline.span("give"), ExitStack() as stack:
+            libraries = {}
+            for inside, pid in pids.items():
+                libraries[inside] = stack.enter_context(_library(pid, inside))
+            self._do(libraries, self._give)
+            self._do(libraries, lambda _, library: library.open())
+        if self._cached is not None and not self._came_cached:
+            self._cached.offer()
+
+    def figures(self) -> Figures:
+        """How much there was, and how long it took to make and fill it: until the last byte."""
+        total = sum(region.size for region in self._state.regions)
+        seconds = self.timeline.seconds("fill")
+        came = (self._came_cached, self._came_direct, self._refused)
+        return Figures(self._stored, total, seconds, *came)
+
+    def close(self) -> None:
+        """Let go of everything: what was handed over stays with whoever got it."""
+        with self._lock:
+            self._closed = True
+            making = self._making
+        copy, self._copy = self._copy, None
+        if self._cached is not None:
+            self._cached.cancel()
+        if making is not None:
+            making.cancel()
+        if self._direct is not None:
+            self._direct.cancel()
+        if copy is not None and self._thread is not None:
+            copy.cancel()
+        if self._thread is not None:
+            self._thread.join()
+        if self._direct is not None:
+            self._direct.close()
+        if copy is not None:
+            copy.close()
+        self._let_go()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        self._kept.close()
+
+    def _run(self) -> None:
+        copy = self._copy
+        try:
+            with self.timeline.span("context"):
+                self._memory = self._open_memory()
+                for uuid in dict.fromkeys(self._gpus[region.gpu] for region in self._state.regions):
+                    self._memory.use(uuid_bytes(uuid))
+            with self.timeline.span("fill"):
+                self._make()
+                if copy is not None and not (self._from_cache() or self._by_cufile()):
+                    self._from_files(copy)
+                self._all().wait()
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self._failure = error
+            self._give_up(copy)
+        finally:
+            self._made.set()
+
+    def _from_files(self, copy: CopyIn) -> None:
+        copy.start([region.size for region in self._state.regions])
+        for batch in self._all().batches():
+            for number, region in batch:
+                copy.add(number, region)
+        copy.wait()
+
+    def _from_cache(self) -> bool:
+        """Whether all has come from there. Afterwards nobody else writes to the regions."""
+        if self._cached is None:
+            return False
+        try:
+            self._came_cached = self._cached.fill(self._wanted(), self._all().batches())
+        except Lost:
+            self._make_again()
+        return self._came_cached
+
+    def _by_cufile(self) -> bool:
+        """Whether all has come so; if not, there is nothing of it in the regions."""
+        if self._direct is None:
+            return False
+        try:
+            self._all().wait()
+            self._direct.fill(self._all().regions)
+            self._came_direct = True
+        except NotDirect as error:
+            self._refused = str(error)
+            if error.begun:
+                self._make_again()  # also what came late, if that can be, is not in these
+        return self._came_direct
+
+    def _make_again(self) -> None:
+        """Other regions, as somebody may write to these for as long as the driver takes to see
+        that he is dead; only then there may be room for others. Raises GpuFailed.
+        """
+        ends = time.monotonic() + _ROOM
+        while True:
+            self._let_go()
+            try:
+                self._make()
+                self._all().wait()
+            except GpuFailed:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(_PAUSE)
+            else:
+                return
+
+    def _make(self) -> None:
+        """Begin to make all of them."""
+        began = time.monotonic()
+
+        def made() -> None:
+            self.timeline.note("make", began)
+            self._made.set()
+
+        with self._lock:
+            if self._closed:
+                raise RestoreFailed("GPU memory is not wanted any more")
+            assert self._memory is not None
+            wanted = self._wanted()
+            self._making = Making(self._memory, wanted, self._order, makers=MAKERS, made=made)
+
+    def _all(self) -> Making:
+        assert self._making is not None, "it has begun"
+        return self._making
+
+    def _wanted(self) -> list[Wanted]:
+        return [
+            Wanted(uuid_bytes(self._gpus[region.gpu]), region.size, region.rdma)
+            for region in self._state.regions
+        ]
+
+    def _let_go(self) -> None:
+        """Of all regions, if nobody copies into them any more."""
+        if self._making is not None:
+            self._making.close()
+
+    def _give_up(self, copy: CopyIn | None) -> None:
+        """What was made may be what others wait for, long before somebody asks for the failure."""
+        if copy is not None:
+            copy.cancel()
+            with suppress(ThawError):
+                copy.wait()
+        self._let_go()
+
+    def _do(self, libraries: Mapping[int, Library], act: Callable[[int, Library], None]) -> None:
+        failures = each(lambda inside: act(inside, libraries[inside]), list(libraries))
+        if failures:
+            raise all_of(failures)
+
+    def _give(self, inside: int, library: Library) -> None:
+        listed, regions = self._of(inside)
+        library.hello()
+        if library.state is not State.EMPTIED:
+            raise GpuFailed(
+                f"process {library.pid} has no room for its GPU memory: its library is "
+                f"{library.state.name.lower()}",
+                hint=_HINT,
+            )
+        records = [Record(entry.id, entry.size, entry.device) for entry in listed]
+        try:
+            _hand_over(library, records, regions)
+        except NotTaken:
+            self._have_made(library, records, regions)
+
+    def _have_made(
+        self, library: Library, records: Sequence[Record], regions: Sequence[Region]
+    ) -> None:
+        """The other way round: it makes its memory, and we copy there what we have.
+
+        A process that the driver has restored on another GPU takes none that others have made
+        (580.159.04 answers INVALID_DEVICE). Room is needed for one more piece at a time.
+        """
+        assert self._memory is not None, "there are regions"
+        for record, region in zip(records, regions, strict=True):
+            made = library.make(record)
+            if made is not None:
+                try:
+                    with self._memory.take(region.uuid, region.size, made.fd) as theirs:
+                        region.copy_to(theirs)
+                finally:
+                    close_all([made])
+            region.close()
+
+    def _of(self, inside: int) -> tuple[list[GpuRegion], Sequence[Region]]:
+        """What a process had, and what it gets."""
+        at = 0
+        for process in self._state.processes:
+            if process.pid == inside:
+                return process.regions, self._all().regions[at : at + len(process.regions)]
+            at += len(process.regions)
+        return [], ()
+
+
+def _hand_over(library: Library, records: Sequence[Record], regions: Sequence[Region]) -> None:
+    pieces: list[Piece] = []
+    try:
+        for record, region in zip(records, regions, strict=True):
+            pieces.append(Piece(record, region.descriptor()))
+        library.give(pieces)
+    finally:
+        close_all(pieces)
+
+
+def _library(pid: int, inside: int) -> Library:
+    found = Library.of(pid)
+    if found is None:
+        raise RestoreFailed(
+            f"process {inside} of the container has GPU memory to get, and nobody to take it",
+            hint=_HINT,
+        )
+    return found

@@ -1,0 +1,73 @@
+"""A cache in small segments, and snapshots that it may have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fakes.gpu_snapshots import saved
+from fakes.regions import MIB, pattern
+
+from shim.cache.intake import Intake
+from shim.cache.store import Store
+from shim.snapshot import store as snapshots
+from shim.snapshot.snapshot import Snapshot
+
+SEGMENT = 4 * MIB
+Saved = Callable[..., Snapshot]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Store]:
+    """It has room for three segments."""
+    made = cache_in(tmp_path / "cache")
+    yield made
+    made.close()
+
+
+def cache_in(folder: Path, size: int = 3 * SEGMENT) -> Store:
+    return Store(folder, size, segment=SEGMENT, free=lambda: 1 << 40)
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> snapshots.Store:
+    """The node's snapshots."""
+    return snapshots.Store(tmp_path / "snapshots")
+
+
+@pytest.fixture
+def save(stores: snapshots.Store) -> Saved:
+    """Makes a snapshot of that name with regions of these patterns (fakes.regions) and seeds."""
+
+    def make(name: str, *regions: tuple[str, int]) -> Snapshot:
+        return saved(stores, name, [pattern(marks, seed) for marks, seed in regions])
+
+    return make
+
+
+def taken(cache: Store, snapshot: Snapshot, *, idle: float = 0.0) -> str:
+    """Have it read in; its key."""
+    intake = Intake.of(snapshot, idle=idle)
+    intake.run(cache, 3)
+    assert intake.done in (0, intake.total)
+    return intake.key
+
+
+def content(cache: Store, key: str) -> list[bytes]:
+    """Its regions, as far as the cache has something of them: zeros otherwise."""
+    with cache.using(key) as record:
+        assert record is not None
+        regions = [bytearray(size) for size in record.regions]
+        memory = cache.memory(record)
+        for number, extent in enumerate(record.extents[at : at + 32] for at in _starts(record)):
+            address = int.from_bytes(extent[:8], "little")
+            task = int.from_bytes(extent[24:28], "little")
+            place, length = record.places[number], record.lengths[number]
+            data = memory[record.segments[number]][place : place + length]
+            regions[task][address : address + length] = data
+    return [bytes(region) for region in regions]
+
+
+def _starts(record: object) -> range:
+    return range(0, len(getattr(record, "extents")), 32)  # noqa: B009

@@ -1,0 +1,114 @@
+"""The engine's side and the library's, together: programs keep what they have, wherever it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fakes.cuda import FakeCuda
+from fakes.gpu import Program
+from fakes.gpu_conversation import LIBRARY
+
+from shim.errors import GpuFailed, Unfit
+from shim.gpu.memory import suspend
+from shim.gpu.memory.device import Memory
+from shim.gpu.memory.suspend import Movement, ask
+from shim.timeline import Timeline
+
+from .conftest import GPU, MIB
+
+MADE = ["alloc 4M", "create 8M", "alloc 2M", "alloc 1M"]
+
+
+@pytest.fixture
+def program(cuda: FakeCuda) -> Iterator[Program]:
+    with Program(cuda, preload=LIBRARY) as started:
+        for number, command in enumerate(MADE, 1):
+            assert started.number(command) == number
+            started.ask(f"fill {number} {number * 7}")
+        started.ask("set 2 0")  # all zeros
+        yield started
+
+
+def sums(program: Program) -> list[str]:
+    return [program.ask(f"sum {number + 1}") for number in range(len(MADE))]
+
+
+@contextmanager
+def moved(memory: Memory, program: Program, seconds: float = 10.0) -> Iterator[Movement]:
+    found = ask([program.pid], lambda _: "none")
+    [one] = found.values()
+    assert one.library is not None
+    assert one.about is not None
+    having = {program.pid: (one.library, one.about)}
+    try:
+        with Movement(memory, having, Timeline(), seconds, 1 << 40) as movement:
+            yield movement
+    finally:
+        suspend.close([one])
+
+
+@pytest.mark.parametrize("own_only", [False, True])
+def test_again_and_again(
+    cuda: FakeCuda, memory: Memory, program: Program, tmp_path: Path, own_only: bool
+) -> None:
+    """Also with a driver that exports nothing that came from another process, as we are one."""
+    if own_only:
+        (cuda.folder / "own-only").touch()
+    before = sums(program)
+    for count in range(3):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        with moved(memory, program) as movement:
+            regions = movement.regions(program.pid)
+            movement.save([folder], [program.pid])
+            movement.give_back()
+            assert sums(program) == before
+            saved = movement.finish()
+        assert [region.size for region in regions] == [4 * MIB, 8 * MIB, 2 * MIB]
+        assert {region.gpu for region in regions} == {GPU.uuid}
+        assert (saved.stored, saved.total) == (6 * MIB, 14 * MIB)
+
+
+def test_what_stays(memory: Memory, program: Program) -> None:
+    program.ask("async 3M")
+    found = ask([program.pid], lambda _: "none")[program.pid]
+    assert found.about is not None
+    assert found.about.movable == 14 * MIB
+    assert found.left["pool"] >= 3 * MIB
+    assert found.left["small"] >= MIB
+    suspend.close([found])
+
+
+def test_memory_of_another(program: Program) -> None:
+    program.ask("import 4M")
+    with pytest.raises(Unfit, match="GPU memory of another process mapped"):
+        ask([program.pid], lambda _: "none")
+    assert program.ask("sum 1")
+
+
+@pytest.mark.parametrize("call", ["cuMemUnmap", "cuMemRelease", "cuMemExportToShareableHandle"])
+def test_its_driver_refuses(memory: Memory, program: Program, cuda: FakeCuda, call: str) -> None:
+    """At whichever piece: it goes on, and can be taken at the next attempt."""
+    before = sums(program)
+    refusals = [999] * (2 if "Export" in call else 1)  # of a copy in other memory, too
+    for count in range(3):
+        cuda.answer(call, *([-1] * count), *refusals, pid=program.pid)
+        with pytest.raises(GpuFailed, match=call), moved(memory, program):
+            pytest.fail("it did not fail")
+        assert sums(program) == before
+    with moved(memory, program):
+        pass
+    assert sums(program) == before
+
+
+def test_work_is_held(memory: Memory, program: Program) -> None:
+    """A program that launches all the time is none the wiser."""
+    before = sums(program)[1:]
+    program.ask("spin 1")
+    with moved(memory, program):
+        pass
+    assert int(program.ask("rest")) > 0
+    assert sums(program)[1:] == before

@@ -1,0 +1,143 @@
+"""The gate of the GPU memory library: while it is closed, no call that touches the GPU goes on."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes.cuda import FakeCuda
+from fakes.gpu import Program
+from fakes.gpu_conversation import LIBRARY, Conversation
+
+from shim.gpu.memory.wire import Answer, Kind, State, Status
+
+SECONDS = 30.0
+QUIET = 0.05  # seconds in which something would have happened
+
+
+@pytest.fixture
+def cuda(tmp_path: Path) -> FakeCuda:
+    return FakeCuda(tmp_path)
+
+
+@pytest.fixture
+def program(cuda: FakeCuda) -> Iterator[Program]:
+    with Program(cuda, preload=LIBRARY, gpus="0,1") as started:
+        for number, command in enumerate(("alloc 4M", "plain 2M", "alloc 4M", "async 1M"), 1):
+            assert started.number(command) == number
+        started.ask("capture 1 3")
+        yield started
+
+
+@pytest.fixture
+def library(program: Program) -> Iterator[Conversation]:
+    with Conversation(program.pid) as started:
+        yield started
+
+
+def silent(program: Program) -> bool:
+    """Whether no answer comes, for as long as one would take."""
+    assert program.process.stdout is not None
+    return not select.select([program.process.stdout], [], [], QUIET)[0]
+
+
+COMMANDS = """set 1 5|copy 1 3|replay|sum 1|launch 1 2|alloc 2M|alloc 4K|free 3|plain 2M|unmap 2
+map 2|retain 2|props 2|release 2|range 1|attr 1|async 1M|free 4|managed 1M|pitch 4096 512|ipc 1
+peer 1|nopeer 1|access 1 0"""
+
+
+def test_every_kind_of_call_waits(program: Program, library: Conversation) -> None:
+    for command in COMMANDS.replace("\n", "|").split("|"):
+        assert not library.hold().status, command
+        program.tell(command)
+        assert silent(program), command
+        assert not library.ask(Kind.OPEN).status
+        if command != "ipc 1":  # which is refused, as it must be
+            program.answer()
+        else:
+            with pytest.raises(Exception, match="801"):
+                program.answer()
+
+
+def test_a_thread_that_launches_all_the_time_is_held_and_goes_on(
+    program: Program, library: Conversation
+) -> None:
+    program.ask("spin 1")
+    for _ in range(3):
+        assert not library.hold().status
+        held = program.ask("count")
+        time.sleep(QUIET)
+        assert program.ask("count") == held
+        memory, fds = library.export()
+        assert not library.ask(Kind.EMPTY).status
+        assert program.ask("count") == held
+        assert not library.give(memory, fds).status
+        assert not library.ask(Kind.OPEN).status
+        end = time.monotonic() + SECONDS
+        while program.ask("count") == held:
+            assert time.monotonic() < end
+    program.ask("rest")
+
+
+def test_threads_that_allocate_are_held_between_two_calls(
+    program: Program, library: Conversation
+) -> None:
+    program.tell("threads 4 60 2M")
+    for _ in range(10):
+        memory, fds = library.emptied()
+        assert not library.give(memory, fds).status
+        assert not library.ask(Kind.OPEN).status
+    assert program.answer() == "done"
+    assert library.about().movable == 10 << 20
+
+
+def test_a_gpu_that_does_not_come_to_rest(
+    cuda: FakeCuda, program: Program, library: Conversation
+) -> None:
+    with cuda.held("cuCtxSynchronize"):
+        for _ in range(2):
+            answer = library.hold(200)
+            assert (answer.status, answer.state) == (Status.BUSY, State.RUNNING)
+            assert program.ask("fill 1 1") == "filled"
+    assert library.hold().state is State.HELD
+    assert not library.ask(Kind.OPEN).status
+
+
+def busy(library: Conversation, program: Program, command: str) -> Answer:
+    """Hold it until the command has got behind the gate before; the answer to that."""
+    program.tell(command)
+    end = time.monotonic() + SECONDS
+    while not (answer := library.hold(50)).status:
+        assert not library.ask(Kind.OPEN).status
+        assert time.monotonic() < end
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("call", "command"),
+    [("cuLaunchKernel", "launch 1 1"), ("cuMemCreate", "alloc 2M"), ("cuMemUnmap", "unmap 2")],
+)
+def test_a_call_that_does_not_end(
+    cuda: FakeCuda, program: Program, library: Conversation, call: str, command: str
+) -> None:
+    with cuda.held(call):
+        answer = busy(library, program, command)
+        assert (answer.status, answer.state) == (Status.BUSY, State.RUNNING)
+        assert answer.text == "calls are under way"
+    program.answer()
+    assert library.hold().state is State.HELD
+    assert not library.ask(Kind.OPEN).status
+
+
+def test_a_capture_is_waited_for(cuda: FakeCuda, program: Program, library: Conversation) -> None:
+    """It is no moment to wait for the GPU, and the capture must be able to come to its end."""
+    with cuda.held("cuStreamEndCapture"):
+        answer = busy(library, program, "capture 1 4")
+        assert (answer.status, answer.state) == (Status.BUSY, State.RUNNING)
+    assert program.answer() == "captured"
+    assert library.hold().state is State.HELD
+    assert not library.ask(Kind.OPEN).status
+    assert program.ask("replay") == "replayed"

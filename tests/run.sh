@@ -21,7 +21,7 @@ cd "$checkout"
 readonly python=/usr/bin/python3
 
 runtimeclass/fetch.sh packages ca-certificates cmake gcc iproute2 libc6-dev libseccomp2 \
-    ninja-build python3-dev python3-venv
+    musl-tools ninja-build python3-dev python3-venv
 
 # An editable install sees every change of the Python sources; a change of these needs a new one.
 wanted=$({ "$python" --version; find pyproject.toml native -type f -print0 | sort -z | xargs -0 sha256sum; } |

@@ -39,21 +39,28 @@ def a_document() -> dict[str, Any]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="CRIU needs root")
-@pytest.mark.parametrize("more", [[], ["--huge", "--warm"]], ids=["small", "huge"])
+@pytest.mark.parametrize(
+    ("more", "processes", "threads"),
+    [([], (1, 2), (1, 2)), (["--huge", "--warm"], (2,), (1,))],
+    ids=["small", "huge"],
+)
 def test_it_measures_and_leaves_nothing(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     more: list[str],
+    processes: tuple[int, ...],
+    threads: tuple[int, ...],
 ) -> None:
-    arguments = ["--size", "256M", "--processes", "1,2", "--threads", "1,2", "-o", "json"]
+    arguments = ["--size", "64M", "-o", "json"]
+    for flag, numbers in (("--processes", processes), ("--threads", threads)):
+        arguments += [flag, ",".join(map(str, numbers))]
     arguments += ["--folder", str(tmp_path / "disk"), "--criu", str(criu())]
     assert restore.main([*arguments, *more]) == 0
     found = json.loads(capfd.readouterr().out)
     with capfd.disabled():
         print(f"\n{report.table(found)}")
-    assert [(case["processes"], case["threads"]) for case in found["cases"]] == [
-        *((1, 1), (1, 2), (2, 1), (2, 2))
-    ]
+    measured = [(case["processes"], case["threads"]) for case in found["cases"]]
+    assert measured == [(count, each) for count in processes for each in threads]
     for case in found["cases"]:
         assert set(case) == set(ROW)
         there = [key for key in FIGURES if key != "fio_gib_s" or ("--warm" not in more and fio())]

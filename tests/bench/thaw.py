@@ -11,7 +11,7 @@ from shim.config import Config
 from shim.criu import CONFIG, Steering
 from shim.restore import huge
 from shim.restore.memory import Filling
-from shim.snapshot.config import CudaProcess
+from shim.snapshot.cuda import CudaProcess
 from shim.snapshot.index import FOLDER, Index
 
 from .bare import Criu

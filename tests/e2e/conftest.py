@@ -28,6 +28,10 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LANES = chosen_versions()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ctr: `ctr` has the test images in its private lane, too")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
@@ -85,8 +89,12 @@ def lane(request: pytest.FixtureRequest, installation: Installation | None) -> I
 def private_lane(
     request: pytest.FixtureRequest, installation: Installation | None
 ) -> Iterator[Lane]:
-    """A containerd for one test, which may restart it; opening one takes about two seconds."""
-    with opened(request.param, installation, layers=False) as lane:
+    """A containerd for one test, which may restart it; opening one takes more than a second.
+
+    Pods have images there, and `ctr` for a test that is marked so.
+    """
+    ctr = request.node.get_closest_marker("ctr") is not None
+    with opened(request.param, installation, layers=False, ctr=ctr) as lane:
         before = lane.holdings()
         yield lane
         lane.clear()

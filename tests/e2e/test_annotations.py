@@ -39,6 +39,7 @@ BAD = {
     "register": ("etcd:host/key", "etcd:HOST:PORT/KEY"),
     "register-timeout": ("-1", SECONDS),
     "register-failure": ("ignore", "retry or fail"),
+    "gpu-memory": ("both", "library or driver"),
 }
 KEYS = [row.key.removeprefix(PREFIX) for row in TABLE]
 _attempts = itertools.count()  # each container has a log of its own

@@ -177,6 +177,7 @@ def test_a_pod_container_is_checkpointed_through_the_cri(lane: Lane, tmp_path: P
         assert {"spec.dump", "config.dump", "checkpoint/inventory.img"} <= names
 
 
+@pytest.mark.ctr
 def test_our_shim_in_the_place_of_containerds_own(private_lane: Lane) -> None:
     """As with `runtime_path`: the options are runc's own."""
     lane = private_lane

@@ -53,7 +53,7 @@ def shared(
     try:
         lane.nvml.has(machine(H100))
         lane.start()
-        lane.import_images()
+        lane.import_images(layers=False, ctr=False)
         before = lane.holdings()
         yield lane
         lane.clear()

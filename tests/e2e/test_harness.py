@@ -86,7 +86,7 @@ def test_a_leak_is_seen(lane: Lane) -> None:
 def test_what_a_killed_run_left_is_swept() -> None:
     program = (
         "from bed.lane import Lane; import time; lane = Lane('2.x'); lane.start();"
-        "lane.import_images(layers=False); pod = lane.run_pod('orphan', handler='runc');"
+        "lane.import_images(layers=False, ctr=False); pod = lane.run_pod('orphan', handler='runc');"
         f"pod.container('app', '{BUSYBOX_IMAGE}', ['sleep', '1000']).start();"
         "print(lane.places.folder, flush=True); time.sleep(1000)"
     )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 from bed import fetch
+from bed.environment import copied
 from bed.images import BUSYBOX_IMAGE
 from bed.lane import Installation, Lane, chosen_versions, opened
 
@@ -39,6 +40,10 @@ class Node(NamedTuple):
     @property
     def snapshots(self) -> Path:
         return self.root / "snapshots"
+
+    @property
+    def libraries(self) -> Path:
+        return self.root / "libraries"
 
     def install(self, *arguments: str) -> str:
         options = {
@@ -133,19 +138,28 @@ def _runs_a_pod(lane: Lane) -> None:
         assert container.log() == "hello\n"
 
 
-@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize(("edited", "mine"), [(False, True), (True, False)])
 def test_uninstall_reverts_and_keeps_what_is_yours(
-    installed_node: Node, tmp_path: Path, edited: bool
+    installed_node: Node, tmp_path: Path, edited: bool, mine: bool
 ) -> None:
+    """Snapshots stay, and the versions of the GPU memory library that they need with them."""
     node = installed_node._replace(root=tmp_path)
-    node.install("--write-containerd")
-    (node.snapshots / "mine").mkdir()
+    # Or pip would take its time again; what was chosen for the first one is left out.
+    copied(installed_node.prefix, node.prefix, "installed")
+    assert "up to date" in node.install("--write-containerd")
+    assert f'gpu.preloaded = "{node.libraries}"' in node.config.read_text()
+    node.libraries.mkdir()
+    (node.libraries / f"libthaw-gpu-{'0' * 64}.so").touch()
+    if mine:
+        (node.snapshots / "mine").mkdir()
     if edited:
         node.config.write_text(node.config.read_text() + "# mine\n")
     said = node.uninstall()
-    assert "snapshots" in said
+    assert ("the snapshots in" in said) == mine
     assert node.config.exists() == edited
-    assert sorted(os.listdir(node.snapshots)) == ["mine"]
+    assert node.snapshots.exists() == node.libraries.exists() == mine
+    assert not mine or os.listdir(node.snapshots) == ["mine"]
+    assert not mine or len(os.listdir(node.libraries)) == 1
     assert not node.prefix.exists()
     assert not node.main.exists()
     assert "nothing is installed" in node.uninstall()

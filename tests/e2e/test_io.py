@@ -91,9 +91,12 @@ def test_fifty_mebibytes_to_a_slow_reader(lane: Lane, named: str, big: Path) -> 
         # Nothing is read until everything between has filled up.
         os.read(process.stdout.fileno(), 1)
         digest.update(big.read_bytes()[:1])
+        count = 1
         while data := os.read(process.stdout.fileno(), 5000):
             digest.update(data)
+            count += len(data)
         assert process.wait(60) == 0
+    assert (process.returncode, count) == (0, big.stat().st_size)
     assert digest.digest() == hashlib.sha256(big.read_bytes()).digest()
 
 

@@ -12,7 +12,7 @@ from workers import COMMAND, FAIL, SNAPSHOT, ask, boot, booted_cold, kept_snapsh
 
 pytestmark = [pytest.mark.one_lane]
 
-IN_A_ROW = 20
+IN_A_ROW = 10
 AT_ONCE = 10
 
 

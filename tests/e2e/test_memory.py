@@ -119,8 +119,10 @@ def native(threads: int, memory: float) -> str:
 PLAIN = '[restore]\nengine = "criu"\n'
 
 
-@pytest.mark.parametrize("cache", CACHE)
-@pytest.mark.parametrize(("threads", "memory"), [(1, 0.0), (2, 0.01), (5, 4.0)])
+# All of them meet in tests/unit/native/test_fill.py.
+@pytest.mark.parametrize(
+    ("threads", "memory", "cache"), [(1, 0.0, "cold"), (2, 0.01, "warm"), (5, 4.0, "cold")]
+)
 def test_every_page_is_what_it_was(
     lane: Lane, snapshot: Taken, threads: int, memory: float, cache: str
 ) -> None:
@@ -136,13 +138,16 @@ def test_plain_criu_restores_it_too(lane: Lane, snapshot: Taken) -> None:
         check_it_is_the_same(lane, container, snapshot.before)
 
 
+@pytest.fixture(scope="module")
+def plain(lane: Lane) -> Iterator[Taken]:
+    """One that CRIU has dumped by itself."""
+    with configured(lane, criu(), '[checkpoint]\nengine = "criu"\n'), taken(lane, "plain") as plain:
+        yield plain
+
+
 @pytest.mark.parametrize("engine", [native(0, 4.0), PLAIN], ids=["native", "criu"])
-def test_what_plain_criu_dumped(lane: Lane, engine: str) -> None:
-    with (
-        configured(lane, criu(), '[checkpoint]\nengine = "criu"\n'),
-        taken(lane, "plain") as plain,
-        restored(lane, plain.name, engine) as container,
-    ):
+def test_what_plain_criu_dumped(lane: Lane, plain: Taken, engine: str) -> None:
+    with restored(lane, plain.name, engine) as container:
         check_it_is_the_same(lane, container, plain.before)
 
 

@@ -17,7 +17,8 @@ from serving import Recorder, annotated, gateway
 pytestmark = [pytest.mark.timeout(900), pytest.mark.one_lane]
 
 PROMPT = "Once upon a time, a container"
-BODY = {"prompt": PROMPT, "max_tokens": 32}
+TOKENS = 12  # each takes its time on a small machine
+BODY = {"prompt": PROMPT, "max_tokens": TOKENS}
 RESTORED = annotated(snapshot="model", on_failure="fail")
 
 
@@ -30,6 +31,10 @@ def restored(lane: Lane, name: str, notes: dict[str, str]) -> tuple[Pod, Contain
     container = model_server(pod).start()
     wait_until_healthy(pod.ip)
     return pod, container
+
+
+def said(pod: Pod, prompt: str) -> Answer:
+    return ask(pod.ip, prompt, TOKENS)
 
 
 def proven(answer: Answer) -> dict[str, str]:
@@ -54,10 +59,10 @@ def test_model_server(lane: Lane) -> None:
     cold = lane.run_pod("cold", handler="thaw")
     server = model_server(cold).start()
     wait_until_healthy(cold.ip)
-    wanted = ask(cold.ip, PROMPT)
+    wanted = said(cold, PROMPT)
     assert len(set(wanted.tokens)) > 4  # the model says something
     snapshot(lane, server, "model")
-    assert ask(cold.ip, PROMPT) == wanted  # it runs on
+    assert said(cold, PROMPT) == wanted  # it runs on
 
     # Two restores beside the original, each on its own address, seen once they are proven.
     notes = {**RESTORED, **proven(wanted)}
@@ -74,10 +79,10 @@ def check_restores(
     until(lambda: len(registry.requests) == 2)
     assert {request.path for request in registry.requests} == {"/first", "/second"}
     assert len({cold.ip, first.ip, second.ip}) == 3
-    assert ask(first.ip, PROMPT) == wanted
-    assert ask(second.ip, PROMPT) == wanted
+    assert said(first, PROMPT) == wanted
+    assert said(second, PROMPT) == wanted
     other_prompt = "Another question"
-    assert ask(first.ip, other_prompt) == ask(cold.ip, other_prompt)
+    assert said(first, other_prompt) == said(cold, other_prompt)
     cold.remove()
 
     # It is the container: PID 1, exec, logs, stats, and later its exit status.
@@ -90,11 +95,11 @@ def check_restores(
     snapshot(lane, one, "model.again")
     first.remove()
     third, again = restored(lane, "third", {**RESTORED, "thaw.dev/snapshot": "model.again"})
-    assert ask(third.ip, PROMPT) == wanted
+    assert said(third, PROMPT) == wanted
     again.stop(timeout=20)  # uvicorn ends by itself when it is asked to
     assert again.wait() == 0
     assert not again.running
-    assert ask(second.ip, PROMPT) == wanted
+    assert said(second, PROMPT) == wanted
     other.stop(timeout=0)
     assert other.wait() == 137
     third.remove()

@@ -13,7 +13,7 @@ from bench import thaw
 from bench.bare import Criu
 from bench.programs import Worker, compiled
 
-from shim.snapshot.config import CudaProcess, Staging
+from shim.snapshot.cuda import CudaProcess, Staging
 from shim.snapshot.index import FOLDER, Index
 from shim.snapshot.indexing import make
 

@@ -18,12 +18,14 @@ import ctypes
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from gpu.answering import serve
 
-PATTERN = 0x12345678
-SAMPLE = 4096  # bytes
+PATTERN = 0x12345678  # of the first block, and so on
+BLOCK = 16 << 20  # bytes
+SAMPLE = 4096  # bytes: sizes are multiples of it
 COPIES = 400  # of half of it; the driver's queue holds about 1000
 BUSY = 5.0  # seconds
 _VMM = ("vmm", "imported")
@@ -70,10 +72,16 @@ class Memory:
             self._map(imported=kind == "imported")
         else:
             self._do("cuMemAlloc_v2", made, ctypes.c_size_t(size))
-        self._do(
-            "cuMemsetD32_v2", self._address, ctypes.c_uint(PATTERN), ctypes.c_size_t(size // 4)
-        )
+        for number, at, length in self._blocks():
+            place = ctypes.c_uint64(self._address.value + at)
+            value = ctypes.c_uint(PATTERN + number)
+            self._do("cuMemsetD32_v2", place, value, ctypes.c_size_t(length // 4))
         self._do("cuCtxSynchronize")
+
+    def _blocks(self) -> Iterator[tuple[int, int, int]]:
+        """Their numbers, places and lengths."""
+        for number, at in enumerate(range(0, self.size, BLOCK)):
+            yield number, at, min(BLOCK, self.size - at)
 
     def _free(self) -> int:
         free, whole = ctypes.c_size_t(), ctypes.c_size_t()
@@ -101,13 +109,13 @@ class Memory:
         self._do("cuMemSetAccess", self._address, size, ctypes.byref(access), ctypes.c_size_t(1))
 
     def same(self) -> list[bool]:
-        """Whether the first, a middle and the last part are what was written there."""
-        found = []
-        for at in (0, self.size // 2, self.size - SAMPLE):
-            part = (ctypes.c_uint32 * (SAMPLE // 4))()
+        """Of each block whether all of it is what was written there."""
+        part, found = ctypes.create_string_buffer(BLOCK), []
+        for number, at, length in self._blocks():
             source = ctypes.c_uint64(self._address.value + at)
-            self._do("cuMemcpyDtoH_v2", part, source, ctypes.c_size_t(SAMPLE))
-            found.append(set(part) == {PATTERN})
+            self._do("cuMemcpyDtoH_v2", part, source, ctypes.c_size_t(length))
+            wanted = (PATTERN + number).to_bytes(4, "little") * (length // 4)
+            found.append(memoryview(part)[:length] == wanted)
         return found
 
     def work(self) -> None:

@@ -16,6 +16,7 @@ _COLOURS = {
     "CRIU and fill": "#3b78b8",
     "CUDA restore": "#5a9e3e",
     "unlock": "#2f6b1f",
+    "GPU memory": "#8a5fb0",
     "adopt": "#e0a030",
     "resume, canary": "#c97a2b",
     "first token": "#c0473a",

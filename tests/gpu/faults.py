@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -40,16 +40,19 @@ SIZE = {"cuda": 4.0, "cpu": 0.5}  # GiB
 OTHERS_PORT = 8019
 KILLED = 137
 _NOTICED = 5.0  # seconds within which the runtime knows of an end
-REFUSED = ("NOT_SUPPORTED", "managed", "imported", "import")
+REFUSED = ("NOT_SUPPORTED", "managed", "import", "of another process")
 _ERRORS = (Wrong, RuntimeError, OSError, HTTPException, subprocess.SubprocessError)
 _BRIEF, _LONG = 3.0, 60.0  # seconds of gpu.wait
+Act = Callable[[GpuLane, str], str]
 
 
-def attempt(lane: GpuLane, name: str, device: str, record: Record) -> bool:
-    """Try one and note how it went; answers whether that is as it should be."""
+def attempt(
+    lane: GpuLane, name: str, device: str, record: Record, acts: Mapping[str, Act] | None = None
+) -> bool:
+    """Try one of `acts` (ALL) and note how it went; answers whether that is as it should be."""
     began, settings = time.monotonic(), lane.places.thaw_config.read_text()
     try:
-        outcome, good = ALL[name](lane, device), True
+        outcome, good = (acts or ALL)[name](lane, device), True
     except (*_ERRORS, grpc.RpcError) as error:
         said = error.details() if isinstance(error, grpc.Call) else str(error)
         outcome, good = f"{type(error).__name__}: {said}", False
@@ -63,32 +66,34 @@ def attempt(lane: GpuLane, name: str, device: str, record: Record) -> bool:
     return good
 
 
-def holder(kind: str, device: str) -> Subject:
-    """device_memory.py: it starts in no time."""
+def holder(kind: str, device: str, *, driver: bool = False) -> Subject:
+    """device_memory.py: it starts in no time. `driver`: all of its memory is left to that."""
     chosen = kind if device == "cuda" else "none"
     words = ("-m", "gpu.device_memory", chosen, str(SIZE[device]), str(PORT))
-    return Subject(NAME, words, ("memory",), starting=60)
+    notes = {"thaw.dev/gpu-memory": "driver"} if driver else {}
+    return Subject(NAME, words, ("memory",), annotations=notes, starting=60)
 
 
-def _checkpoint(lane: GpuLane, container: Container, name: str = NAME) -> CompletedProcess[str]:
+def checkpoint(lane: GpuLane, container: Container, name: str = NAME) -> CompletedProcess[str]:
+    """Ask for a snapshot; what became of it is the caller's to judge."""
     return lane.thaw("checkpoint", container.id, name, "--namespace", CRI_NAMESPACE, check=False)
 
 
-def _snapshot(lane: GpuLane, subject: Subject) -> dict[str, Any]:
+def snapshot(lane: GpuLane, subject: Subject) -> dict[str, Any]:
     """One of a worker that has ended since; answers what it said."""
     cold, _, container = lane.boot(subject, f"{NAME}-cold", {})
-    done = _checkpoint(lane, container)
+    done = checkpoint(lane, container)
     if done.returncode:
         raise RuntimeError(f"no snapshot: {done.stderr}")
     lane.clear()
     return cold.answer
 
 
-def _killed_away(stage: str) -> Callable[[GpuLane, str], str]:
+def _killed_away(stage: str) -> Act:
     """The worker is killed in a stage of the checkpoint: an error that says so, and no snapshot."""
 
     def act(lane: GpuLane, device: str) -> str:
-        subject = holder("plain", device)
+        subject = holder("plain", device, driver=True)
         _, pod, container = lane.boot(subject, f"{NAME}-{stage}", {})
         pid, gpu = watching.init_of(container.id), device == "cuda"
         if stage == "lock":
@@ -100,23 +105,23 @@ def _killed_away(stage: str) -> Callable[[GpuLane, str], str]:
         else:
             condition = watching.being_dumped(pid, gpu=gpu)
         with watching.Killer(condition) as killer:
-            done = _checkpoint(lane, container)
+            done = checkpoint(lane, container)
         if not killer.killed:
             raise Wrong("it was over before the worker could be killed")
-        _expect(done.returncode != 0, f"a snapshot of a killed worker: {done.stdout}")
-        _expect(not any(lane.places.snapshots.glob("snapshots/*")), "the store has something")
-        _expect(container.wait() == KILLED, "it did not end as killed")
-        return f"no snapshot: {_short(done.stderr)}"
+        expect(done.returncode != 0, f"a snapshot of a killed worker: {done.stdout}")
+        expect(not any(lane.places.snapshots.glob("snapshots/*")), "the store has something")
+        expect(container.wait() == KILLED, "it did not end as killed")
+        return f"no snapshot: {short(done.stderr)}"
 
     return act
 
 
-def _killed_back(stage: str) -> Callable[[GpuLane, str], str]:
+def _killed_back(stage: str) -> Act:
     """The worker is killed in a stage of the restore: a cold boot with the reason in the log."""
 
     def act(lane: GpuLane, device: str) -> str:
-        subject = holder("plain", device)
-        _snapshot(lane, subject)
+        subject = holder("plain", device, driver=True)
+        snapshot(lane, subject)
         pod = lane.run_pod_for(subject, f"{NAME}-{stage}", COLD)
         container = lane.container_in(pod, subject)
         watch = watching.being_restored if stage == "restore" else watching.restored
@@ -125,23 +130,24 @@ def _killed_back(stage: str) -> Callable[[GpuLane, str], str]:
             container.start(STARTING)
             if not lane.restored(container):
                 killed = killer.killed
-                return _booted_cold(lane, subject, pod, container, killed)
-        _expect(bool(killer.killed), "it was over before the worker could be killed")
-        _expect(container.wait() == KILLED, "it did not end as killed")
+                return booted_cold(lane, subject, pod, container, killed)
+        expect(bool(killer.killed), "it was over before the worker could be killed")
+        expect(container.wait() == KILLED, "it did not end as killed")
         return f"it ran already, and ended with {KILLED}"
 
     return act
 
 
-def _booted_cold(
+def booted_cold(
     lane: GpuLane, subject: Subject, pod: Pod, container: Container, killed: int
 ) -> str:
-    _expect(bool(killed), f"it was not killed, and not restored: {lane.reasons(container)}")
+    """Raise Wrong unless it was started anew and the log says why, which is answered."""
+    expect(bool(killed), f"it was not killed, and not restored: {lane.reasons(container)}")
     subject.wait(pod.ip)
-    _expect(subject.answer(pod.ip)["answers"] == 1, "it was not started anew")
+    expect(subject.answer(pod.ip)["answers"] == 1, "it was not started anew")
     reason = lane.reasons(container)
-    _expect(bool(reason), "the log has no reason")
-    return f"cold boot: {_short(reason)}"
+    expect(bool(reason), "the log has no reason")
+    return f"cold boot: {short(reason)}"
 
 
 def _together(lane: GpuLane, device: str) -> str:
@@ -149,8 +155,8 @@ def _together(lane: GpuLane, device: str) -> str:
     subjects = [pytorch(size, device, name) for name in ("one", "other")]
     cold = [lane.boot(subject, f"{subject.name}-cold", {}) for subject in subjects]
     for (boot, pod, container), subject in zip(cold, subjects, strict=True):
-        done = _checkpoint(lane, container, subject.name)
-        _expect(done.returncode == 0, done.stderr)
+        done = checkpoint(lane, container, subject.name)
+        expect(done.returncode == 0, done.stderr)
         compare("a worker after its snapshot", subject, boot.answer, subject.answer(pod.ip))
     lane.clear()
 
@@ -171,7 +177,7 @@ def _together(lane: GpuLane, device: str) -> str:
 
 def _occupied(lane: GpuLane, device: str) -> str:
     subject = holder("plain", device)
-    _snapshot(lane, subject)
+    snapshot(lane, subject)
     lane.configure("gpu.wait", str(_BRIEF))
     with _occupant(lane) as other:
         began = time.monotonic()
@@ -182,19 +188,19 @@ def _occupied(lane: GpuLane, device: str) -> str:
         else:
             raise Wrong("it was restored where there was no room")
         waited = time.monotonic() - began
-    _expect(str(other) in said and "free" in said, f"it does not say that {other} has it: {said}")
-    return f"refused after {waited:.1f} s: {_short(said)}"
+    expect(str(other) in said and "free" in said, f"it does not say that {other} has it: {said}")
+    return f"refused after {waited:.1f} s: {short(said)}"
 
 
 def _vacated(lane: GpuLane, device: str) -> str:
     subject = holder("plain", device)
-    before = _snapshot(lane, subject)
+    before = snapshot(lane, subject)
     lane.configure("gpu.wait", str(_LONG))
     with ThreadPoolExecutor(1) as pool:
         with _occupant(lane):
             restore = pool.submit(lane.boot, subject, f"{NAME}-vacated", FAIL)
             time.sleep(_BRIEF)
-            _expect(not restore.done(), "it did not wait")
+            expect(not restore.done(), "it did not wait")
         boot, *_ = restore.result(STARTING)
     compare("the one that waited", subject, before, boot.answer)
     return f"waited while another had the memory ({_BRIEF:g} s), and was restored; all the same"
@@ -236,11 +242,11 @@ def _imported(lane: GpuLane, device: str) -> str:
 
 def _refused(lane: GpuLane, container: Container) -> str:
     """What the checkpoint says, which must have failed and left nothing."""
-    done = _checkpoint(lane, container)
-    _expect(done.returncode != 0, "a snapshot was made of it")
-    _expect(any(word in done.stderr for word in REFUSED), f"it does not say why: {done.stderr}")
-    _expect(not any(lane.places.snapshots.glob("snapshots/*")), "the store has something")
-    return _short(done.stderr)
+    done = checkpoint(lane, container)
+    expect(done.returncode != 0, "a snapshot was made of it")
+    expect(any(word in done.stderr for word in REFUSED), f"it does not say why: {done.stderr}")
+    expect(not any(lane.places.snapshots.glob("snapshots/*")), "the store has something")
+    return short(done.stderr)
 
 
 def _verified(lane: GpuLane, device: str) -> str:
@@ -248,9 +254,9 @@ def _verified(lane: GpuLane, device: str) -> str:
     subject = holder("plain", device)
     boot, pod, container = lane.boot(subject, f"{NAME}-original", {})
     began = time.monotonic()
-    done = _checkpoint(lane, container)
+    done = checkpoint(lane, container)
     took = time.monotonic() - began
-    _expect(done.returncode == 0, f"no snapshot: {done.stderr}")
+    expect(done.returncode == 0, f"no snapshot: {done.stderr}")
     compare("the original", subject, boot.answer, subject.answer(pod.ip))
     lane.clear()
     back, *_ = lane.boot(subject, f"{NAME}-verified", FAIL)
@@ -258,16 +264,18 @@ def _verified(lane: GpuLane, device: str) -> str:
     return f"made and verified in {took:.1f} s; the original and a restored one have the same"
 
 
-def _expect(holds: bool, otherwise: str) -> None:
+def expect(holds: bool, otherwise: str) -> None:
+    """Raise Wrong, in these words, unless it holds."""
     if not holds:
         raise Wrong(otherwise)
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """The beginning, on one line."""
     return " ".join(text.split())[:240]
 
 
-ALL: dict[str, Callable[[GpuLane, str], str]] = {
+ALL: dict[str, Act] = {
     **{f"killed-at-{stage}": _killed_away(stage) for stage in ("lock", "checkpoint", "dump")},
     **{f"killed-at-{stage}": _killed_back(stage) for stage in ("restore", "unlock")},
     "together": _together,

@@ -7,33 +7,13 @@ can do for it; what is "outside" is all the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-GIB = 1 << 30
-Row = tuple[str, ...]
+from gpu.cells import GIB, Row, gib, number, of, rate, ratio, seconds
+
 Document = Mapping[str, Any]
-WARM, COLD = "warm", "cold"
-
-
-def report(found: Document) -> list[str]:
-    """All that there is to say of a run, in Markdown."""
-    tables = (
-        *(overview(found), starts(found), phases(found)),
-        *(checkpoints(found), rates(found), faults(found)),
-    )
-    lines = [_machine(found)] if found.get("machine") else []
-    for rows in tables:
-        if len(rows) > 1:
-            lines += ["", *markdown(rows)]
-    return lines
-
-
-def markdown(rows: Sequence[Row]) -> list[str]:
-    """A table; the first row is its head, and columns of numbers stand on the right."""
-    head, *body = rows
-    ends = ["--:" if all(map(_is_number, column)) else "---" for column in zip(*body, strict=True)]
-    return [_line(head), _line(ends), *map(_line, body)]
+WARM, COLD, HELD = "warm", "cold", "held"
 
 
 def overview(found: Document) -> list[Row]:
@@ -44,20 +24,20 @@ def overview(found: Document) -> list[Row]:
             *("stock CRIU + driver, warm", "ratio", "from the disk", "outside the driver's copy"),
         )
     ]
-    for name, worker in _workers(found):
+    for name, worker in workers(found):
         thaw, stock = worker.get("thaw", {}), worker.get("stock", {})
-        warm, theirs = _best(thaw, WARM), _best(stock, WARM)
+        warm, theirs = best(thaw, WARM), best(stock, WARM)
         rows.append(
             (
                 name,
-                _gib(_on_gpu(thaw)),
-                _seconds(thaw.get("cold", {}).get("answered")),
-                _seconds(warm.get("answered")),
-                _seconds(_best(thaw, COLD).get("answered")),
-                _seconds(theirs.get("answered")),
-                _ratio(theirs.get("answered"), warm.get("answered")),
-                _seconds(_best(stock, COLD).get("answered")),
-                _seconds(outside(warm)),
+                gib(on_gpu(thaw)),
+                seconds(thaw.get("cold", {}).get("answered")),
+                seconds(warm.get("answered")),
+                seconds(best(thaw, COLD).get("answered")),
+                seconds(theirs.get("answered")),
+                ratio(theirs.get("answered"), warm.get("answered")),
+                seconds(best(stock, COLD).get("answered")),
+                seconds(outside(warm)),
             )
         )
     return rows
@@ -66,12 +46,12 @@ def overview(found: Document) -> list[Row]:
 def starts(found: Document) -> list[Row]:
     """What a cold start is made of; the last part is the worker's own: imports, weights, graphs."""
     rows: list[Row] = [("cold start, seconds", "pod", "create", "start", "first token", "all")]
-    for name, worker in _workers(found):
+    for name, worker in workers(found):
         cold = worker.get("thaw", {}).get("cold", {})
         if "started" in cold:
             ends = [cold[end] for end in ("pod", "created", "started", "answered")]
             each = [end - begin for begin, end in zip([0.0, *ends], ends, strict=False)]
-            rows.append((name, *map(_seconds, each), _seconds(ends[-1])))
+            rows.append((name, *map(seconds, each), seconds(ends[-1])))
     return rows
 
 
@@ -87,14 +67,14 @@ _PARTS = (
 def parts(restore: Document) -> list[tuple[str, float]]:
     """The phases of one restore in order, in seconds; together they are all of its time."""
     told = restore.get("restored", {})
-    steps, cuda = told.get("timeline", {}), told.get("cuda", {})
+    steps, cuda, gpu = (told.get(part, {}) for part in ("timeline", "cuda", "gpu"))
     sums = {name: sum(steps.get(step, 0.0) for step in of) for name, of in _PARTS}
-    device = steps.get("device", 0.0)
     inside = {
         "plan, files": sums["plan, files"],
         "CRIU and fill": sums["CRIU and fill"],
-        "CUDA restore": cuda.get("restore", device),
+        "CUDA restore": cuda.get("restore", steps.get("device", 0.0)),
         "unlock": cuda.get("unlock", 0.0),
+        "GPU memory": gpu.get("filled", 0.0) + gpu.get("give", 0.0),
         "adopt": sums["adopt"],
         "resume, canary": sums["resume, canary"],
     }
@@ -110,22 +90,22 @@ def parts(restore: Document) -> list[tuple[str, float]]:
 
 def phases(found: Document) -> list[Row]:
     """The best warm restore of each worker, phase by phase."""
-    best = {name: _best(worker.get("thaw", {}), WARM) for name, worker in _workers(found)}
-    best = {name: restore for name, restore in best.items() if restore}
-    if not best:
+    fastest = {name: best(worker.get("thaw", {}), WARM) for name, worker in workers(found)}
+    fastest = {name: restore for name, restore in fastest.items() if restore}
+    if not fastest:
         return []
-    columns = {name: dict(parts(restore)) for name, restore in best.items()}
+    columns = {name: dict(parts(restore)) for name, restore in fastest.items()}
     rows: list[Row] = [("restore, page cache warm, seconds", *columns)]
     for part in next(iter(columns.values())):
-        rows.append((part, *(_seconds(column[part]) for column in columns.values())))
+        rows.append((part, *(seconds(column[part]) for column in columns.values())))
         if part == "CRIU and fill":
-            fills = [_seconds(restore["restored"].get("fill")) for restore in best.values()]
+            fills = [seconds(restore["restored"].get("fill")) for restore in fastest.values()]
             rows.append(("of it, the fill", *fills))
-    rows.append(("all", *(_seconds(restore["answered"]) for restore in best.values())))
+    rows.append(("all", *(seconds(restore["answered"]) for restore in fastest.values())))
     return rows
 
 
-_AWAY = ("quiesce", "lock", "device", "pages", "dump", "device back")
+_AWAY = ("quiesce", "hold", "lock", "device", "pages", "dump", "device back", "give")
 
 
 def checkpoints(found: Document) -> list[Row]:
@@ -133,7 +113,7 @@ def checkpoints(found: Document) -> list[Row]:
     rows: list[Row] = [
         ("checkpoint, seconds", *_AWAY, "all", "GiB", "stock: device", "stock: dump", "stock: GiB")
     ]
-    for name, worker in _workers(found):
+    for name, worker in workers(found):
         made = worker.get("thaw", {}).get("snapshot")
         if made is None:
             continue
@@ -142,12 +122,12 @@ def checkpoints(found: Document) -> list[Row]:
         rows.append(
             (
                 name,
-                *(_seconds(steps.get(step)) for step in _AWAY),
-                _seconds(made["seconds"]),
-                _gib(made["bytes"]),
-                _seconds(theirs.get("checkpoint")),
-                _seconds(theirs.get("dump")),
-                _gib(stock.get("bytes")),
+                *(seconds(steps.get(step)) for step in _AWAY),
+                seconds(made["seconds"]),
+                gib(made["bytes"]),
+                seconds(theirs.get("checkpoint")),
+                seconds(theirs.get("dump")),
+                gib(stock.get("bytes")),
             )
         )
     return rows
@@ -161,23 +141,23 @@ def rates(found: Document) -> list[Row]:
     rows: list[Row] = [
         ("GiB/s", "fill, warm", "fill, from the disk", "CUDA restore", "CUDA checkpoint", "pages")
     ]
-    for name, worker in _workers(found):
+    for name, worker in workers(found):
         thaw = worker.get("thaw", {})
         steps = thaw.get("snapshot", {}).get("steps", {})
-        size, moved = thaw.get("snapshot", {}).get("bytes"), _on_gpu(thaw)
-        warm = _best(thaw, WARM)
+        size, copied = thaw.get("snapshot", {}).get("bytes"), by_driver(thaw)
+        warm = best(thaw, WARM)
         rows.append(
             (
                 name,
-                _of(_filled(warm), copy),
-                _of(_filled(_best(thaw, COLD)), disk),
-                _of(_rate(moved, warm.get("restored", {}).get("cuda", {}).get("restore")), pcie),
-                _of(_rate(moved, steps.get("device")), top.get("pinned back")),
-                _of(_rate(size, steps.get("pages")), disk),
+                of(filled(warm), copy),
+                of(filled(best(thaw, COLD)), disk),
+                of(rate(copied, warm.get("restored", {}).get("cuda", {}).get("restore")), pcie),
+                of(rate(copied, steps.get("device")), top.get("pinned back")),
+                of(rate(size, steps.get("pages")), disk),
             )
         )
-    ceiling = (_number(copy), _number(disk), _number(pcie), _number(top.get("pinned back")))
-    return [*rows, ("ceiling", *ceiling, _number(disk))] if len(rows) > 1 else rows
+    ceiling = (number(copy), number(disk), number(pcie), number(top.get("pinned back")))
+    return [*rows, ("ceiling", *ceiling, number(disk))] if len(rows) > 1 else rows
 
 
 def faults(found: Document) -> list[Row]:
@@ -197,66 +177,34 @@ def outside(restore: Document) -> float | None:
     return None if driver is None else float(restore["answered"]) - float(driver)
 
 
-def _workers(found: Document) -> list[tuple[str, Document]]:
+def workers(found: Document) -> list[tuple[str, Document]]:
     return list(found.get("workers", {}).items())
 
 
-def _best(side: Document, cache: str) -> Document:
+def best(side: Document, cache: str) -> Document:
     """The fastest restore under a condition; {} if there is none."""
     there = [one for one in side.get("restores", []) if one["cache"] == cache]
     return min(there, key=lambda one: float(one["answered"]), default={})
 
 
-def _on_gpu(thaw: Document) -> int | None:
+def on_gpu(thaw: Document) -> int | None:
     """Bytes that the worker has on its GPUs."""
+    return ((by_driver(thaw) or 0) + moved(thaw)) or None
+
+
+def by_driver(thaw: Document) -> int | None:
+    """What of them the driver saves and brings back."""
     memory = thaw.get("snapshot", {}).get("gpu", {}).get("memory", {})
     return sum(memory.values()) or None
 
 
-def _filled(restore: Document) -> float | None:
+def moved(thaw: Document) -> int:
+    """What of them goes past the driver."""
+    processes = thaw.get("snapshot", {}).get("gpu", {}).get("processes", [])
+    return sum(region["size"] for one in processes for region in one.get("regions", []))
+
+
+def filled(restore: Document) -> float | None:
     told = restore.get("restored", {})
     size = told.get("gib")
-    return _rate(None if size is None else int(float(size) * GIB), told.get("fill"))
-
-
-def _rate(size: int | None, seconds: float | None) -> float | None:
-    return size / GIB / seconds if size and seconds else None
-
-
-def _is_number(cell: str) -> bool:
-    return cell == "-" or cell[:1].isdigit()
-
-
-def _of(rate: float | None, ceiling: float | None) -> str:
-    if rate is None:
-        return "-"
-    return f"{rate:.1f}" + (f" ({rate / ceiling:.0%})" if ceiling else "")
-
-
-def _ratio(theirs: float | None, ours: float | None) -> str:
-    return f"{theirs / ours:.1f} \u00d7" if theirs and ours else "-"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _gib(size: int | None) -> str:
-    return "-" if size is None else f"{size / GIB:.1f}"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
-
-
-def _machine(found: Document) -> str:
-    machine = found["machine"]
-    gpus = "; ".join(machine.get("gpus", [])) or "no GPU"
-    return (
-        f"{gpus}; {machine['processors']} processors, {machine['memory_gib']} GiB of memory, "
-        f"Linux {machine['kernel']}"
-    )
+    return rate(None if size is None else int(float(size) * GIB), told.get("fill"))

@@ -20,15 +20,18 @@ from typing import Any, NamedTuple
 from bed import fetch
 from bed.lane import CRI_NAMESPACE
 from bench.disk import cool, files_below, warm
+from gpu.held import holding
 from gpu.lane import GpuLane
 from gpu.machine import Machine
 from gpu.record import Record, say
-from gpu.subject import TESTS, Subject, compare
+from gpu.subject import TESTS, Subject, Wrong, compare
 
 from shim.gpu.spec import ENVIRONMENT
 
 _IO_URING = Path("/proc/sys/kernel/io_uring_disabled")
 COLD, WARM = "cold", "warm"  # what the page cache is, of the snapshot's files
+HELD = "held"  # warm, and the node's cache has what is for the GPU
+_ROOM = 2.0  # GiB that it has beside that
 
 
 class Restores(NamedTuple):
@@ -36,6 +39,8 @@ class Restores(NamedTuple):
 
     cold: int = 1
     warm: int = 3
+    held: int = 0  # with the node's cache; only through containerd, as what follows
+    rounds: int = 0  # each of a snapshot of the one before
 
     @property
     def conditions(self) -> list[str]:
@@ -58,16 +63,51 @@ def through_containerd(
     say(f"{subject.name}: first answer after {cold.answered:.2f} s; making a snapshot")
     began = time.monotonic()
     lane.thaw("checkpoint", container.id, subject.name, "--namespace", CRI_NAMESPACE)
-    made = {"seconds": time.monotonic() - began, **_account(lane.newest())}
+    made: dict[str, Any] = {"seconds": time.monotonic() - began, **_account(lane.newest())}
+    made["said"] = {}
+    if lane.machine.library is not None:
+        made["said"] = lane.told(container, "GPU memory dumped")
     record.put(made, *place, "snapshot")
     digest = compare("the worker after it", subject, cold.answer, subject.answer(pod.ip))
     record.put(digest, "workers", subject.name, "same")
     lane.clear()
     for number, condition in enumerate(restores.conditions):
         _restored(lane, subject, f"{subject.name}-{number}", condition, cold.answer, record)
+    if restores.held:
+        with holding(lane, float(made["said"].get("stored", 0.0)) + _ROOM):
+            began = time.monotonic()
+            lane.thaw("warm", subject.name)
+            record.put(time.monotonic() - began, *place, "warmed")
+            for number in range(restores.held):
+                name = f"{subject.name}-held-{number}"
+                _restored(lane, subject, name, HELD, cold.answer, record)
     if look is not None:
         look(lane.newest())
+    if restores.rounds:
+        _in_a_row(lane, subject, restores.rounds, cold.answer, record)
     lane.forget()
+
+
+def _in_a_row(
+    lane: GpuLane, subject: Subject, many: int, before: dict[str, Any], record: Record
+) -> None:
+    """Restore it, make a snapshot of what was restored, and again, each from the one before."""
+    place = ("workers", subject.name, "thaw", "rounds")
+    made: list[dict[str, Any]] = []
+    name = subject.name
+    for number in range(many):
+        notes = {"thaw.dev/snapshot": name, "thaw.dev/on-failure": "fail"}
+        back, pod, container = lane.boot(subject, f"{subject.name}-again-{number}", notes)
+        compare("the one restored again", subject, before, back.answer)
+        began, last, name = time.monotonic(), name, f"{subject.name}-{number}"
+        lane.thaw("checkpoint", container.id, name, "--namespace", CRI_NAMESPACE)
+        took = time.monotonic() - began
+        compare("the one restored, after its snapshot", subject, before, subject.answer(pod.ip))
+        lane.clear()
+        lane.thaw("rm", last)
+        made.append({"restored": back.answered, "snapshot": took, "said": back.restored})
+        record.put(made, *place)
+        say(f"{subject.name}: round {number + 1}: {back.answered:.2f} s, snapshot {took:.2f} s")
 
 
 def _restored(
@@ -82,6 +122,8 @@ def _restored(
     notes = {"thaw.dev/snapshot": subject.name, "thaw.dev/on-failure": "fail"}
     back, *_ = lane.boot(subject, pod_name, notes)
     compare("the restored worker", subject, before, back.answer)
+    if condition == HELD and back.restored.get("gpu", {}).get("from") != "cache":
+        raise Wrong("its GPU memory did not come from the node's cache")
     found = record.found["workers"][subject.name]["thaw"].setdefault("restores", [])
     found.append({"cache": condition, **back.times()})
     record.save()
@@ -92,7 +134,7 @@ def _restored(
 def _condition(condition: str, folder: Path) -> None:
     """Have a folder's files in the page cache, or not."""
     files = files_below([folder])
-    (warm if condition == WARM else cool)(files)
+    (cool if condition == COLD else warm)(files)
 
 
 def _account(folder: Path) -> dict[str, Any]:

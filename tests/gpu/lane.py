@@ -19,7 +19,7 @@ from gpu.subject import TESTS, Subject
 
 STARTING = 300.0  # seconds; nobody waits as briefly as the kubelet for what is measured
 _FIELDS = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)')
-_SPANS = ("timeline", "cuda")
+_SPANS = ("timeline", "cuda", "gpu")
 
 
 class Boot(NamedTuple):
@@ -103,6 +103,18 @@ class GpuLane(Lane):
             for point in reversed(mount_points(self.places.pods)):
                 subprocess.run(["umount", point], check=True)
 
+    def told(self, container: Container, message: str, seconds: float = 2.0) -> dict[str, Any]:
+        """The last line of the shim's log with a message about a container, in parts.
+
+        {}: there is none, and none has come within that time; containerd is in between.
+        """
+        ends = time.monotonic() + seconds
+        while not (there := [o for o in self.lines(container) if f'msg="{message}"' in o]):
+            if time.monotonic() > ends:
+                return {}
+            time.sleep(0.05)
+        return fields(there[-1])
+
     def restored(self, container: Container) -> dict[str, Any]:
         """What the shim's log says of a container's restore; {} if there was none."""
         for line in self.lines(container):
@@ -160,9 +172,9 @@ def fields(line: str) -> dict[str, Any]:
     return found
 
 
-def _spans(text: str) -> dict[str, float]:
+def _spans(text: str) -> dict[str, float | str]:
     pairs = (word.partition("=") for word in text.split())
-    return {name: float(seconds) for name, _, seconds in pairs}
+    return {name: _number(seconds) for name, _, seconds in pairs}
 
 
 def _number(text: str) -> float | str:

@@ -1,9 +1,12 @@
 """A language model of transformers behind HTTP: random weights of a known shape, greedy tokens.
 
-    python -m gpu.model SHAPE PORT [DEVICE]    SHAPE: see shapes.py
+    python -m gpu.model SHAPE PORT [DEVICE [CACHE]]    SHAPE: see shapes.py
+                              CACHE: GiB of zeros that nobody has touched, as an engine keeps for
+                              keys and values that are yet to come
 
     GET /health               200, once it has made tokens for the first time
     GET /check?tokens=N       the N likeliest next tokens of a fixed prompt, one by one
+    GET /check?tokens=N&cache=1    and how many numbers of the cache are not zero
 
 Nothing is downloaded: the weights are made where they are used, from a seed, so that two workers of
 one shape say the same. It knows nothing of Thaw.
@@ -11,6 +14,7 @@ one shape say the same. It knows nothing of Thaw.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from typing import Any
@@ -23,6 +27,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 SEED = 20250101
 PROMPT = [785, 6722, 315, 9625, 374, 264, 3283, 429, 5610]
 DEFAULT = 16  # tokens
+GIB = 1 << 30
 
 
 def config(shape: str) -> Qwen3Config:
@@ -68,17 +73,26 @@ def _generated(model: Any, count: int) -> list[int]:
     return found
 
 
-def main(shape: str, port: int, device: str = "cuda") -> None:
+def untouched(size: float, device: str) -> list[Any]:
+    """Zeros of so many GiB, in blocks of at most one."""
+    sizes = [min(1.0, size - done) for done in range(math.ceil(size))]
+    return [torch.zeros(int(part * GIB), dtype=torch.uint8, device=device) for part in sizes]
+
+
+def main(shape: str, port: int, device: str = "cuda", cache: str = "0") -> None:
     """Make the weights, warm up, answer."""
     model = load(shape, device)
+    kept = untouched(float(cache), device)
     generate(model, 2)
     answers = 0
 
     def answer(_path: str, query: dict[str, str]) -> dict[str, Any]:
         nonlocal answers
         answers += 1
-        tokens = generate(model, int(query.get("tokens", DEFAULT)))
-        return {"tokens": tokens, "answers": answers, "pid": os.getpid()}
+        told = {"tokens": generate(model, int(query.get("tokens", DEFAULT)))}
+        if query.get("cache"):
+            told["cache"] = [int(block.count_nonzero()) for block in kept]
+        return {**told, "answers": answers, "pid": os.getpid()}
 
     serve(port, answer)
 

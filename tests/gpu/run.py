@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,14 +23,15 @@ from bed.dismantle import sweep
 from bed.install import installed
 from bed.lane import Installation
 from bench.disk import files_below
-from gpu import faults, two
+from gpu import faults, moved_faults, overheads, two
 from gpu.ceilings import about, ceilings
-from gpu.figures import report
 from gpu.flow import Restores, stock, through_containerd
 from gpu.lane import GpuLane, opened
 from gpu.machine import described, this_machine
 from gpu.record import Record, say
-from gpu.subject import Subject, pytorch, transformers
+from gpu.report import report
+from gpu.store import huge_pages
+from gpu.subject import Subject, by_driver, everything, jaxed, pytorch, transformers
 from gpu.vllm import vllm
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,8 @@ def main(words: Sequence[str]) -> int:
     sweep(Path(tempfile.gettempdir()))
     record = Record.opened(args.json)
     record.put(about(machine), "machine")
-    with described(), opened(installation, machine) as lane:
+    kept = huge_pages if args.store == "huge" else nullcontext
+    with described(), opened(installation, machine) as lane, kept(lane):
         for setting in args.set:
             lane.configure(*setting.split("=", 1))
         parts = args.only.split(",")
@@ -68,12 +70,18 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--gib", type=float, default=8.0, help="the PyTorch worker's memory on the GPU")
     add("--shapes", default="0.6B,4B,8B", help="of the transformers workers: see model.py")
     add("--tokens", type=int, default=16, help="that each of them makes")
+    add("--cache", type=float, default=0.0, help="GiB of zeros beside each of these")
+    add("--workers", default="everything,expandable,jax", help="of the part memory")
+    add("--paths", default="library", help="library, driver: how GPU memory is moved; or both")
+    add("--held", type=int, default=0, help="restores with the node's cache")
+    add("--rounds", type=int, default=0, help="then so often: restored, and snapshotted again")
+    add("--store", default="", help="huge: snapshots lie on a tmpfs of huge pages")
     add("--cold", type=int, default=1, help="restores with the page cache cold")
     add("--warm", type=int, default=3, help="restores with the page cache warm")
     add("--stock", default="1,1", help="stock CRIU's, cold and warm; 0,0: none")
     add("--vllm", default="0.6B:sleep,8B", help="shapes; with :sleep, with its sleep and wake-up")
     add("--vllm-site", default="", help="a folder with vLLM, for PYTHONPATH")
-    add("--faults", default="", help="only those of faults.py; all by default")
+    add("--faults", default="", help="only those of (moved_)faults.py; all by default")
     add("--limit", type=int, default=420, help="seconds that a part may take")
     add("--set", action="append", default=[], help="KEY=VALUE of Thaw's configuration, as TOML")
     add("--label", default="", help="added to the workers' names in the document")
@@ -136,9 +144,15 @@ def _both(lane: GpuLane, args: argparse.Namespace, subject: Subject, record: Rec
 
     if args.label:
         subject = replace(subject, name=f"{subject.name}-{args.label}")
-    through_containerd(lane, subject, Restores(args.cold, args.warm), record, measured)
+    ours = Restores(args.cold, args.warm, args.held, args.rounds)
+    for path in args.paths.split(","):
+        if path == "driver":  # one restore is enough to stand beside
+            once = Restores(0, min(1, args.warm))
+            through_containerd(lane, by_driver(subject), once, record, measured)
+        else:
+            through_containerd(lane, subject, ours, record, measured)
     theirs = Restores(*map(int, args.stock.split(",")))
-    if theirs.conditions and not subject.annotations:  # nobody would ask it to be quiet
+    if theirs.conditions and not subject.acts:
         stock(lane, subject, theirs, record)
 
 
@@ -148,7 +162,22 @@ def _pytorch(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
 
 def _transformers(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
     for shape in args.shapes.split(","):
-        _both(lane, args, transformers(shape, args.tokens, args.device), record)
+        _both(lane, args, transformers(shape, args.tokens, args.device, args.cache), record)
+
+
+def _memory(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
+    for name in args.workers.split(","):
+        if name == "jax":
+            subject = jaxed(args.gib, args.device)
+        else:
+            chosen = name == "expandable"
+            subject = everything(args.gib, args.cache, args.device, expandable=chosen)
+        _both(lane, args, subject, record)
+
+
+def _overhead(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
+    assert lane.installation is not None
+    record.put(overheads.measured(lane.machine, lane.installation, args.device), "overhead")
 
 
 def _vllm(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
@@ -163,7 +192,8 @@ def _moved(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
 
 
 def _nccl(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
-    two.shared(lane, args.gib / 2, args.device, Restores(0, args.warm), record)
+    for path in args.paths.split(","):
+        two.shared(lane, args.gib / 2, args.device, path, Restores(0, args.warm), record)
 
 
 def _faults(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
@@ -173,11 +203,22 @@ def _faults(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
         raise RuntimeError(f"not as they should be: {', '.join(bad)}")
 
 
+def _moved_faults(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
+    names = args.faults.split(",") if args.faults else list(moved_faults.ALL)
+    acts = moved_faults.ALL
+    bad = [name for name in names if not faults.attempt(lane, name, args.device, record, acts)]
+    if bad:
+        raise RuntimeError(f"not as they should be: {', '.join(bad)}")
+
+
 PARTS: dict[str, Callable[[GpuLane, argparse.Namespace, Record], None]] = {
     "pytorch": _pytorch,
     "transformers": _transformers,
     "vllm": _vllm,
+    "memory": _memory,
+    "overhead": _overhead,
     "faults": _faults,
+    "moved-faults": _moved_faults,
     "moved": _moved,
     "nccl": _nccl,
 }

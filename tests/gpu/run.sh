@@ -7,7 +7,10 @@
 #   pytorch        all of its memory, and a CUDA graph
 #   transformers   Qwen3's shapes with random weights (--shapes), behind HTTP
 #   vllm           a real vLLM with random weights, with and without its sleep (--vllm, --vllm-site)
+#   memory         every kind of GPU memory, in PyTorch and JAX (--workers): see everything.py, jax_worker.py
+#   overhead       what a program pays for the library in it: see overhead.py
 #   faults         what can go wrong: see faults.py
+#   moved-faults   the same, where GPU memory is moved past the driver: see moved_faults.py
 #   moved          with two GPUs: saved on one, restored on the other
 #   nccl           with two GPUs: NCCL between two processes, torn down and built up again
 #
@@ -21,7 +24,7 @@
 #   PIP_NO_INDEX=1 PIP_FIND_LINKS=DIR   a folder of wheels: what pyproject.toml names, with all that these need
 #   THAW_TEST_INSTALLATION=DIR   the folder with the commands of an installed Thaw, instead of this checkout's;
 #                                also with a `python` that has it
-#   THAW_BED_PYTHON=PYTHON       one that has grpcio and protobuf, instead of an environment that is made for that
+#   THAW_BED_PYTHON=PYTHON       one that has grpcio, protobuf and nvidia-ml-py, instead of an environment that is made for that
 #
 # Commands that must be there: gcc, cmake and ninja unless THAW_TEST_INSTALLATION is set, and ip.
 set -euo pipefail
@@ -43,7 +46,7 @@ export PYTHONPATH=$checkout/runtimeclass:$checkout/tests PYTHONDONTWRITEBYTECODE
 if [[ -z ${THAW_BED_PYTHON:-} ]]; then
     THAW_BED_PYTHON=$("$python" -c '
 from bed.environment import environment
-print(environment("bed-env", ["grpcio>=1.60", "protobuf>=7.35"]))')/bin/python
+print(environment("gpu-env", ["grpcio>=1.60", "protobuf>=7.35", "nvidia-ml-py>=12.570"]))')/bin/python
 fi
 
 exec "$THAW_BED_PYTHON" -m gpu.run "$@"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gpu.asking import ask, wait_until_healthy
+from gpu.memory_figures import DRIVER
 
 TESTS = Path(__file__).resolve().parents[1]
 PORT = 8000
@@ -36,6 +37,11 @@ class Subject:
     starting: float = 240.0  # seconds until it is warm, at most
     body: Mapping[str, Any] | None = None  # of a POST; its `max_tokens` is 1 in the first question
 
+    @property
+    def acts(self) -> bool:
+        """Whether it is asked to be quiet for a snapshot, as nobody asks it for stock CRIU's."""
+        return any("quiesce" in name for name in self.annotations)
+
     def wait(self, address: str, running: Callable[[], bool] = lambda: True) -> None:
         """Return when it is warm; see wait_until_healthy."""
         wait_until_healthy(address, self.port, self.starting, running=running)
@@ -60,11 +66,50 @@ def pytorch(gib: float, device: str = "cuda", name: str = "pytorch") -> Subject:
     return Subject(f"{name}-{gib:g}g", words, ("memory", "graph"))
 
 
-def transformers(shape: str, tokens: int, device: str = "cuda") -> Subject:
-    """model.py, of that shape."""
-    words = ("-m", "gpu.model", shape, str(PORT), device)
+def transformers(shape: str, tokens: int, device: str = "cuda", cache: float = 0.0) -> Subject:
+    """model.py, of that shape; with a cache of so many GiB that is all zeros."""
+    words = ("-m", "gpu.model", shape, str(PORT), device, f"{cache:g}")
+    name = f"transformers-{shape.lower()}"
     first, whole = "/check?tokens=1", f"/check?tokens={tokens}"
-    return Subject(f"transformers-{shape.lower()}", words, ("tokens",), first, whole)
+    if cache:
+        return Subject(f"{name}-kv{cache:g}", words, ("tokens", "cache"), first, f"{whole}&cache=1")
+    return Subject(name, words, ("tokens",), first, whole)
+
+
+def everything(gib: float, cache: float, device: str, *, expandable: bool = False) -> Subject:
+    """everything.py; with `expandable` PyTorch maps its memory itself, piece by piece."""
+    words = ("-m", "gpu.everything", f"{gib:g}", f"{cache:g}", str(PORT), device)
+    same = ("memory", "graph", "cache", "small", "streams", "pinned", "second")
+    chosen = dict.fromkeys(_ALLOCATOR, "expandable_segments:True") if expandable else {}
+    kind = "expandable" if expandable else "everything"
+    return Subject(f"{kind}-{gib:g}g", words, same, first="/first", environment=chosen)
+
+
+def jaxed(gib: float, device: str) -> Subject:
+    """jax_worker.py, whose pool has some room beside its numbers."""
+    words = ("-m", "gpu.jax_worker", f"{gib:g}", str(PORT))
+    chosen = {
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_pool(gib):.2f}",
+        # There is no CUDA toolkit in the pod: the driver compiles.
+        "XLA_FLAGS": "--xla_gpu_unsafe_fallback_to_driver_on_ptxas_not_found=true",
+    }
+    chosen |= {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
+    return Subject(f"jax-{gib:g}g", words, ("memory", "network", "platform"), environment=chosen)
+
+
+def by_driver(subject: Subject) -> Subject:
+    """The same with all of its GPU memory left to the driver; its name says so."""
+    annotations = {**subject.annotations, "thaw.dev/gpu-memory": "driver"}
+    return replace(subject, name=f"{subject.name}{DRIVER}", annotations=annotations)
+
+
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the old name, and the new one
+_GPU = 79.0  # GiB of the smallest GPU that these figures are of
+
+
+def _pool(gib: float) -> float:
+    """Of the GPU's memory: what is computed in one go takes as much again as an array of it."""
+    return min(0.9, (1.5 * gib + 1) / _GPU)
 
 
 def compare(who: str, subject: Subject, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu.drawing import Bar, svg
-from gpu.figures import COLD, WARM, parts, report
+from gpu.figures import COLD, HELD, WARM, parts
+from gpu.report import report
 
 _TITLE = "Seconds from the pod's creation (stock CRIU: from its start) to the first token"
 _STOCK = (("criu", "CRIU"), ("restore", "CUDA restore"), ("unlock", "unlock"))
@@ -33,7 +34,7 @@ def bars(found: Mapping[str, Any]) -> Iterator[Bar]:
     """For each worker the fastest restore of each kind, and the one of stock CRIU."""
     for name, worker in found.get("workers", {}).items():
         first = True
-        for cache, word in ((WARM, "page cache"), (COLD, "disk")):
+        for cache, word in ((HELD, "node's cache"), (WARM, "page cache"), (COLD, "disk")):
             best = _fastest(worker.get("thaw", {}), cache)
             if best:
                 yield Bar(f"{name}, {word}", parts(best), apart=first)

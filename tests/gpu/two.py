@@ -9,7 +9,7 @@ from bed.lane import CRI_NAMESPACE
 from gpu.flow import Restores, through_containerd
 from gpu.lane import GpuLane
 from gpu.record import Record, say
-from gpu.subject import PORT, Subject, compare, pytorch
+from gpu.subject import PORT, Subject, by_driver, compare, pytorch
 
 _ACTIONS = {
     "thaw.dev/quiesce": f"http:{PORT}/quiesce",
@@ -56,8 +56,13 @@ def moved(lane: GpuLane, gib: float, record: Record) -> None:
         say(f"from GPU {last} to GPU {device} in {time.monotonic() - began:.1f} s; all the same")
 
 
-def shared(lane: GpuLane, gib: float, device: str, restores: Restores, record: Record) -> None:
-    """Two processes on two GPUs with NCCL between them, which is torn down and built up again."""
+def shared(
+    lane: GpuLane, gib: float, device: str, path: str, restores: Restores, record: Record
+) -> None:
+    """Two processes on two GPUs with NCCL between them, which is torn down and built up again.
+
+    `path`: library or driver; a container with several GPUs has the library only if it asks for it.
+    """
     words = ("-m", "gpu.ranks", str(gib), str(PORT), device)
     name = f"nccl-2x{gib:g}g"
     subject = Subject(
@@ -65,7 +70,8 @@ def shared(lane: GpuLane, gib: float, device: str, restores: Restores, record: R
         words,
         ("sums",),
         environment=_NCCL,
-        annotations=_ACTIONS,
+        annotations={**_ACTIONS, "thaw.dev/gpu-memory": "library"},
         shared_memory=_SHARED_MEMORY,
     )
-    through_containerd(lane, subject, restores, record)
+    chosen = by_driver(subject) if path == "driver" else subject
+    through_containerd(lane, chosen, restores, record)

@@ -1,6 +1,7 @@
 """How far a checkpoint or a restore has got with a process, as anyone on the machine can see it.
 
-The driver is not asked: that would be one more who talks to the process.
+The driver is not asked: that would be one more who talks to the process. Nor is the GPU memory
+library in it, whose marker says all that is wanted here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from bed.leaks import command_line, processes
+
+from shim.errors import GpuFailed
+from shim.gpu.memory import marker
+
+HELD, EMPTIED = 1, 2  # of native/gpu/wire.h
+_ENGINE = "shim/engine.py"
 _PAUSE = 0.002
 _SECONDS = 120.0
 _SHARE = 4  # of the device memory that is to be on its way: one part in so many
@@ -59,6 +67,46 @@ def traced(pid: int) -> bool:
         )
         return held is not None and held[1] != "0"
     return False
+
+
+def moved(pid: int) -> int:
+    """What the marker of the library in it says: HELD, EMPTIED, or 0, also if there is none."""
+    with suppress(GpuFailed, OSError):
+        found = marker.find(pid)
+        return found.state if found is not None else 0
+    return 0
+
+
+def engine(folder: Path, word: str = _ENGINE) -> int:
+    """The pid of a lane's engine, the one that was started last; 0 if there is none.
+
+    `folder` is the lane's; `word` is what stands in an engine's command line.
+    """
+    found = {pid: _started(pid) for pid in processes(folder) if word in command_line(pid)}
+    return max((pid for pid in found if found[pid]), key=lambda pid: (found[pid], pid), default=0)
+
+
+def _started(pid: int) -> int:
+    """When, in clock ticks since the boot; 0 if it has ended. See proc_pid_stat(5)."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) if fields[0] not in "ZX" else 0
+    return 0
+
+
+def gpu_memory() -> int:
+    """Bytes of the first GPU that are free."""
+    from shim.gpu.nvml import gpus
+
+    return gpus()[0].free
+
+
+def settled(wanted: int, seconds: float) -> int:
+    """Bytes that are free, once it is as much as wanted, or after so long."""
+    ends = time.monotonic() + seconds
+    while (free := gpu_memory()) < wanted and time.monotonic() < ends:
+        time.sleep(0.1)
+    return free
 
 
 class Killer:
@@ -111,6 +159,42 @@ def being_restored(container: str, size: int, *, gpu: bool) -> Callable[[], int]
         return pid if pid and resident(pid) > size // _SHARE else 0
 
     return condition
+
+
+def emptied(stage: str, pid: int) -> Callable[[], bool]:
+    """Whether a worker whose memory is moved has come to a stage of its dump: moved_faults.py."""
+    dumped = False
+
+    def reached() -> bool:
+        nonlocal dumped
+        held = traced(pid)
+        dumped = dumped or held
+        state = moved(pid)
+        if stage == "held":
+            return state in (HELD, EMPTIED)
+        if stage == "emptied":
+            return state == EMPTIED
+        if stage == "dumped":
+            return state == EMPTIED and held
+        return dumped and not held  # and it is about to get it back, if it has not
+
+    return reached
+
+
+def refilled(stage: str, free: int, size: int) -> Callable[[int], bool]:
+    """Whether a restore has come to a stage; the worker's pid, once there is one, is told.
+
+    `free`: bytes of the GPU that were free before, of which it takes `size`.
+    """
+
+    def reached(pid: int) -> bool:
+        if stage == "filling":
+            return not pid and free - gpu_memory() > size // _SHARE
+        if stage == "restoring":
+            return bool(pid) and traced(pid)
+        return bool(pid) and not traced(pid) and moved(pid) == EMPTIED and on_gpu(pid)
+
+    return reached
 
 
 def restored(container: str, size: int, *, gpu: bool) -> Callable[[], int]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import struct
@@ -54,7 +53,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Made:
-    """Regions made by so many threads, in seconds, and their descriptors by one."""
+    """Regions made by so many threads, and then their descriptors, in seconds."""
 
     threads: int
     made: float
@@ -117,8 +116,7 @@ def _make(memory: Memory, wanted: Sequence[Wanted], threads: int) -> tuple[float
     with closing(Making(memory, wanted, range(len(wanted)), makers=threads)) as making:
         making.wait()
         made = time.monotonic()
-        for region in making.regions:
-            os.close(region.descriptor())
+        making.settle()
         return made - began, time.monotonic() - made
 
 

@@ -40,6 +40,8 @@ from shim.snapshot.pack import unpacked
 from shim.snapshot.snapshot import check_sums
 from shim.snapshot.store import Snapshot, Stores, check_whole, held, open_at
 from shim.task import contract
+from shim.task.dumping import unmark
+from shim.task.restoration import RUNS
 from shim.timeline import Timeline
 from shim.work import Work
 from shim.worker import control
@@ -164,6 +166,7 @@ def undo(work: Work) -> dict[str, Any]:
             plan = replace(plan, upper=work.upper, scratch=work.scratch)
     take_back(steps_of(Memory(None), Adoption(), Device()), work, plan)
     work.marker.unlink(missing_ok=True)
+    unmark(str(work.folder), RUNS)
     return {}
 
 

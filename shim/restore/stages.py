@@ -18,6 +18,8 @@ from shim.restore.device import Device
 from shim.restore.devices import exchange
 from shim.restore.frozen import check_mounts, set_limits
 from shim.restore.plan import Plan, linked_images
+from shim.task.dumping import mark
+from shim.task.restoration import RUNS
 from shim.work import Work
 
 
@@ -60,3 +62,4 @@ class Stages:
         self._memory.fill(init)
         self._device.ready(self._work)
         self._seen = True
+        mark(str(self._work.folder), RUNS)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +35,8 @@ from shim.snapshot.locks import claim
 from shim.snapshot.pieces import Pieces
 from shim.snapshot.tree import open_directory
 from shim.task import contract
+from shim.task.dumping import unmark
+from shim.task.restoration import RUNS
 from shim.work import Work
 
 
@@ -186,6 +187,7 @@ def run_criu(work: Work, plan: Plan, memory: Memory, device: Device) -> None:
         with steering:
             _runc_restore(work, plan)
     except ThawError as error:
+        unmark(str(work.folder), RUNS)  # CRIU has ended, or was killed, before it let them go
         if isinstance(steering.failure, ThawError):
             raise steering.failure from error
         tail = log_tail(log / "restore.log")
@@ -197,23 +199,7 @@ def run_criu(work: Work, plan: Plan, memory: Memory, device: Device) -> None:
 
 def _runc_restore(work: Work, plan: Plan) -> None:
     bundle, console = work.bundle, work.details.get("console", "")
-    try:
-        work.runc.restore(bundle.path, bundle.pid_file, work.fds, plan.runc_options, console)
-    except ThawError:
-        _empty(work.fds)
-        raise
-
-
-def _empty(fds: Mapping[int, int]) -> None:
-    """What runc complains of is in its log as well; in the container's it would not be a worker's.
-
-    No process has run yet. The pipes are ours at their other end, see task/stdio.py.
-    """
-    for number in (1, 2):
-        if number in fds and stat.S_ISFIFO(os.fstat(fds[number]).st_mode):
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            with open(os.open(f"/proc/self/fd/{fds[number]}", flags), "rb", 0) as pipe:
-                pipe.readall()
+    work.runc.restore(bundle.path, bundle.pid_file, work.fds, plan.runc_options, console)
 
 
 def end_processes(work: Work, plan: Plan) -> None:

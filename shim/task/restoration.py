@@ -8,7 +8,6 @@ first one died.
 
 from __future__ import annotations
 
-import os
 import time
 
 from shim import log
@@ -25,6 +24,7 @@ from shim.errors import (
     Unfit,
 )
 from shim.reference import AUTO
+from shim.task.dumping import is_marked, unmark
 from shim.task.engine import Engine
 from shim.task.process import Console
 from shim.task.source import note
@@ -43,6 +43,7 @@ UNDO_TIMEOUT = 20.0  # seconds
 PASS_ON = 2.0  # seconds for what a failed restore has written to get to whoever reads it
 SHOWN = 2048  # bytes of that in the shim's log; a line holds no more than twice as many
 BEGUN = "restoring"  # in the container's folder while a restore is under way; see work.py
+RUNS = "restored"  # and from when on processes may run, and what is written may be theirs
 
 
 class Restoration:
@@ -180,6 +181,7 @@ class Restoration:
         if self._engine is not None:
             self._engine.end()  # it may still be at work: nothing is undone under its hands
         self.close()
+        _drop_complaints(container)
         undone = self._undo(container)
         refuse = self._source.must or self._cancelled or undone is not None
         fields = {
@@ -213,7 +215,7 @@ class Restoration:
 
     def _undo(self, container: Container) -> ThawError | None:
         """Remove all that the attempt has made. Returns the error if that fails too."""
-        if not os.path.lexists(f"{container.folder}/{BEGUN}"):
+        if not is_marked(container.folder, BEGUN):
             return None  # refused before anything was touched
         engine = None
         try:
@@ -227,6 +229,18 @@ class Restoration:
             if engine is not None:
                 engine.close()
         return None
+
+
+def _drop_complaints(container: Container) -> None:
+    """Before a process ran, runc alone has written: its log has that, too, and our error says it.
+
+    Here and not in the engine, which may have been killed: runc still complains of that then.
+    """
+    stdio = container.init.stdio
+    assert stdio is not None
+    if not is_marked(container.folder, RUNS):
+        stdio.withheld(SHOWN)
+    unmark(container.folder, RUNS)
 
 
 def _pass_on(container: Container) -> None:
@@ -261,10 +275,8 @@ def _show(container: Container) -> None:
 
 
 def _forget(container: Container) -> None:
-    try:
-        os.unlink(f"{container.folder}/{BEGUN}")
-    except FileNotFoundError:
-        pass
+    unmark(container.folder, BEGUN)
+    unmark(container.folder, RUNS)
 
 
 def describe(container: Container, host: Host) -> dict[str, Any]:

@@ -5,7 +5,8 @@
     {"play": "hang", "child": PATH}    start a child, write its pid to PATH, wait for ever
     {"play": "half"}                   break off in the middle of an answer
     {"play": "restore", "args": […]}   start that as init of a container and answer its pid
-    {"play": "fds", "write": TEXT}     write into every descriptor that came along
+    {"play": "fds", "write": TEXT}     write into every descriptor that came along; with "ran" a
+                                       worker, without it a runtime that complains
 
 Without `play`, the file `PLAYS/VERB.json` (environment variable FAKE_ENGINE) is the answer.
 """
@@ -65,8 +66,9 @@ def mark(request: dict[str, Any], play: dict[str, Any]) -> None:
     """As the real one: a restore that is refused has touched nothing; the others leave a mark."""
     refused = play.get("reply", {}).get("error", {}).get("class") in ("Unfit", "NoSuchSnapshot")
     if request.get("verb") == "restore" and not refused:
-        with open(f"{request['folder']}/restoring", "w"):
-            pass
+        for name in ("restoring", "restored") if "ran" in play else ("restoring",):
+            with open(f"{request['folder']}/{name}", "w"):
+                pass
 
 
 def play_of(request: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from shim.restore.plan import Plan, SavedVolume
 from shim.runc import Runc
 from shim.snapshot.archive import Archive, pack
 from shim.snapshot.store import Store
+from shim.task.dumping import is_marked, mark
+from shim.task.restoration import RUNS
 from shim.work import Work
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and owners need root")
@@ -248,6 +250,7 @@ def test_a_root_file_system_that_somebody_else_mounted(work: Work, plan: Plan) -
 def test_criu_and_the_end_of_what_it_made(work: Work, plan: Plan, tmp_path: Path) -> None:
     steps.assemble(work, plan)
     steps.run_criu(work, plan, Memory(None), Device())
+    assert is_marked(str(work.folder), RUNS), "what is written from now on may be theirs"
     pid = read_pid(work.bundle.pid_file)
     verb, *words = runc_calls(tmp_path)[-1]
     assert verb == "restore"
@@ -297,6 +300,7 @@ def test_what_is_refused_before_a_process_runs(
     assert caught.value.hint == "a hole"
     [(init, there)] = seen
     assert there
+    assert not is_marked(str(work.folder), RUNS)
     stat = Path(f"/proc/{init}/stat")
     assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
     steps.end_processes(work, plan)
@@ -307,6 +311,7 @@ def test_criu_fails(work: Work, plan: Plan, tmp_path: Path, log: str) -> None:
     (tmp_path / "runc" / "fail" / "restore").write_text("criu failed: type NOTIFY errno 0")
     plan = replace(plan, assembled=None)
     (work.folder / "criu-work").mkdir()
+    mark(str(work.folder), RUNS)  # CRIU was killed after it was told to go on
     if log:
         (work.folder / "criu-work" / "restore.log").write_text(log)
     with pytest.raises(RestoreFailed, match="criu failed: type NOTIFY") as caught:
@@ -314,35 +319,7 @@ def test_criu_fails(work: Work, plan: Plan, tmp_path: Path, log: str) -> None:
     assert ("Error (mem.c:1): no pages" in caught.value.message) == bool(log)
     assert ("criu check" in caught.value.hint) != bool(log)
     assert (work.folder / "criu.conf").read_text() == ""
-
-
-def test_the_runtimes_complaints_are_not_the_workers(
-    work: Work, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its output is the container's: the error has what it says, the container's log has not."""
-    fail = tmp_path / "runc" / "fail" / "restore"
-    fail.write_text("criu failed: type NOTIFY errno 0")
-    real = Runc.restore
-
-    def loud(runc: Runc, bundle: str, pid_file: str, fds: dict[int, int], *more: object) -> None:
-        for fd in fds.values():
-            os.write(fd, b"complaint")
-        real(runc, bundle, pid_file, fds, *more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Runc, "restore", loud)
-    plan = replace(plan, assembled=None)
-    (read, write), file = os.pipe(), os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
-    os.set_blocking(read, False)
-    told = replace(work, fds={1: write, 2: file})
-    with pytest.raises(RestoreFailed):
-        steps.run_criu(told, plan, Memory(None), Device())
-    with pytest.raises(BlockingIOError):
-        os.read(read, 1)
-    fail.unlink()
-    steps.run_criu(told, plan, Memory(None), Device())
-    assert os.read(read, 99) == b"complaint"
-    for fd in (read, write, file):
-        os.close(fd)
+    assert not is_marked(str(work.folder), RUNS)
 
 
 @pytest.fixture

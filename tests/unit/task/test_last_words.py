@@ -28,7 +28,7 @@ def reader(pod: Pod) -> Iterator[int]:
 
 def create(pod: Pod, plays: Any, words: str, notes: dict[str, str]) -> None:
     error = {"class": "WorkerFailed", "message": "it crashed", "hint": ""}
-    plays.set("restore", play="fds", write=words, reply={"error": error})
+    plays.set("restore", play="fds", write=words, ran=True, reply={"error": error})
     pod.snapshot("warm")
     args = ("sh", "-c", "echo cold")
     pod.create("c", *args, spec={"annotations": notes}, stdout=str(pod.folder / "out"))
@@ -87,3 +87,39 @@ def test_nothing_is_said_of_nothing(
     pod.delete("c")
     assert os.read(reader, 99) == b"cold\n"
     assert WROTE not in logged()
+
+
+def complaining(pod: Pod, plays: Any, notes: dict[str, str]) -> None:
+    """No worker has run: what is in the pipe is what runc writes into it."""
+    create(pod, plays, "", notes)
+    error = {"class": "RestoreFailed", "message": "CRIU failed", "hint": ""}
+    plays.set("restore", play="fds", write="criu failed: see log\n", reply={"error": error})
+
+
+def test_the_runtimes_complaints_are_not_the_workers(
+    pod: Pod, plays: Any, reader: int, logged: Callable[[], str]
+) -> None:
+    complaining(pod, plays, STRICT)
+    with pytest.raises(ThawError, match="CRIU failed"):
+        pod.start("c")
+    assert os.read(reader, 99) == b""
+    assert WROTE not in logged()
+    pod.delete("c")
+
+
+def test_nor_a_cold_boots(pod: Pod, plays: Any, reader: int, logged: Callable[[], str]) -> None:
+    complaining(pod, plays, NOTES)
+    pod.start("c")
+    pod.wait("c").get()
+    pod.delete("c")
+    assert os.read(reader, 99) == b"cold\n"
+    assert WROTE not in logged()
+
+
+def test_of_two_restores_each_has_its_own_mark(pod: Pod, plays: Any, reader: int) -> None:
+    """None stays once it has been looked at, or a later failure would be taken for a worker's."""
+    create(pod, plays, "last words\n", NOTES)
+    pod.start("c")
+    pod.wait("c").get()
+    assert not list(pod.folder.rglob("restored"))
+    pod.delete("c")

@@ -46,6 +46,10 @@ def _write_images(args: argparse.Namespace, snapshot: Snapshot) -> int:
     exporting.write_images(snapshot, Path(os.path.abspath(args.criu)), args.replace)
     output.emit(args, {"folder": args.criu, "id": snapshot.id}, lambda: [args.criu])
     output.say(args, f"`crit` shows them; `criu restore` needs what was around {snapshot.id}, too")
+    moved = sum(region.size for region in snapshot.config.gpu.regions)
+    if moved:
+        size = output.size(moved)
+        output.say(args, f"not among them: {size} of GPU memory, which Thaw alone puts back")
     return 0
 
 

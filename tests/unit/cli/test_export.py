@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fakes.artifacts import files, made
 from fakes.command import Thaw
+from fakes.gpu_snapshots import saved
 
 from shim.cli import exits
 
@@ -86,6 +87,17 @@ def test_plain_images(thaw: Thaw, tmp_path: Path) -> None:
     snapshot.piece("pages-1.img.0001").unlink()
     assert thaw("export", "worker", "--criu", str(tmp_path / "more")).status == exits.UNFIT
     assert not [path for path in tmp_path.iterdir() if "more" in path.name]
+
+
+def test_gpu_memory_is_not_criu_s(thaw: Thaw, tmp_path: Path) -> None:
+    """Whoever restores them without Thaw would get a worker that has lost it."""
+    saved(thaw.store, "worker", [bytes(4 << 20)])
+    made(thaw.store, "other")
+    said = thaw("export", "worker", "--criu", str(tmp_path / "images"))
+    assert said.status == 0
+    assert "4.0 MiB of GPU memory" in said.err
+    assert not [file for file in files(tmp_path / "images") if file.startswith("gpu-")]
+    assert "GPU" not in thaw("export", "other", "--criu", str(tmp_path / "others")).err
 
 
 @pytest.mark.parametrize("words", [[], ["x.tar", "--criu", "y"]])

@@ -41,23 +41,23 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
     spec = bundle.spec()
     folder = container_folder(config, host.namespace, request.id)
     _make_folder(folder, host.socket)
-    container = None
+    container, notes = None, {}
     try:
         notes = agree(request.id, spec, folder, config)
         origins = origins_of(request.id, request.checkpoint, notes, config)
         steer_criu(spec, _criu_config(folder))
         bundle.save(spec)
         container = _assemble(host, request, bundle, config, spec, folder, origins, notes)
+        _read_ahead(host, container, notes)  # a sandbox's engines get ready while runc makes it
         if container.restoration is not None:
             from shim.task.adjusting import adjust
 
             adjust(container.runc, bundle)
         container.create()
-        _read_ahead(host, container, notes)
         return container
     except BaseException:
         if container is not None:
-            _undo(container)
+            _undo(container, notes)
         remove_state(folder)
         raise
 
@@ -119,11 +119,12 @@ def _assemble(
     )
 
 
-def _undo(container: Container) -> None:
+def _undo(container: Container, notes: dict[str, str]) -> None:
     if container.restoration is not None:
         container.restoration.close()
     # Each on its own: a runtime that is not there must not keep the root file system mounted.
     steps: tuple[Callable[[], None], ...] = (
+        lambda: container.host.engines.cool(named_snapshots(notes)),
         lambda: container.runc.delete(force=True),
         container.rootfs.unmount,
     )

@@ -201,6 +201,14 @@ class Engines:
             engine.tell({"verb": "read-ahead", "namespace": namespace, **request})
             self._end(self._keep(engine, name))
 
+    def cool(self, names: Sequence[str]) -> None:
+        """Nobody will come for these."""
+        for name in names:
+            with self._lock:
+                spare = self._spare.pop(name, None)
+            if spare is not None:
+                spare.let_go()
+
     def take(self, env: Mapping[str, str], name: str) -> Engine:
         """The spare one for that snapshot, or a new one."""
         with self._lock:
@@ -238,8 +246,7 @@ class Engines:
             if self._spare.get(name) is not spare:
                 return  # taken, and perhaps given back since: then it has another time to go
             del self._spare[name]
-        spare.engine.kill()
-        spare.engine.release()
+        spare.let_go()
 
 
 class _Spare:
@@ -249,6 +256,11 @@ class _Spare:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+
+    def let_go(self) -> None:
+        """End it, without waiting for that."""
+        self.engine.kill()
+        self.engine.release()
 
 
 def rebuilt(error: Mapping[str, str]) -> ThawError:

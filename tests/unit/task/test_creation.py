@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.pod import Pod, make_bundle
+from fakes.pod import Behind, Pod, make_bundle, open_gate
 
 from shim.errors import (
     BadAnnotation,
@@ -125,6 +125,25 @@ def test_the_sandbox_of_a_pod_that_is_restored_warms_an_engine(pod: Pod, plays: 
     notes = {SNAPSHOT: "warm", TYPE: "container", NAME: "main"}
     container = pod.create("c", *FOREVER, spec=annotated(pod, **notes))
     assert container.pids() == [spare.pid]
+
+
+def test_it_gets_ready_while_runc_makes_the_sandbox(pod: Pod, plays: Any) -> None:
+    """Its imports take longer than that, and the container comes soon."""
+    gate = pod.gate("create")
+    spec = annotated(pod, **{SNAPSHOT: "warm", TYPE: "sandbox"})
+    creating = Behind(lambda: pod.create("s", *FOREVER, spec=spec))
+    pod.node.until(lambda: "warm" in pod.node.host.engines._spare)
+    open_gate(gate)
+    creating.get()
+
+
+def test_a_sandbox_that_cannot_be_made_leaves_no_engine(pod: Pod, plays: Any) -> None:
+    pod.fail("create", "no")
+    spec = annotated(pod, **{SNAPSHOT: "warm", TYPE: "sandbox"})
+    with pytest.raises(RuntimeFailed, match="create s: no"):
+        pod.create("s", *FOREVER, spec=spec)
+    assert not pod.node.host.engines._spare
+    pod.node.until(lambda: not pod.node._children())
 
 
 def test_other_sandboxes_do_not(pod: Pod) -> None:

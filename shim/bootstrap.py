@@ -10,6 +10,7 @@ import os
 import sys
 
 from shim.errors import InvalidArgument, ThawError
+from shim.lean.digests import sha256
 from shim.lean.sockets import Socket, stream
 
 TYPE_CHECKING = False
@@ -159,7 +160,7 @@ def group(flags: Flags) -> str:
 def socket_path(folder: str, address: str, namespace: str, group: str) -> str:
     """The socket of a group's shim, as containerd's own tests compute it."""
     joined = os.path.normpath("/".join(filter(None, (address, namespace, group))))
-    return f"{folder}/{_sha256(joined.encode())}"
+    return f"{folder}/{sha256(joined.encode())}"
 
 
 def listen(path: str) -> Socket | None:
@@ -240,16 +241,3 @@ def _unlink(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
-
-
-def _sha256(data: bytes) -> str:
-    # hashlib brings OpenSSL (4 MiB) into every pod's shim; the interpreter has its own SHA-256.
-    try:
-        from _sha2 import sha256  # type: ignore[import-not-found]  # CPython 3.12 on
-    except ImportError:
-        try:
-            from _sha256 import sha256  # type: ignore[import-not-found]
-        except ImportError:
-            from hashlib import sha256
-    digest: str = sha256(data).hexdigest()
-    return digest

@@ -26,7 +26,6 @@ import select
 import signal
 import socket
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -211,6 +210,8 @@ def _answer(request: Mapping[str, Any], fds: tuple[int, ...], begun: Begun) -> d
     except OSError as error:
         return _error("Unknown", str(error), "")
     except Exception as error:  # noqa: BLE001 - the daemon must hear of everything
+        import traceback
+
         return _error("Unknown", f"{type(error).__name__}: {error}", traceback.format_exc(limit=-6))
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NAMES = "names"
 DIGESTS = "digests"
 SNAPSHOTS = "snapshots"
+KEY = "key"  # of derived names: snapshot/derived.py
 ID_LENGTH = 16
 
 _HEX = frozenset("0123456789abcdef")

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from shim.lean.values import Value
 
-@dataclass(frozen=True)
-class Span:
+
+class Span(Value):
     """One step: seconds since the timeline began, and how long it took."""
 
     name: str

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from shim import spawn
 from shim.bundle import Bundle, write_atomically
 from shim.config import Config
+from shim.lean.values import Value
 from shim.proto.task_pb import Mount
 from shim.runc import Runc
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(Value):
     """One container and the one thing to be done with it (`verb`); see task/restoration.py."""
 
     verb: str

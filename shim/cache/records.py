@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import groupby
 from pathlib import Path
 
 from shim._native import lib
+from shim.lean.values import Value
 
 EXTENT = 32  # bytes of struct thaw_extent
 DIGEST = 32  # bytes
@@ -25,8 +26,7 @@ _KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MOST_LINE = 1 << 20
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(Value):
     """One snapshot's chunks. `key` stands for all that it is: see wire.key_of."""
 
     key: str

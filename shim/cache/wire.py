@@ -23,7 +23,6 @@ been said; after that, nothing that was asked for is done any more, and nobody t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import socket
@@ -36,6 +35,7 @@ from shim import errors
 from shim.config import Config
 from shim.errors import ThawError, Unavailable
 from shim.gpu.memory.index import Stored
+from shim.lean.digests import sha256
 
 MOST = 4 << 20  # bytes of a message
 BATCH = 200  # descriptors in a message; the kernel takes 253 (SCM_MAX_FD)
@@ -55,7 +55,7 @@ def key_of(path: Path, stored: Stored) -> str:
     """
     pieces = [[blob.name, blob.size] for blob in stored.sources]
     head = json.dumps([str(path), stored.regions, pieces]).encode()
-    return hashlib.sha256(_LENGTH.pack(len(head)) + head + stored.extents).hexdigest()
+    return sha256(_LENGTH.pack(len(head)) + head + stored.extents)
 
 
 def send(sock: socket.socket, message: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +14,7 @@ from shim.checkpoint.contents import survey
 from shim.checkpoint.device import Device
 from shim.errors import CheckpointFailed
 from shim.gpu import preload
+from shim.lean.threads import at_once
 from shim.restore import namespace
 from shim.snapshot.config import FORMAT, SKELETON_FILE, File, Maker, SnapshotConfig
 from shim.snapshot.host import criu_version, this_host
@@ -22,7 +22,7 @@ from shim.snapshot.image import image_of
 from shim.snapshot.mounts import mounts_of
 from shim.snapshot.origin import origin_of
 from shim.snapshot.pieces import FILE, Pieces
-from shim.snapshot.snapshot import CONFIG, checksum, size_of
+from shim.snapshot.snapshot import CONFIG, READERS, checksum, size_of
 from shim.timeline import Timeline
 from shim.work import Work
 
@@ -139,8 +139,8 @@ def _regular(folder: Path) -> list[Path]:
 
 
 def _sums(files: dict[str, Path]) -> dict[str, File]:
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(files, pool.map(checksum, files.values()), strict=True))
+    found = at_once(checksum, files.values(), READERS)
+    return dict(zip(files, found, strict=True))
 
 
 def _on_disk(paths: Iterable[Path]) -> int:

@@ -13,10 +13,10 @@ from shim.cli.subject import Subject
 from shim.cli.target import Target
 from shim.config import Config
 from shim.errors import InvalidArgument, NoSuchSnapshot
+from shim.names import KEY
 from shim.reference import parse
 from shim.restore import plan as planning
 from shim.restore.plan import Plan
-from shim.snapshot.derived import KEY
 from shim.snapshot.index import Index
 from shim.snapshot.store import Stores
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from shim import log
 from shim.errors import Unfit
+from shim.lean.values import Value
 
 NODE = "/dev/nvidiactl"
 _UUID = re.compile(r"GPU-[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
@@ -29,8 +29,7 @@ _CANNOT_TELL = (_NOT_SUPPORTED, _NO_FUNCTION)
 _VIRTUAL = (2, 3)  # NVML_GPU_VIRTUALIZATION_MODE_VGPU and _HOST_VGPU; 1 is a whole GPU passed on
 
 
-@dataclass(frozen=True)
-class Gpu:
+class Gpu(Value):
     """One GPU as it is now. Sizes are bytes."""
 
     index: int  # NVML's: what NVIDIA_VISIBLE_DEVICES and CDI's names count by

@@ -20,6 +20,7 @@ import os
 
 from shim.annotations import GPU_MEMORY, gpu_memory
 from shim.errors import BadAnnotation, FailedPrecondition, Unfit
+from shim.lean.digests import sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def find(folder: str, digest: str, carried: str = "") -> str:
 
 def _same(path: str, digest: str) -> str:
     try:
-        found = _sha256(_read(path))
+        found = sha256(_read(path))
     except OSError as error:
         raise Unfit(
             f"its processes have the GPU memory library {digest} mapped, which is not here: "
@@ -220,7 +221,7 @@ def keep(folder: str, file: str = "") -> str:
     Raises OSError, and FailedPrecondition if another file has the name.
     """
     data = _read(file or installed())
-    path = path_of(folder, _sha256(data))
+    path = path_of(folder, sha256(data))
     try:
         there = _read(path)
     except FileNotFoundError:
@@ -251,16 +252,3 @@ def _write(folder: str, path: str, data: bytes) -> None:
 def _read(path: str) -> bytes:
     with open(path, "rb", buffering=0) as file:
         return file.read(_LARGEST)
-
-
-def _sha256(data: bytes) -> str:
-    """Of the interpreter's own module where there is one: hashlib loads all of OpenSSL."""
-    try:
-        from _sha2 import sha256  # type: ignore[import-not-found] # CPython 3.12 and newer
-    except ImportError:
-        try:
-            from _sha256 import sha256  # type: ignore[import-not-found]
-        except ImportError:
-            from hashlib import sha256
-    digest: str = sha256(data).hexdigest()
-    return digest

@@ -1,4 +1,4 @@
-"""Locks, events, conditions and threads as in `threading`, on `_thread` alone."""
+"""Locks, events, conditions and threads as in `threading`, on `_thread` alone; and many at once."""
 
 from __future__ import annotations
 
@@ -8,17 +8,71 @@ from _thread import RLock, start_new_thread
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType as Lock
-    from collections.abc import Callable
-    from typing import Self
+    from collections.abc import Callable, Iterable
+    from typing import Any, Self, TypeVar
+
+    _T = TypeVar("_T")
 else:
     from _thread import allocate_lock as Lock  # noqa: N812
 
-__all__ = ["Condition", "Event", "Lock", "RLock", "start"]
+__all__ = ["Condition", "Event", "Lock", "RLock", "at_once", "start"]
 
 
 def start(function: Callable[[], None]) -> None:
     """Run `function` in a thread of its own, which ends with the process at the latest."""
     start_new_thread(function, ())
+
+
+def at_once(function: Callable[[Any], _T], items: Iterable[Any], most: int) -> list[_T]:
+    """What `function` answers to each item, in their order; up to `most` threads ask it.
+
+    At the first failure no more is begun, and when all have come to their end that of the first
+    item is raised that has one. (concurrent.futures does the like, and imports logging: 7 ms of an
+    engine's start.)
+    """
+    waiting, lock = list(items), Lock()
+    turns = iter(range(len(waiting)))
+    answers: dict[int, _T] = {}
+    failures: dict[int, BaseException] = {}
+
+    def work() -> None:
+        while not failures:
+            with lock:
+                number = next(turns, None)
+            if number is None:
+                return
+            try:
+                answers[number] = function(waiting[number])
+            except BaseException as error:  # noqa: BLE001 - raised where it was asked for
+                failures[number] = error
+
+    helpers = [_Helper(work) for _ in range(min(most, len(waiting)) - 1)]
+    work()
+    for helper in helpers:
+        helper.wait()
+    if failures:
+        raise failures[min(failures)]
+    return [answers[number] for number in range(len(waiting))]
+
+
+class _Helper:
+    """Somebody else who does it as well, if there can be another thread."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._done = Event()
+        try:
+            start(self._run)
+        except RuntimeError:
+            self._done.set()
+
+    def wait(self) -> None:
+        """Until it is done."""
+        self._done.wait()
+
+    def _run(self) -> None:
+        self._work()
+        self._done.set()
 
 
 class Condition:

@@ -18,11 +18,12 @@ network namespace is not CRIU's to restore, and a tcp-stream-*.img has sequence 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from shim.errors import Damaged, Unfit
+from shim.lean.values import Value
 from shim.restore.fields import Changes
 from shim.restore.sockets import CLOSED, NAME, TCP, FilesImage, Socket, closed, moved
 from shim.snapshot.images import NotIndexable, read_plain
@@ -34,8 +35,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 _HINT = "the worker is bound to an address that this pod does not have; bind it to a wildcard"
 
 
-@dataclass(frozen=True)
-class Rewritten:
+class Rewritten(Value):
     """The new files.img, and how many sockets were moved, kept as connections, and closed.
 
     A connection that is kept on another address counts as both.

@@ -29,14 +29,12 @@ from shim.restore.device import Device
 from shim.restore.plan import Plan
 from shim.restore.steps import Step, steps_of
 from shim.snapshot import policy, privileges
-from shim.snapshot.artifact import check_digest
 from shim.snapshot.config import DAMAGED
 from shim.snapshot.fit import LIBRARY_HINT, check, library_reasons
 from shim.snapshot.host import require_criu, this_host
 from shim.snapshot.image import image_of
 from shim.snapshot.index import FOLDER as INDEX
 from shim.snapshot.origin import origin_of
-from shim.snapshot.pack import unpacked
 from shim.snapshot.snapshot import check_sums
 from shim.snapshot.store import Snapshot, Stores, check_whole, held, open_at
 from shim.task import contract
@@ -332,6 +330,8 @@ def _open(config: Config, path: Path, name: str) -> tuple[Snapshot | None, Path]
         store, id = Stores.of(config).at(path)
         snapshot = store.snapshot(id)
         if wanted.digest:
+            from shim.snapshot.artifact import check_digest  # imports more than most have time for
+
             check_digest(snapshot, wanted.digest)
         return snapshot, snapshot.criu
     if not path.is_dir():  # as containerd's own shim says it: no word for what is not there
@@ -340,5 +340,7 @@ def _open(config: Config, path: Path, name: str) -> tuple[Snapshot | None, Path]
         stripes = [Path(stripe) / SNAPSHOTS / path.name for stripe in config.several("stripes")]
         snapshot = open_at(path, stripes)
         return snapshot, snapshot.criu
+    from shim.snapshot.pack import unpacked
+
     extras = unpacked(path)
     return (open_at(extras, images=path) if extras else None), path

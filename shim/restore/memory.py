@@ -22,13 +22,14 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 
 from shim._native import ffi, lib
 from shim.budget import available, budget_of
 from shim.config import Config
 from shim.errors import Damaged, RestoreFailed, ThawError
+from shim.lean.values import Value
 from shim.native import check
 from shim.processes import processes_below
 from shim.restore.numa import nodes_for
@@ -49,8 +50,7 @@ _KILLED = (
 )
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(Value):
     """How far a fill is, in bytes; see struct thaw_progress."""
 
     total: int

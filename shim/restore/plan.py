@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from shim.conduct import Action, Canary, actions, canary
 from shim.criu import NETWORK_LOCK
 from shim.errors import Unfit
 from shim.gpu import preload
+from shim.lean.values import Value
 from shim.namespaces import is_own
 from shim.restore.addresses import Rewritten
 from shim.snapshot.archive import Archive
@@ -24,8 +25,7 @@ from shim.snapshot.pieces import parse
 from shim.work import Work
 
 
-@dataclass(frozen=True)
-class SavedVolume:
+class SavedVolume(Value):
     """Saved contents, and the host folder that they go back into."""
 
     saved: Archive
@@ -33,8 +33,7 @@ class SavedVolume:
     destination: str
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Value):
     """Every step of one restore with its parameters; None or empty means the step is not needed."""
 
     snapshot: str

@@ -7,10 +7,10 @@ Only the fields that change are written anew: what a newer CRIU adds stays, byte
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from shim.errors import Damaged
+from shim.lean.values import Value
 from shim.restore.fields import Changes, Field, block, fields, replaced, varint
 from shim.snapshot import images
 from shim.snapshot.images import FILES, NotIndexable
@@ -32,8 +32,7 @@ CLOSED, LISTENING = 7, 10  # states, include/net/tcp_states.h
 _BOTH = 3  # sk_shutdown of images/sk-opts.proto: neither reads nor writes
 
 
-@dataclass(frozen=True)
-class Socket:
+class Socket(Value):
     """One socket. Addresses are 4 or 16 bytes, in network order."""
 
     id: int

@@ -10,10 +10,8 @@ other memory of it.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from shim.cgroup import Cgroup, of_spec
 from shim.criu import Steering, log_tail
 from shim.errors import NotFound, RestoreFailed, ThawError
 from shim.gpu import preload
+from shim.lean.values import Value
 from shim.mount import mount_all, unmount_all
 from shim.removal import remove_folder
 from shim.restore import adoption as adopting
@@ -40,8 +39,7 @@ from shim.task.restoration import RUNS
 from shim.work import Work
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Value):
     """One step: its span's name, what it does, and what takes it back."""
 
     name: str
@@ -93,6 +91,8 @@ def lay_difference(work: Work, plan: Plan) -> None:
 
 def clear_upper(work: Work, plan: Plan) -> None:
     """Empty the upper and the work directory, and make them anew."""
+    import shutil  # it imports three ways to compress, and a restore that goes well needs none
+
     for folder in (plan.upper, plan.scratch):
         if folder is None:
             continue

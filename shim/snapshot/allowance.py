@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from shim.gpu.spec import compared
+from shim.lean.values import Value
 from shim.snapshot import capabilities
 
 
-@dataclass(frozen=True)
-class Allowance:
+class Allowance(Value):
     """What the live spec allows. Capabilities are sets of bits (capabilities.py)."""
 
     uids: frozenset[int] | None  # None: any

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from shim import spawn
 from shim.errors import CheckpointFailed, Unfit
+from shim.lean.values import Value
 from shim.snapshot.attributes import NOT_PACKED, PACKED
 from shim.snapshot.laying import judged, lay, remove
 from shim.snapshot.parts import Parts, cut, parts_of, save
@@ -34,8 +34,7 @@ _PIPE = 1 << 20
 _F_SETPIPE_SZ = 1031
 
 
-@dataclass(frozen=True)
-class Archive:
+class Archive(Value):
     """The tar whose parts are `base`.0000, `base`.0001, …; with `whole` it is `base` itself."""
 
     base: Path

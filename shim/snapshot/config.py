@@ -10,13 +10,14 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from functools import cache
 from typing import Any, get_type_hints
 
 from shim._native import lib
 from shim.errors import Damaged, Unfit
 from shim.gpu.preload import is_digest
+from shim.lean.values import Value
 from shim.snapshot.cuda import CudaState, add_regions, check
 from shim.timeline import Span
 
@@ -37,8 +38,7 @@ PIECE_NAME = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class SpecMount:
+class SpecMount(Value):
     """A mount of the OCI spec: what a restore cannot change. Options are sorted."""
 
     destination: str
@@ -46,8 +46,7 @@ class SpecMount:
     options: list[str]
 
 
-@dataclass(frozen=True)
-class MountPoint:
+class MountPoint(Value):
     """A mount as the kernel shows it in the container's mountinfo. Options are sorted.
 
     `propagation` is "private", or the words "shared" and "slave" that apply.
@@ -59,8 +58,7 @@ class MountPoint:
     propagation: str
 
 
-@dataclass(frozen=True)
-class DeviceNode:
+class DeviceNode(Value):
     """A device node that a spec gives a container. A FIFO has no numbers: 0."""
 
     path: str
@@ -72,8 +70,7 @@ class DeviceNode:
     gid: int
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(Value):
     """What the pod's spec says of a container, as far as a restored process is bound to it."""
 
     container: str  # name in the pod; empty without CRI
@@ -100,8 +97,7 @@ class Origin:
     library: str = ""  # SHA-256 of the GPU memory library that it has; empty: none
 
 
-@dataclass(frozen=True)
-class Gpu:
+class Gpu(Value):
     """GPUs of one kind."""
 
     model: str
@@ -110,8 +106,7 @@ class Gpu:
     count: int
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(Value):
     """The machine that dumps or shall restore."""
 
     architecture: str
@@ -123,8 +118,7 @@ class Host:
     gpus: list[Gpu] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Maker:
+class Maker(Value):
     """Who made it, for people."""
 
     version: str = ""  # of Thaw
@@ -132,24 +126,21 @@ class Maker:
     by: str = ""  # "thaw checkpoint", "containerd", "annotation" or "auto"
 
 
-@dataclass(frozen=True)
-class Connections:
+class Connections(Value):
     """Established TCP connections at the dump: both ends inside the container, or one outside."""
 
     inside: int
     outside: int
 
 
-@dataclass(frozen=True)
-class File:
+class File(Value):
     """What a file must be: bytes, and their CRC-32C."""
 
     size: int
     crc32c: int
 
 
-@dataclass(frozen=True)
-class SnapshotConfig:
+class SnapshotConfig(Value):
     """The whole document. Times are RFC 3339 in UTC, sizes bytes on disk, durations seconds."""
 
     format: int

@@ -6,8 +6,10 @@ As the rest of it, it is read as untrusted input; `check` says what the types al
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from shim.lean.values import Value
 
 PAGE = 4096
 GPU_PAGE = 2 << 20  # bytes: regions of GPU memory are multiples of it
@@ -16,16 +18,14 @@ CONTEXT = 512 << 20  # bytes that the driver takes on a GPU for a process that m
 GPU_UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Staging:
+class Staging(Value):
     """A mapping that the driver has made for device memory: address and bytes."""
 
     address: int
     length: int
 
 
-@dataclass(frozen=True)
-class GpuRegion:
+class GpuRegion(Value):
     """A piece of GPU memory of a process that is stored past the driver."""
 
     id: int  # the library's
@@ -35,8 +35,7 @@ class GpuRegion:
     rdma: bool = False  # network cards may reach it
 
 
-@dataclass(frozen=True)
-class CudaProcess:
+class CudaProcess(Value):
     """A process whose GPU state lies in its own memory, by its pid inside the container."""
 
     pid: int
@@ -46,8 +45,7 @@ class CudaProcess:
     reason: str = ""  # why the driver has all of it; "": what could be moved was
 
 
-@dataclass(frozen=True)
-class CudaState:
+class CudaState(Value):
     """What of a worker was on GPUs: nothing, as a rule."""
 
     processes: list[CudaProcess] = field(default_factory=list)  # by pid

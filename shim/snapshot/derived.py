@@ -24,12 +24,12 @@ from shim.annotations import POD_NAME, POD_UID, SANDBOX_ID
 from shim.errors import FailedPrecondition
 from shim.gpu import preload
 from shim.gpu.given import VISIBLE
+from shim.names import KEY
 from shim.snapshot import token
 from shim.snapshot.config import FORMAT, Host, Origin
 from shim.snapshot.tree import open_directory
 from shim.worker import control
 
-KEY = "key"
 _KEY_LENGTH = 32
 _DIGITS = 20
 _CONTAINER_LENGTH = 30

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
+
+from shim.lean.values import Value
 
 if TYPE_CHECKING:
     from shim.snapshot.snapshot import Snapshot
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Value):
     """One snapshot of a store as a list shows it, readable or not. Times are Unix times."""
 
     id: str

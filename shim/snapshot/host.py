@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 
 from shim import log, spawn
 from shim.cgroup import is_unified
@@ -21,9 +20,10 @@ def this_host(criu: str = "", *, gpus: bool = True) -> Host:
 
     `gpus` false: they do not matter, so the driver is not asked, which can take a second.
     """
+    system = os.uname()
     return Host(
-        architecture=platform.machine(),
-        kernel=platform.release(),
+        architecture=system.machine,
+        kernel=system.release,
         criu=criu,
         cpu_features=cpu_features(),
         kernel_features=kernel_features(),

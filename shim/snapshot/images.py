@@ -12,10 +12,10 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from shim.lean.values import Value
 from shim.proto import criu_pb as pb
 from shim.proto.wire import Message, WireError
 from shim.snapshot.tree import open_file
@@ -54,8 +54,7 @@ class NotIndexable(Exception):
     """Why images cannot have an index: CRIU has to restore all of them."""
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(Value):
     """A process that has memory. `vmas` are by address and do not overlap."""
 
     pid: int  # as it sees itself

@@ -26,14 +26,14 @@ import re
 import stat
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from shim._native import ffi, lib
 from shim.errors import Damaged
+from shim.lean.threads import at_once
+from shim.lean.values import Value
 from shim.native import check
 from shim.proto import criu_pb as pb
 from shim.snapshot import extents as listed
@@ -70,8 +70,7 @@ class _OtherVersion(Exception):
     """The index is whole, as far as that can be known, and not of our FORMAT."""
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(Value):
     """index.json. Without a `reason` all the rest means something."""
 
     reason: str  # why the images are not indexed
@@ -144,8 +143,7 @@ class Index:
         """
         sizes: dict[str, int] = {}  # of pages files
         files = list(self._read_by_criu())
-        with ThreadPoolExecutor(_READERS) as pool:
-            list(pool.map(self._check_file, files))
+        at_once(self._check_file, files, _READERS)
         for path, wanted in files:
             piece = parse(path.name)
             sizes[piece[0] if piece else path.name] = wanted[0]

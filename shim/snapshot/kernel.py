@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 from collections.abc import Callable
 
 # asm/unistd.h
@@ -21,7 +20,7 @@ def _path(path: str) -> Callable[[], bool]:
 
 def _has_rseq() -> bool:
     """glibc registers every thread, and CRIU registers it again (criu/pie/restorer.c)."""
-    number = _RSEQ.get(platform.machine())
+    number = _RSEQ.get(os.uname().machine)
     if number is None:
         return False
     libc = ctypes.CDLL(None, use_errno=True)

@@ -13,12 +13,13 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import heappop, heappush
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from shim.lean.values import Value
 from shim.proto import criu_pb as pb
 from shim.snapshot import images as criu
 from shim.snapshot import pagemap as pagemaps
@@ -68,8 +69,7 @@ class Pair(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(Value):
     """All memory in the images; runs by source, offset."""
 
     tasks: list[int]  # pids as the processes see them

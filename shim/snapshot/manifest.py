@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from shim.errors import Damaged, Unfit
+from shim.lean.values import Value
 from shim.snapshot.config import DIFFERENCE_PART, LARGEST, VOLUME_PART, parse_json
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -51,8 +51,7 @@ KINDS = (
 )
 
 
-@dataclass(frozen=True)
-class Descriptor:
+class Descriptor(Value):
     """A blob: its kind, "sha256:…", bytes, and the file that it is in a snapshot's folder."""
 
     media_type: str
@@ -75,8 +74,7 @@ class Descriptor:
         return {**found, "annotations": {TITLE: self.title}} if self.title else found
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Value):
     """What a snapshot consists of. `created` is the time of the checkpoint, RFC 3339."""
 
     config: Descriptor

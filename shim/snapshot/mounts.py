@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from shim.gpu.hooks import hides_parameters
+from shim.lean.values import Value
 from shim.snapshot.config import MountPoint
 from shim.snapshot.host import read_mount_table
 
@@ -167,8 +167,7 @@ def inside(root: str) -> Resolve:
     return resolve
 
 
-@dataclass(frozen=True)
-class _Role:
+class _Role(Value):
     """Why a mount may be at `path`; without types it may be of any."""
 
     path: str

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from shim.lean.values import Value
 from shim.snapshot.config import DeviceNode
 
 _KINDS = {"c": "c", "u": "c", "b": "b", "p": "p"}
@@ -27,8 +27,7 @@ _DEFAULTS = {
 _MULTIPLEXER = "/dev/ptmx"  # a link to that of the container's own devpts, whatever the spec says
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(Value):
     """What is to be done to a container's nodes, so that they are those of another spec."""
 
     gone: tuple[DeviceNode, ...] = ()  # those that only the old one has

@@ -5,7 +5,6 @@ Of the environment only names are taken: its values are secrets.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Any
 from shim.annotations import CONTAINER_NAME, IMAGE_NAME, POD_NAMESPACE
 from shim.gpu import preload
 from shim.gpu.spec import compared
+from shim.lean.digests import sha256
 from shim.namespaces import is_own
 from shim.snapshot.config import Origin, SpecMount
 from shim.snapshot.nodes import nodes_of
@@ -62,7 +62,7 @@ def origin_of(spec: Mapping[str, Any], image: str, image_digest: str) -> Origin:
 
 def _digest(value: Any) -> str:
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return sha256(canonical.encode())
 
 
 def _mounts(spec: Mapping[str, Any]) -> list[SpecMount]:

@@ -9,9 +9,9 @@ versions of CRIU add to them (compressed blocks, aligned payloads) must not be o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from shim.lean.values import Value
 from shim.proto import criu_pb as pb
 from shim.proto.wire import WireError, varint
 from shim.snapshot import images as criu
@@ -24,8 +24,7 @@ Entry = tuple[int, int, int]  # address, number of pages, flags
 Piece = tuple[int, int, int]  # address, offset in the pages file, length, in bytes
 
 
-@dataclass(frozen=True)
-class Pagemap:
+class Pagemap(Value):
     """One pagemap. Its entries are by address, do not overlap, and all have pages in the file."""
 
     name: str

@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shim.errors import Damaged, Unfit
+from shim.lean.values import Value
 from shim.proto import criu_pb as pb
 from shim.snapshot import capabilities, filesystems, seccomp
 from shim.snapshot import images as criu
@@ -93,8 +93,7 @@ def _folder(names: frozenset[str], allowed: Allowance) -> Iterator[str]:
 # Threads
 
 
-@dataclass(frozen=True)
-class Thread:
+class Thread(Value):
     """A thread, and the first one of its process (which may be itself)."""
 
     number: int

@@ -6,15 +6,14 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shim._native import ffi, lib
 from shim.errors import Damaged, Unfit
+from shim.lean.threads import at_once
 from shim.native import check
 from shim.snapshot.config import DAMAGED, LARGEST, File, SnapshotConfig, parse_json
 from shim.snapshot.tree import open_file
@@ -33,6 +32,7 @@ _LARGEST_LAYOUT_INDEX = 1 << 20  # bytes
 # What is not ours to believe, as nothing is restored from it: the artifact's view, CRIU's log.
 _UNREAD = frozenset({"blobs", "log"})
 _DRAFTS = ".draft-"  # begins the names of files that are being written, to be renamed
+READERS = min(8, os.cpu_count() or 1)  # threads that read files for their checksums
 _DEEPEST = 2  # folders below a snapshot's
 
 
@@ -100,6 +100,8 @@ class Snapshot:
     @property
     def created(self) -> float:
         """When it was made, as Unix time; 0.0 if what it says is no time."""
+        from datetime import UTC, datetime
+
         try:
             made = datetime.strptime(self.config.created, "%Y-%m-%dT%H:%M:%SZ")
         except ValueError:
@@ -162,14 +164,12 @@ def check_whole(snapshot: Snapshot, *, skeleton: bool = False, sums: bool = True
 
 def check_sums(snapshot: Snapshot, *, skeleton: bool) -> None:
     """The checksums alone, as check_whole(). Raises Damaged."""
-    wanted = {
-        snapshot.file(name): file
+    wanted = [
+        (snapshot.file(name), file)
         for name, file in snapshot.config.files.items()
         if skeleton or not name.startswith(("criu/", "index/"))
-    }
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(_check_sum, wanted.keys(), wanted.values()):
-            pass
+    ]
+    at_once(lambda one: _check_sum(*one), wanted, READERS)
 
 
 def _check_complete(snapshot: Snapshot) -> None:

@@ -27,12 +27,11 @@ from urllib.parse import unquote
 from shim import names
 from shim.config import Config
 from shim.errors import BadName, FailedPrecondition, NoSuchSnapshot, ThawError
-from shim.names import DIGESTS, NAMES, SNAPSHOTS
+from shim.names import DIGESTS, KEY, NAMES, SNAPSHOTS
 from shim.reference import Reference, parse
 from shim.removal import remove_folder
 from shim.snapshot import lease, lost
 from shim.snapshot.config import DAMAGED
-from shim.snapshot.derived import KEY
 from shim.snapshot.draft import DRAFT, Draft, touch
 from shim.snapshot.entry import Entry
 from shim.snapshot.locks import claim, held, hold, remove_claimed, seized, sign

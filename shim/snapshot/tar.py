@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Protocol
 
 from shim.errors import Damaged
+from shim.lean.values import Value
 from shim.snapshot.config import DAMAGED
 from shim.snapshot.sparse import MOST, Regions, listed, old_entries
 from shim.snapshot.tarfields import COMPONENT, PATH, decimal, inner_path, number, octal, owner, time
@@ -52,8 +53,7 @@ class Kind(Enum):
     FIFO = b"6"
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Value):
     """One member. `path` is relative and has neither "." nor ".."; the archive's root is empty."""
 
     kind: Kind
@@ -108,8 +108,7 @@ class _Extra:
     target: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
+class _Header(Value):
     """One block. Raises ValueError if it is none."""
 
     block: bytes

@@ -20,7 +20,7 @@ import pytest
 from fakes.host import open_fds
 from fakes.settled import PATIENCE, eventually
 
-from shim import __version__, bootstrap
+from shim import __version__
 from shim.bootstrap import SOCKET_FOLDER, Flags, Parameters, answers, group, listen, socket_path
 from shim.errors import InvalidArgument, ThawError
 from shim.proto import runc_pb, runtimeoptions_pb
@@ -251,10 +251,6 @@ def test_a_path_that_cannot_be_bound(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="too long"):
         listen(str(tmp_path / ("x" * 120)))
     assert open_fds(before) == set()
-
-
-def test_sha256_is_sha256() -> None:
-    assert bootstrap._sha256(b"x") == hashlib.sha256(b"x").hexdigest()
 
 
 # -- the door ------------------------------------------------------------------------------------

@@ -16,11 +16,12 @@ import os
 import stat
 import struct
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from shim._native import lib
 from shim.errors import Damaged
+from shim.lean.values import Value
 from shim.snapshot.config import DAMAGED
 from shim.snapshot.extents import SIZE, Columns, Range, check_regions
 from shim.snapshot.layout import Blob
@@ -36,8 +37,7 @@ _MAGIC = b"THAWGPUX"
 _MOST = 128 << 20  # bytes
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(Value):
     """The GPU memory of one snapshot. Its fields are those of Index that a fill needs."""
 
     folder: Path  # of the index

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from shim.errors import CheckpointFailed, GpuFailed
 from shim.gpu.memory.device import BUDGET, CopyOut, Region, laid_out
+from shim.lean.threads import at_once
 from shim.snapshot.layout import Run, by_turns
 from shim.snapshot.pieces import GPU_FILE, Pieces, created, name_of
 from shim.timeline import Timeline
@@ -102,8 +102,8 @@ class Saving:
     def _read(self) -> None:
         """A thread that waits for each step, so that the spans are of these and of nothing else."""
         try:
-            with self._timeline.span("scan"), ThreadPoolExecutor(_SCANNERS) as pool:
-                scans = list(pool.map(self._scan, self._regions))
+            with self._timeline.span("scan"):
+                scans = at_once(self._scan, self._regions, _SCANNERS)
             runs, sizes = laid_out(scans)
             self._stored = sum(sizes)
             files = [self._created(number, size) for number, size in enumerate(sizes)]

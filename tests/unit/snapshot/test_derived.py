@@ -16,9 +16,10 @@ from fakes.snapshots import HOST, ORIGIN
 
 from shim.errors import FailedPrecondition
 from shim.gpu import preload
+from shim.names import KEY
 from shim.reference import check_name
 from shim.snapshot.config import Gpu, Host, Origin
-from shim.snapshot.derived import KEY, key_of, name_of
+from shim.snapshot.derived import key_of, name_of
 
 SECRET = b"k" * 32
 SPEC: dict[str, Any] = {

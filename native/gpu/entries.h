@@ -278,7 +278,6 @@
 /* Only called. */
 #define CALLED(X)                                                                                  \
     X(cuCtxGetCurrent, cuCtxGetCurrent, 4000, STREAM_ANY, (context * current), )                   \
-    X(cuCtxSetCurrent, cuCtxSetCurrent, 4000, STREAM_ANY, (context wanted), )                      \
     X(cuCtxPushCurrent_v2, cuCtxPushCurrent, 4000, STREAM_ANY, (context wanted), )                 \
     X(cuCtxPopCurrent_v2, cuCtxPopCurrent, 4000, STREAM_ANY, (context * was), )                    \
     X(cuCtxGetDevice, cuCtxGetDevice, 2000, STREAM_ANY, (int *device), )                           \

@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 struct lock {
-    _Atomic uint32_t state;   /* readers inside; LOCK_WRITER: the writer is */
+    _Atomic uint32_t state;   /* readers inside; UINT32_MAX: the writer is */
     _Atomic uint32_t waiting; /* threads that have to be woken */
 };
 

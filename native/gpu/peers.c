@@ -6,7 +6,6 @@
 #include "contexts.h"
 #include "entries.h"
 #include "gate.h"
-#include "system.h"
 #include "table.h"
 
 /* How many contexts of the first device have access to the second one's memory. */

@@ -235,7 +235,7 @@ static void go_on(struct message *message) {
     state = THAW_GPU_RUNNING;
 }
 
-/* Zero: it is as long as it says. */
+/* NULL: it is as long as it says. */
 static const char *malformed(const struct message *message) {
     const struct thaw_gpu_header *header = &message->header;
 

@@ -39,6 +39,18 @@ static bool have_flags(const struct memory_calls *calls, struct gpu *gpu, size_t
     return gpu->flags != 0;
 }
 
+/* Copies here, and waits for that and for all that was begun before. */
+static int fetch(const struct thaw_region *region, void *to, uint64_t from, size_t length,
+                 const char **call) {
+    const struct memory_calls *calls = &region->device->calls;
+    driver_handle stream = region->device->gpus[region->gpu].stream;
+    int err = device_said(call, "cuMemcpyDtoHAsync", calls->copy_out(to, from, length, stream));
+
+    if (err == 0)
+        err = device_said(call, "cuStreamSynchronize", calls->stream_wait(stream));
+    return err;
+}
+
 /* *ran: the kernel could be started. */
 static int run_kernel(const struct thaw_region *region, struct gpu *gpu, unsigned char *flags,
                       size_t count, bool *ran, const char **call) {
@@ -54,11 +66,7 @@ static int run_kernel(const struct thaw_region *region, struct gpu *gpu, unsigne
                       gpu->stream, parameters, NULL) != 0)
         return 0;
     *ran = true;
-    err = device_said(call, "cuMemcpyDtoHAsync",
-                      calls->copy_out(flags, gpu->flags, count, gpu->stream));
-    if (err == 0)
-        err = device_said(call, "cuStreamSynchronize", calls->stream_wait(gpu->stream));
-    return err;
+    return fetch(region, flags, gpu->flags, count, call);
 }
 
 static int on_gpu(const struct thaw_region *region, unsigned char *flags, size_t count, bool *ran,
@@ -80,35 +88,22 @@ static bool is_zero(const unsigned char *chunk) {
     return chunk[0] == 0 && memcmp(chunk, chunk + 1, NONZERO_CHUNK - 1) == 0;
 }
 
-static int look_at(struct lane *lane, const struct thaw_region *region, unsigned char *buffer,
-                   uint64_t offset, unsigned char *flags) {
-    size_t length = region->size - offset < BUFFER ? (size_t)(region->size - offset) : BUFFER;
-    struct mark mark = {.gpus = 0};
-    int err = lane_out(lane, region, offset, buffer, length);
-
-    if (err == 0)
-        err = lane_mark(lane, &mark);
-    if (err == 0)
-        err = lane_wait(lane, &mark);
-    mark_drop(region->device, &mark);
-    for (size_t at = 0; err == 0 && at < length; at += NONZERO_CHUNK)
-        flags[(offset + at) / NONZERO_CHUNK] = !is_zero(buffer + at);
-    return err;
-}
-
 static int by_copying(const struct thaw_region *region, unsigned char *flags, const char **call) {
     unsigned char *buffer = memory_map(BUFFER);
-    struct lane lane = {.begun = 0};
     bool pinned;
     int err = 0;
 
     if (buffer == NULL)
         return -ENOMEM;
     pinned = device_pin(region->device, region->gpu, buffer, BUFFER);
-    for (uint64_t offset = 0; err == 0 && offset < region->size; offset += BUFFER)
-        err = look_at(&lane, region, buffer, offset, flags);
-    *call = lane.call;
-    lane_close(&lane);
+    for (uint64_t offset = 0; err == 0 && offset < region->size; offset += BUFFER) {
+        uint64_t left = region->size - offset;
+        size_t length = left < BUFFER ? (size_t)left : BUFFER;
+
+        err = fetch(region, buffer, region->address + offset, length, call);
+        for (size_t at = 0; err == 0 && at < length; at += NONZERO_CHUNK)
+            flags[(offset + at) / NONZERO_CHUNK] = !is_zero(buffer + at);
+    }
     if (pinned)
         device_unpin(region->device, region->gpu, buffer);
     munmap(buffer, BUFFER);

@@ -1,5 +1,5 @@
 /*
- * What device.c, lane.c, scan.c and those who copy (delivery.c, pieces.c) have in common.
+ * What device.c, lane.c, pinned.c, scan.c and those who copy (delivery.c, pieces.c) have in common.
  *
  * Functions return zero, what the driver answered (above zero) and then the name of the call that
  * did, or -errno of our own.
@@ -164,12 +164,12 @@ int lane_wait(struct lane *lane, struct mark *mark);
 /* Gives up a mark that nobody waits for any more. */
 void mark_drop(struct thaw_device *device, struct mark *mark);
 
+/* Waits for all copies, whatever becomes of them, and gives everything back. */
+void lane_close(struct lane *lane);
+
 /*
- * Pins memory for all GPUs. False: it is not, which only makes copies slower (the driver takes them
- * through memory of its own, and waits). `gpu` is any one that is in use.
+ * pinned.c: thaw_memory_pin, where it matters little. False: it is not pinned, which only makes
+ * copies slower (the driver takes them through memory of its own, and waits).
  */
 bool device_pin(struct thaw_device *device, uint32_t gpu, void *memory, size_t size);
 void device_unpin(struct thaw_device *device, uint32_t gpu, void *memory);
-
-/* Waits for all copies, whatever becomes of them, and gives everything back. */
-void lane_close(struct lane *lane);

@@ -1,4 +1,4 @@
-/* Copies between this process and GPUs: streams, events and pinned memory. */
+/* Copies between this process and GPUs: streams and events. */
 #define _GNU_SOURCE
 
 #include "device.h"
@@ -100,20 +100,6 @@ void mark_drop(struct thaw_device *device, struct mark *mark) {
             device->calls.event_destroy(mark->events[gpu]);
         mark->events[gpu] = NULL;
     }
-}
-
-bool device_pin(struct thaw_device *device, uint32_t gpu, void *memory, size_t size) {
-    const char *ignored;
-
-    return device_enter(device, gpu, &ignored) == 0 &&
-           device->calls.pin(memory, size, PORTABLE) == 0;
-}
-
-void device_unpin(struct thaw_device *device, uint32_t gpu, void *memory) {
-    const char *ignored;
-
-    if (device_enter(device, gpu, &ignored) == 0)
-        device->calls.unpin(memory);
 }
 
 void lane_close(struct lane *lane) {

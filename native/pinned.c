@@ -30,6 +30,18 @@ int thaw_memory_unpin(struct thaw_device *device, uint32_t gpu, void *address, c
     return err;
 }
 
+bool device_pin(struct thaw_device *device, uint32_t gpu, void *memory, size_t size) {
+    const char *ignored;
+
+    return thaw_memory_pin(device, gpu, memory, size, &ignored) == 0;
+}
+
+void device_unpin(struct thaw_device *device, uint32_t gpu, void *memory) {
+    const char *ignored;
+
+    thaw_memory_unpin(device, gpu, memory, &ignored);
+}
+
 /* Bytes that lie together in a region and here. */
 struct stretch {
     const struct thaw_region *region;

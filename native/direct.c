@@ -31,7 +31,6 @@ struct thaw_direct {
     struct blob *blobs;
     void **handles; /* cuFile's; NULL: not known to it */
     size_t source_count;
-    uint64_t *sizes; /* of the sources, bytes */
     struct thaw_region *const *regions;
     struct sums sums;
     atomic_bool stop;
@@ -110,24 +109,24 @@ static int add_all(struct thaw_direct *direct, const struct thaw_source *sources
 
     direct->blobs = calloc(count + 1, sizeof(*direct->blobs));
     direct->handles = calloc(count + 1, sizeof(void *));
-    direct->sizes = calloc(count + 1, sizeof(*direct->sizes));
-    if (direct->blobs == NULL || direct->handles == NULL || direct->sizes == NULL)
+    if (direct->blobs == NULL || direct->handles == NULL)
         return -ENOMEM;
-    for (; direct->source_count < count && err == 0; direct->source_count++) {
-        direct->sizes[direct->source_count] = sources[direct->source_count].size;
+    for (; direct->source_count < count && err == 0; direct->source_count++)
         err = add(direct, direct->source_count, sources[direct->source_count].file, failure);
-    }
     return err;
 }
 
 int thaw_direct_open(struct thaw_cufile *cufile, const struct thaw_source *sources,
                      size_t source_count, const struct thaw_extent *extents, size_t count,
                      struct thaw_direct **opened, struct thaw_failure *failure) {
-    struct thaw_direct *direct = calloc(1, sizeof(*direct));
+    struct thaw_direct *direct;
     int err;
 
     *opened = NULL;
     *failure = (struct thaw_failure){0};
+    if (!extents_are_sane(sources, source_count, extents, count))
+        return -EINVAL;
+    direct = calloc(1, sizeof(*direct));
     if (direct == NULL)
         return -ENOMEM;
     direct->cufile = cufile;
@@ -153,25 +152,21 @@ void thaw_direct_close(struct thaw_direct *direct) {
     pthread_mutex_destroy(&direct->lock);
     free(direct->blobs);
     free(direct->handles);
-    free(direct->sizes);
     free(direct);
 }
 
 /* ---- reading ----------------------------------------------------------------------------- */
 
-static bool is_sane(const struct thaw_direct *direct, struct thaw_region *const *regions,
-                    size_t count) {
+/* Whether all extents lie in regions, which are of one thaw_device. */
+static bool lie_in(const struct thaw_direct *direct, struct thaw_region *const *regions,
+                   size_t count) {
     for (size_t number = 0; number < count; number++)
         if (regions[number]->device != regions[0]->device)
             return false;
     for (size_t number = 0; number < direct->count; number++) {
         const struct thaw_extent *extent = &direct->extents[number];
 
-        if (extent->task >= count || extent->source >= direct->source_count ||
-            extent->length == 0 || extent->length > BUFFER || extent->length % PAGE != 0 ||
-            extent->offset % PAGE != 0 || extent->address % PAGE != 0 ||
-            extent->offset > direct->sizes[extent->source] ||
-            extent->length > direct->sizes[extent->source] - extent->offset ||
+        if (extent->task >= count || extent->address % PAGE != 0 ||
             !region_holds(regions[extent->task], extent->address, extent->length))
             return false;
     }
@@ -312,7 +307,7 @@ static void work_together(struct thaw_direct *direct, uint32_t count) {
 int thaw_direct_run(struct thaw_direct *direct, struct thaw_region *const *regions, size_t count,
                     uint32_t threads, struct thaw_failure *failure) {
     *failure = (struct thaw_failure){0};
-    if (count == 0 || direct->regions != NULL || !is_sane(direct, regions, count))
+    if (count == 0 || direct->regions != NULL || !lie_in(direct, regions, count))
         return direct->count == 0 ? 0 : -EINVAL;
     direct->regions = regions;
     sums_open(&direct->sums, regions[0]->device);

@@ -20,9 +20,8 @@ enum { READERS, FILLERS };
  */
 enum { FEWEST_READERS = 4, MOST_READERS = 16 };
 
-/* A description that would make us read or write outside of our own memory. */
-static bool is_sane(const struct thaw_source *sources, size_t source_count,
-                    const struct thaw_extent *extents, size_t count) {
+bool extents_are_sane(const struct thaw_source *sources, size_t source_count,
+                      const struct thaw_extent *extents, size_t count) {
     for (size_t number = 0; number < count; number++) {
         const struct thaw_extent *extent = &extents[number];
 
@@ -86,7 +85,7 @@ int thaw_fill_open(const struct thaw_source *sources, size_t source_count,
     int err;
 
     *made = NULL;
-    if (!is_sane(sources, source_count, extents, count) || options->source > DIRECT)
+    if (!extents_are_sane(sources, source_count, extents, count) || options->source > DIRECT)
         return -EINVAL;
     fill = calloc(1, sizeof(*fill));
     if (fill == NULL)

@@ -180,6 +180,10 @@ void batch_was_read(struct thaw_fill *fill);
 void buffer_take(struct thaw_fill *fill, struct batch *batch);
 void buffer_give(struct thaw_fill *fill, struct batch *batch);
 
+/* False: what would make us read outside of the sources, or write outside of our buffers. */
+bool extents_are_sane(const struct thaw_source *sources, size_t source_count,
+                      const struct thaw_extent *extents, size_t count);
+
 /* fill.c and batch.c; without it, but for what says so. */
 void fill_fail(struct thaw_fill *fill, int error, int stage, uint64_t extent);
 void fill_fail_locked(struct thaw_fill *fill, int error, int stage, uint64_t extent);

@@ -173,6 +173,19 @@ def test_extents_that_lie_elsewhere(machine: Machine, fake: FakeCufile, store: S
     assert machine.traced.count("cuFileRead") == 0
 
 
+def test_extents_beyond_their_files(machine: Machine, fake: FakeCufile, store: Store) -> None:
+    """No file is even made known."""
+    store.save([machine.with_data(WHOLE)])
+    sources = [source._replace(size=MIB) for source in store.open()]
+    direct = Direct(store.extents, sources, compatible=True, library=fake.library)
+    with pytest.raises(NotDirect, match="Invalid argument") as caught:
+        direct.fill([machine.region(len(WHOLE))])
+    assert not caught.value.begun
+    assert machine.traced.count("cuFileHandleRegister") == 0
+    direct.close()
+    close(sources)
+
+
 CALLS = [
     ("cuFileSetParameterBool", [5022], "cuFileSetParameterBool: INVALID_VALUE (5022)"),
     ("cuFileDriverOpen", [5004], "cuFileDriverOpen: DRIVER_VERSION_MISMATCH (5004)"),

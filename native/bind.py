@@ -1,4 +1,4 @@
-"""What `cffi-gen-src exec-python` runs: shim._native from thaw.h and direct.h, and no others."""
+"""What `cffi-gen-src exec-python` runs: shim._native from these headers, and no others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from cffi import FFI
 
-_HEADERS = ("thaw.h", "direct.h")
+_HEADERS = ("thaw.h", "checkpoint.h", "direct.h")
 
 
 def ffibuilder() -> FFI:

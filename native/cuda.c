@@ -8,9 +8,8 @@
  */
 #define _GNU_SOURCE
 
+#include "checkpoint.h"
 #include "driver.h"
-
-#include "thaw.h"
 
 #include <dlfcn.h>
 #include <errno.h>

@@ -1,4 +1,5 @@
-# The types of native/thaw.h and direct.h; tests/unit/native/test_header.py keeps them equal.
+# The types of native/thaw.h, checkpoint.h and direct.h: tests/unit/native/test_header.py keeps them
+# equal.
 
 from typing import Any, Final
 

@@ -6,7 +6,7 @@
 #define _GNU_SOURCE
 
 #include "check.h"
-#include "thaw.h"
+#include "checkpoint.h"
 
 #include <errno.h>
 #include <pthread.h>

@@ -1,4 +1,4 @@
-"""Two headers are the one list of native functions: the module, its stub and they agree."""
+"""Three headers are the one list of native functions: the module, its stub and they agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from shim import _native
 
 TOP = Path(__file__).parents[3]
-HEADERS = (TOP / "native" / "thaw.h", TOP / "native" / "direct.h")
+HEADERS = [TOP / "native" / name for name in ("thaw.h", "checkpoint.h", "direct.h")]
 
 
 def declared() -> dict[str, int]:

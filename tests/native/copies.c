@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 
+#include "cancel.h"
 #include "check.h"
 #include "thaw.h"
 
@@ -134,25 +135,6 @@ static struct thaw_save *copy_out(struct runner *runner, const int *files, uint6
     result = thaw_save_wait(save, 1, &failure);
     CHECK(result == 0 && failure.error == 0);
     return save;
-}
-
-static void *cancel_it(void *fill) {
-    struct thaw_progress progress;
-
-    thaw_fill_progress(fill, &progress);
-    usleep((useconds_t)progress.total % 700);
-    thaw_fill_cancel(fill);
-    return NULL;
-}
-
-static int wait_cancelled(struct thaw_fill *fill) {
-    pthread_t other;
-    int result;
-
-    CHECK(pthread_create(&other, NULL, cancel_it, fill) == 0);
-    result = thaw_fill_wait(fill, -1);
-    pthread_join(other, NULL);
-    return result;
 }
 
 static void check_all(struct runner *runner) {

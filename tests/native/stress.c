@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 
+#include "cancel.h"
 #include "check.h"
 #include "thaw.h"
 
@@ -129,26 +130,6 @@ static void check_memory(struct runner *runner, const struct thaw_extent *extent
         CHECK(memcmp(copy, data + extent->offset, extent->length) == 0);
     }
     free(copy);
-}
-
-static void *cancel_it(void *fill) {
-    struct thaw_progress progress;
-
-    thaw_fill_progress(fill, &progress);
-    usleep((useconds_t)progress.total % 700);
-    thaw_fill_cancel(fill);
-    return NULL;
-}
-
-/* Cancels from another thread, which may be before, during or after the fill. */
-static int wait_cancelled(struct thaw_fill *fill) {
-    pthread_t other;
-    int result;
-
-    CHECK(pthread_create(&other, NULL, cancel_it, fill) == 0);
-    result = thaw_fill_wait(fill, -1);
-    pthread_join(other, NULL);
-    return result;
 }
 
 static void check_end(struct runner *runner, struct thaw_fill *fill, unsigned long how, int result,

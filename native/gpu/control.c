@@ -172,7 +172,9 @@ static void respond(struct message *message) {
     if (message->header.status != THAW_GPU_OK)
         close_all(message);
     marker->state = message->header.state;
-    if (reply(message) < 0 && message->count > 0) {
+    if (reply(message) >= 0) {
+        was_sent(message);
+    } else if (message->count > 0) {
         close_all(message);
         message->header.status = THAW_GPU_WRONG;
         message->header.count = 0;

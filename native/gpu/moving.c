@@ -34,7 +34,6 @@ int export_memory(struct piece *piece, int *descriptor, const char **call) {
         if (result == CUDA_SUCCESS)
             result = export(piece, descriptor, call);
     }
-    piece->out = result == CUDA_SUCCESS;
     context_leave(entered);
     return result;
 }

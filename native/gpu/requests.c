@@ -151,6 +151,12 @@ static void export(struct message *message) {
     }
 }
 
+void was_sent(const struct message *message) {
+    if (message->header.kind == THAW_GPU_EXPORT)
+        for (size_t n = 0; n < message->count; n++)
+            piece_by_id(message->body.records[n].id)->out = true;
+}
+
 static void empty(struct message *message) {
     const char *call = "";
     int result;

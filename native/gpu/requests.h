@@ -21,3 +21,6 @@ struct message {
  * answer that is not THAW_GPU_OK are not to be sent.
  */
 void answer(struct message *message);
+
+/* The answer has gone out: what it had descriptors of may be let go of. */
+void was_sent(const struct message *message);

@@ -10,6 +10,7 @@ import pytest
 from fakes.cuda import PASS, FakeCuda
 from fakes.gpu import Program
 from fakes.gpu_conversation import LIBRARY, Conversation
+from fakes.settled import eventually
 
 from shim.gpu.memory import marker
 from shim.gpu.memory.wire import HEADER, RECORDS, Kind, Memory, State, Status, request
@@ -45,6 +46,12 @@ def sums(program: Program) -> list[str]:
 
 def open_descriptors(program: Program) -> int:
     return len(os.listdir(f"/proc/{program.pid}/fd"))
+
+
+def state_of(program: Program) -> int:
+    found = marker.find(program.pid)
+    assert found is not None
+    return found.state
 
 
 def test_what_it_knows(program: Program, library: Conversation) -> None:
@@ -139,6 +146,30 @@ def test_an_export_that_fails_is_told(
     assert answer.text == "cuMemExportToShareableHandle"
     assert (answer.state, answer.many, answer.records) == (State.HELD, 0, b"")
     assert library.ask(Kind.OPEN).state is State.RUNNING
+    assert sums(program) == before
+    assert open_descriptors(program) == fds_before
+
+
+def test_what_no_descriptor_was_sent_of_stays(
+    cuda: FakeCuda, program: Program, library: Conversation
+) -> None:
+    """Nobody else has it: to let go of it would be its end."""
+    before = sums(program)
+    cuda.answer("cuMemExportToShareableHandle", PASS, FAILURE, FAILURE)
+    assert not library.hold().status
+    assert library.ask(Kind.EXPORT).status is Status.CUDA
+    assert not library.ask(Kind.EMPTY).status
+    assert library.ask(Kind.OPEN).state is State.RUNNING
+    assert sums(program) == before
+
+
+def test_what_could_not_be_sent_stays(program: Program, library: Conversation) -> None:
+    """There is no room for its answers, as nobody has read those before."""
+    before, fds_before = sums(program), open_descriptors(program)
+    assert not library.hold().status
+    for kind in (*[Kind.HELLO] * 2000, Kind.EXPORT, Kind.EMPTY, Kind.OPEN):
+        library.send(request(kind))
+    eventually(lambda: state_of(program) == State.RUNNING)
     assert sums(program) == before
     assert open_descriptors(program) == fds_before
 

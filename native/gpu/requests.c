@@ -56,6 +56,8 @@ static void hello(struct message *message) {
     for (size_t n = 0; n < table.piece_count; n++) {
         const struct piece *piece = table.pieces[n];
 
+        if (piece->given)
+            about->flags = THAW_GPU_GIVEN;
         if (is_movable(piece)) {
             about->movable += piece->size;
             about->pieces++;
@@ -66,7 +68,6 @@ static void hello(struct message *message) {
         }
     }
     unlock_read(&table.lock);
-    about->flags = any_given() ? THAW_GPU_GIVEN : 0;
     name_devices(about);
     message->header.count = 1;
     message->size = sizeof(*about);

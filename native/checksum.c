@@ -37,13 +37,6 @@ static pthread_once_t made = PTHREAD_ONCE_INIT;
 static uint32_t (*chosen)(uint32_t state, const unsigned char *data, size_t size);
 static uint32_t slices[8][256]; /* slices[n][b]: the byte b, n zero bytes after it */
 
-static uint64_t load(const unsigned char *data) {
-    uint64_t word;
-
-    memcpy(&word, data, sizeof(word));
-    return word;
-}
-
 /* Eight bytes at a time, by tables. Works on the bare state, without the inversions. */
 static uint32_t sliced(uint32_t state, const unsigned char *data, size_t size) {
     for (; size >= 8; size -= 8, data += 8) {
@@ -108,6 +101,13 @@ static uint32_t shift(const shift_table table, uint32_t state) {
 #include <nmmintrin.h>
 
 static shift_table short_shift;
+
+static uint64_t load(const unsigned char *data) {
+    uint64_t word;
+
+    memcpy(&word, data, sizeof(word));
+    return word;
+}
 
 /* Three neighbouring streams of `stream` bytes at once, `table` being the shift by so many. */
 __attribute__((target("sse4.2"), always_inline)) static inline uint32_t

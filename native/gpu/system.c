@@ -54,6 +54,13 @@ int memcmp(const void *one, const void *other, size_t size) {
 void __stack_chk_fail(void) {
     __builtin_trap();
 }
+
+#ifdef __aarch64__
+/* Elsewhere this is in the memory of each thread. Here not every C library has it; a number that
+   anybody may know still shows mistakes. */
+extern const uintptr_t __stack_chk_guard;
+const uintptr_t __stack_chk_guard = UINT64_C(0x9e3779b97f4a7c00);
+#endif
 #endif
 
 uint64_t system_nanoseconds(void) {

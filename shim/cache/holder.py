@@ -39,6 +39,7 @@ _GIB = 1 << 30
 _PATIENCE = 10.0  # seconds for what somebody is about to say
 _BETWEEN = 60.0  # seconds between two looks for what has changed
 _LOOK = 0.2  # seconds between two words about how far something is
+_PAUSE = 1.0  # seconds without accepting when that was refused
 _PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _MOST_READERS = 8
 
@@ -113,8 +114,11 @@ class Holder:
         while not self._closing.is_set():
             try:
                 connection, _ = listener.accept()
-            except OSError:
-                break  # `stop` was called
+            except OSError as error:
+                if not self._closing.is_set():  # there are no descriptors left, say
+                    log.warning("nobody can connect to the cache", reason=error.strerror)
+                    time.sleep(_PAUSE)
+                continue
             thread = threading.Thread(target=self._converse, args=(connection,), daemon=True)
             self._connections.add(thread)
             thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from fakes.nvml import H100, numbered
 from fakes.regions import UUIDS, content, fill, pattern, three_gpus
 from fakes.settled import eventually, own_threads
 
-from shim.cache import client, wire
+from shim.cache import client, holder, wire
 from shim.cache.client import Cached, Lost
 from shim.cache.holder import Driver, Holder, listening
 from shim.cache.intake import Intake
@@ -308,6 +309,43 @@ def test_nobody_waits_any_more(running: Running, snapshot: Snapshot, cuda: FakeC
 
 def test_the_socket_is_roots(running: Running) -> None:
     assert Path(wire.socket_path(running.config)).stat().st_mode & 0o777 == 0o600
+
+
+class Refusing:
+    """A listener that refuses once, as it does when there are no descriptors left."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self.refused = threading.Event()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if not self.refused.is_set():
+            self.refused.set()
+            raise OSError(errno.EMFILE, "too many open files")
+        return self._listener.accept()
+
+    def shutdown(self, how: int) -> None:
+        self._listener.shutdown(how)
+
+
+def test_nobody_can_connect_for_a_while(
+    config: Config, cache: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on: what it has is of use to whoever comes next."""
+    monkeypatch.setattr(holder, "_PAUSE", 0.01)
+    reading = Reading(config, cache, 1)
+    with closing(listening(wire.socket_path(config))) as listener:
+        refusing: Any = Refusing(listener)
+        made = Holder(cache, Driver("/none"), reading)
+        serving = threading.Thread(target=made.serve, args=(refusing,))
+        serving.start()
+        assert refusing.refused.wait(60)
+        try:
+            assert len(list(client.ask(config, {"verb": "list"}))) == 1
+        finally:
+            made.stop(refusing)
+            serving.join()
+            reading.close()
 
 
 def test_without_a_holder(config: Config, snapshot: Snapshot) -> None:

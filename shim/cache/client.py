@@ -149,6 +149,13 @@ def ask(config: Config, message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         raise Unavailable(f"no cache answers at {address}: {reason}", hint=_START) from error
 
 
+def answer(config: Config, message: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a message that has one. Raises as `ask`, also if there is none after all."""
+    for found in ask(config, message):
+        return found
+    raise Unavailable(f"the cache at {socket_path(config)} has hung up", hint="try again")
+
+
 def _filled(
     sock: socket.socket, wanted: Sequence[Wanted], needed: Collection[int], coming: Iterable[Batch]
 ) -> bool:

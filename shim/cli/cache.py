@@ -26,18 +26,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, config: Config) -> int:
     """Print it, or drop what is named."""
-    found = _asked(config, {"verb": "list"})
+    found = client.answer(config, {"verb": "list"})
     if args.drop:
         for name in args.drop:
-            _asked(config, {"verb": "drop", "key": _key(config, found["snapshots"], name)})
+            client.answer(config, {"verb": "drop", "key": _key(config, found["snapshots"], name)})
             output.say(args, f"{name}: not in the cache any more")
         return exits.OK
     output.emit(args, found, lambda: _lines(config, found))
     return exits.OK
-
-
-def _asked(config: Config, message: Mapping[str, Any]) -> dict[str, Any]:
-    return next(client.ask(config, message), {})
 
 
 def _key(config: Config, snapshots: list[dict[str, Any]], name: str) -> str:

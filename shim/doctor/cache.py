@@ -18,7 +18,7 @@ def cache(node: Node) -> Iterator[Verdict]:
         yield absent("cache.size is 0", "with more, further replicas get GPU memory from there")
         return
     try:
-        found = next(client.ask(node.config, {"verb": "list"}), {})
+        found = client.answer(node.config, {"verb": "list"})
     except Unavailable as error:
         yield bad(error.message, "systemctl start thaw-cache; until then files are read")
         return

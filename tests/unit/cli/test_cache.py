@@ -122,6 +122,18 @@ def test_what_it_refuses(thaw: Thaw, holder: Holder) -> None:
     assert said.err == "thaw cache: it is being copied (wait)\n"
 
 
+def test_a_holder_that_hangs_up(thaw: Thaw, holder: Holder) -> None:
+    """Then nothing is known, and nothing was dropped."""
+    id = make(thaw.store, "worker-1")
+    assert thaw("cache").status == exits.UNREACHABLE
+    holder.answers = lambda asked: (
+        [contents(account(thaw.store.path_of(id), "a"))] if asked["verb"] == "list" else []
+    )
+    said = thaw("cache", "--drop", "worker-1")
+    assert (said.status, "has hung up" in said.err) == (exits.UNREACHABLE, True)
+    assert "not in the cache any more" not in said.err
+
+
 def test_warmed(thaw: Thaw, holder: Holder) -> None:
     id = make(thaw.store, "worker-1")
     holder.answers = lambda _: [

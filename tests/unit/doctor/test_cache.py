@@ -30,6 +30,13 @@ def test_nobody_holds_it(tmp_path: Path) -> None:
     assert verdict.said.startswith(f"no cache answers at {tmp_path}/cache.sock: ")
 
 
+def test_it_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ask", lambda *_: iter([]))
+    [verdict] = cache(node(tmp_path, 1.0))
+    assert verdict.state == BAD
+    assert verdict.said == f"the cache at {tmp_path}/cache.sock has hung up"
+
+
 @pytest.mark.parametrize(
     ("pinned", "state", "said"),
     [

@@ -35,6 +35,7 @@ from shim.gpu.memory.making import Batch, Wanted
 from shim.snapshot.snapshot import Snapshot
 
 _ASKING = 1.0  # seconds for an answer that needs no work
+_WAITING = 120.0  # seconds for the next word: memory of what is dropped is given back first
 _FILLING = 15.0  # seconds for a fill, and one more for every GiB: it does 20 and more in one
 _GIB = 1 << 30
 _START = "systemctl start thaw-cache; cache.size must not be 0"
@@ -139,7 +140,7 @@ def ask(config: Config, message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """All answers to a message, one after another. Raises Unavailable, and what was answered."""
     address = socket_path(config)
     try:
-        with closing(_connected(address, None)) as sock:
+        with closing(_connected(address, _WAITING)) as sock:
             send(sock, message)
             while (answer := receive(sock)) is not None:
                 raise_error(answer)
@@ -206,7 +207,7 @@ def _send_some(sock: socket.socket, given: Batch) -> None:
             os.close(fd)
 
 
-def _connected(address: str, seconds: float | None) -> socket.socket:
+def _connected(address: str, seconds: float) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.settimeout(seconds)

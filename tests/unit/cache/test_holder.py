@@ -311,6 +311,16 @@ def test_the_socket_is_roots(running: Running) -> None:
     assert Path(wire.socket_path(running.config)).stat().st_mode & 0o777 == 0o600
 
 
+def test_a_holder_that_hangs(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the driver, say."""
+    monkeypatch.setattr(client, "_WAITING", 0.05)
+    with (
+        closing(listening(wire.socket_path(config))),
+        pytest.raises(Unavailable, match=r"no cache answers at .*: timed out"),
+    ):
+        list(client.ask(config, {"verb": "list"}))
+
+
 class Refusing:
     """A listener that refuses once, as it does when there are no descriptors left."""
 

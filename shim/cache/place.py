@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shim import log
 from shim.config import Config
-from shim.mount import mount_all, mount_points, unmount_all
+from shim.mount import mount_all, unmount_all
 from shim.proto.task_pb import Mount
 
 _SLACK = 64 << 20  # bytes for what is written down of snapshots
@@ -24,12 +24,10 @@ def make(folder: Path, size: int) -> None:
     Raises OSError.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    room = f"size={size + _SLACK}"
-    if str(folder) in mount_points(str(folder)):
-        with suppress(OSError):  # what is too much goes as soon as it is known
-            _mount(folder, ["remount", "noexec", "nosuid", "nodev", room])
+    if folder.is_mount():
+        fit(folder, size)
         return
-    options = ["noexec", "nosuid", "nodev", "mode=0700", room]
+    options = [*_options(size), "mode=0700"]
     try:
         _mount(folder, [*options, "huge=always"])
     except OSError as error:
@@ -38,9 +36,9 @@ def make(folder: Path, size: int) -> None:
 
 
 def fit(folder: Path, size: int) -> None:
-    """The same once what is too much has gone."""
+    """Have it take so many bytes, unless more are in it: then again, once these have gone."""
     with suppress(OSError):
-        _mount(folder, ["remount", "noexec", "nosuid", "nodev", f"size={size + _SLACK}"])
+        _mount(folder, ["remount", *_options(size)])
 
 
 def remove(folder: Path) -> None:
@@ -48,6 +46,10 @@ def remove(folder: Path) -> None:
     unmount_all(str(folder))
     with suppress(FileNotFoundError):
         folder.rmdir()
+
+
+def _options(size: int) -> list[str]:
+    return ["noexec", "nosuid", "nodev", f"size={size + _SLACK}"]
 
 
 def _mount(folder: Path, options: list[str]) -> None:

@@ -50,6 +50,16 @@ def test_it_outlives_who_made_it(folder: Path) -> None:
     assert size(folder) == before - 4 * MIB
 
 
+def test_a_folder_behind_a_link(folder: Path) -> None:
+    """As /var/run is: what is there is found, and nothing is mounted over it."""
+    link = folder.parent.with_name("link")
+    link.symlink_to(folder.parent)
+    (folder / "file").write_bytes(b"data")
+    place.make(link / folder.name, 16 * MIB)
+    assert mount_points(str(folder)) == [str(folder)]
+    assert (folder / "file").read_bytes() == b"data"
+
+
 def test_it_is_as_large_as_what_is_in_it(folder: Path) -> None:
     with open(folder / "file", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, 70 * MIB)

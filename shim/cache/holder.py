@@ -109,7 +109,7 @@ class Holder:
         self._closing = threading.Event()
 
     def serve(self, listener: socket.socket) -> None:
-        """Answer whoever connects, until `stop`."""
+        """Answer whoever connects, until `stop`; nothing is read in any more then."""
         threading.Thread(target=self._sweep, daemon=True).start()
         while not self._closing.is_set():
             try:
@@ -122,6 +122,7 @@ class Holder:
             thread = threading.Thread(target=self._converse, args=(connection,), daemon=True)
             self._connections.add(thread)
             thread.start()
+        self._reading.close()  # some of them wait for that
         for thread in list(self._connections):
             thread.join(_PATIENCE)
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ class Running:
     store: Store
     stack: ExitStack
     memory: Memory
+    stop: Callable[[], None]
 
     def of(self, snapshot: Snapshot) -> Cached:
         found = stored(snapshot)
@@ -117,10 +119,11 @@ def running(config: Config, tmp_path: Path, cuda: FakeCuda) -> Iterator[Running]
         serving = threading.Thread(target=made.serve, args=(listener,))
         serving.start()
         stack.callback(serving.join)
-        stack.callback(made.stop, listener)
+        stop = partial(made.stop, listener)
+        stack.callback(stop)
         memory = Memory.open(cuda.library)
         stack.callback(memory.close)
-        yield Running(config, store, stack, memory)
+        yield Running(config, store, stack, memory, stop)
 
 
 @pytest.fixture
@@ -411,6 +414,21 @@ def test_those_that_wait_when_it_ends(
     assert [type(job.error) for job in (first, second)] == [Cancelled, Cancelled]
     with pytest.raises(Cancelled):
         reading.add(snapshot.path, asked=True)
+
+
+def test_who_waits_when_it_ends(
+    running: Running, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He is told at once, and nobody waits for him."""
+
+    def run(self: Intake, store: Store, threads: int) -> None:
+        running.stop()
+        assert self._stop.wait(5)
+        raise Cancelled("on purpose")
+
+    monkeypatch.setattr(Intake, "run", run)
+    with pytest.raises(Cancelled, match="on purpose"):
+        running.warm(snapshot)
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -254,7 +254,7 @@ def run(config: Config, folder: Path, *, segment: int = SEGMENT) -> None:
         stack.callback(driver.close)
         store = Store(folder, size, segment=segment, pin=driver.pin)
         stack.callback(store.close)
-        loading.load(store, driver.pin, threads)
+        loading.load(store, threads)
         place.fit(folder, store.limit)
         reading = Reading(config, store, threads)
         stack.callback(reading.close)

@@ -7,7 +7,6 @@ snapshot that is no longer where it was is let go.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from shim.cache.store import Store
 from shim.errors import FailedPrecondition, NotFound
 
 
-def load(store: Store, pin: Callable[[Segment], None], threads: int) -> None:
+def load(store: Store, threads: int) -> None:
     """Take up what there is; `store` is new. What is of no use is removed."""
     for path in sorted(store.segments_folder.iterdir()):
         try:
@@ -38,8 +37,7 @@ def load(store: Store, pin: Callable[[Segment], None], threads: int) -> None:
             except (OSError, ValueError) as error:
                 _remove(path, error)
     store.shrink()
-    for segment in store.segments.values():
-        pin(segment)
+    store.pin_rest()
 
 
 def sweep(store: Store) -> None:

@@ -169,7 +169,10 @@ class Store:
             segment.close()
 
     def pin_rest(self) -> None:
-        """Try again what could not be pinned: the driver may have come later than we."""
+        """Pin what is not pinned, up to the first segment with which that fails again.
+
+        The driver may have come later than we. Nobody gets anything while it is asked.
+        """
         with self.lock:
             numbers = list(self.segments)
         for number in numbers:
@@ -177,6 +180,8 @@ class Store:
                 segment = self.segments.get(number)
                 if segment is not None and segment.unpin is None:
                     self._pin(segment)
+                    if segment.unpin is None:
+                        return
 
     def shrink(self) -> None:
         """Let snapshots go until the limit is kept, which may have been another one before."""

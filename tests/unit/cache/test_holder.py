@@ -455,6 +455,24 @@ def test_it_is_pinned_later(cache: Store, save: Saved, cuda: FakeCuda) -> None:
     driver.close()
 
 
+def test_what_cannot_be_pinned_is_tried_once_for_all(
+    cache: Store, save: Saved, cuda: FakeCuda
+) -> None:
+    """Not each GiB in turn, while restores wait."""
+    taken(cache, save("one", ("x" * 100, 1)))
+    driver = Driver(cuda.library, lambda: [numbered(H100, 0)])
+    cache._pin = driver.pin
+    cuda.answer("cuMemHostRegister_v2", OPERATING_SYSTEM)
+    cuda.trace()
+    cache.pin_rest()
+    assert [name for name, _ in cuda.traced].count("cuMemHostRegister_v2") == 1
+    assert cache.accounts().pinned == 0
+    cache.pin_rest()
+    assert cache.accounts().pinned == cache.accounts().held == 2 * SEGMENT
+    cache.close()
+    driver.close()
+
+
 def test_a_gpu_that_cannot_be_used(cache: Store, save: Saved, cuda: FakeCuda) -> None:
     """As it is full, say: the next one will do for pinning."""
     cuda.answer("cuDevicePrimaryCtxRetain", OPERATING_SYSTEM)

@@ -25,7 +25,7 @@ def again(cache: Store, size: int = 3 * SEGMENT) -> Store:
     folder = cache.records_folder.parent
     cache.close()
     made = cache_in(folder, size)
-    loading.load(made, lambda _: None, 2)
+    loading.load(made, 2)
     return made
 
 

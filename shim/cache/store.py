@@ -293,8 +293,12 @@ class Store:
             if record.key in self.held:
                 return False
             draft = path.with_suffix(".draft")
-            draft.write_bytes(records.dump(record))
-            draft.rename(path)
+            try:
+                draft.write_bytes(records.dump(record))
+                draft.rename(path)
+            except BaseException:
+                draft.unlink(missing_ok=True)
+                raise
             self.held[record.key] = Held(record, time.time())
             return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -88,6 +89,21 @@ def test_a_file_system_that_wants_a_page_cache(
     monkeypatch.setattr(os, "preadv", refuse)
     key = taken(cache, save("one", ("x" * 120, 1)))
     assert content(cache, key) == [pattern("x" * 120, 1)]
+
+
+def test_no_room_to_write_down_what_it_has(
+    cache: Store, save: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(path: Path, data: bytes) -> int:
+        with open(path, "wb") as file:
+            file.write(data[:10])
+        raise OSError(errno.ENOSPC, "full")
+
+    snapshot = save("one", ("x" * 120, 1))
+    monkeypatch.setattr(Path, "write_bytes", fill_up)
+    with pytest.raises(OSError, match="full"):
+        taken(cache, snapshot)
+    nothing_stays(cache)
 
 
 def test_it_can_be_given_up(cache: Store, save: Saved, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ import errno
 import os
 import re
 import resource
+import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -127,6 +128,7 @@ class Region:
     def __init__(self, region: _CData, uuid: bytes, size: int) -> None:
         self._native = region
         self._file = -1
+        self._exporting = threading.Lock()
         self.uuid = uuid  # the GPU's
         self.size = size  # bytes
 
@@ -139,22 +141,24 @@ class Region:
     def descriptor(self) -> int:
         """A new descriptor that stands for the memory in other processes: the caller's to close.
 
-        It keeps the memory, too. Only of what was made here, not taken. Raises GpuFailed.
+        It keeps the memory, too. Only of what was made here, not taken. Raises GpuFailed. Any
+        thread may call, also while another one calls `share`.
         """
-        if self._file >= 0:
-            return os.dup(self._file)
-        file, call = ffi.new("int *"), ffi.new("const char **")
-        answered = lib.thaw_region_export(self.handle(), file, call)
-        judge(answered, call, "cannot hand GPU memory on")
-        return int(file[0])
+        self.share()
+        return os.dup(self._file)
 
     def share(self) -> None:
-        """Have the driver make a descriptor ahead of need: 1 ms for each, and one at a time (H100).
+        """Have the driver make the one of which `descriptor` hands out copies, ahead of need.
 
-        Raises GpuFailed.
+        It takes 1 ms, and one at a time (H100). Raises GpuFailed.
         """
-        if self._file < 0:
-            self._file = self.descriptor()
+        with self._exporting:
+            if self._file >= 0:
+                return
+            file, call = ffi.new("int *"), ffi.new("const char **")
+            answered = lib.thaw_region_export(self.handle(), file, call)
+            judge(answered, call, "cannot hand GPU memory on")
+            self._file = int(file[0])
 
     def scan(self) -> bytes:
         """One byte for each CHUNK, in order: 0 if it is all zeros.

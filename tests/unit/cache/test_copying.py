@@ -78,6 +78,8 @@ def talk(cache: Store, save: Saved, cuda: FakeCuda) -> Iterator[Talk]:
             stack.enter_context(engine.create(UUIDS[gpu], len(data)))
             for gpu, data in zip(GPUS, DATA, strict=True)
         ]
+        for region in regions:
+            region.share()  # it keeps a descriptor of its own
         before, threads = open_fds(), own_threads()
         ours, theirs = socket.socketpair()
         ended: list[BaseException | None] = []

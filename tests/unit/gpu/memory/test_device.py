@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakes.cuda import VARIABLE, FakeCuda
@@ -242,6 +243,18 @@ def test_descriptors_are_not_for_children(memory: Memory) -> None:
     with memory.create(UUIDS[0], SIZE) as region:
         fd = region.descriptor()
         assert not os.get_inheritable(fd)
+        os.close(fd)
+
+
+def test_the_driver_makes_one_descriptor(cuda: FakeCuda, memory: Memory) -> None:
+    """Of that there are copies, for the node's cache and for the worker, whoever comes first."""
+    traced = Traced(cuda)
+    with memory.create(UUIDS[0], SIZE) as region, ThreadPoolExecutor(4) as pool:
+        fds = list(pool.map(lambda _: region.descriptor(), range(8)))
+        region.share()
+    assert traced.count("cuMemExportToShareableHandle") == 1
+    assert len({os.fstat(fd).st_ino for fd in fds}) == 1
+    for fd in fds:
         os.close(fd)
 
 

@@ -13,7 +13,7 @@ from shim.cli.subject import Subject
 from shim.config import Config
 from shim.errors import InvalidArgument
 from shim.snapshot.inspection import Inspection
-from shim.snapshot.pieces import gpu_number
+from shim.snapshot.pieces import gpu_pieces
 from shim.snapshot.resident import NONE, PRIVATE, Bytes
 from shim.snapshot.store import size_of
 
@@ -109,13 +109,11 @@ def _on_disk(opened: Subject) -> dict[str, int]:
     if opened.snapshot is None:
         return {"images": size_of(opened.path)}
     made = opened.snapshot
-    pages, gpu = (
-        _blocks(made.piece(name) for name in made.config.pages if (gpu_number(name) is None) is cpu)
-        for cpu in (True, False)
-    )
-    whole = pages + gpu if made.criu in made.pages else 0  # as containerd wants a checkpoint
+    pages = _blocks(made.piece(name) for name in made.config.pages)
+    gpu = _blocks(made.piece(name) for name, _ in gpu_pieces(made.config.pages))
+    whole = pages if made.criu in made.pages else 0  # as containerd wants a checkpoint
     return {
-        "pages": pages,
+        "pages": pages - gpu,
         "GPU memory": gpu,
         "images": size_of(made.criu) - whole,
         "index": size_of(made.index),

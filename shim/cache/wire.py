@@ -89,8 +89,10 @@ def receive_files(sock: socket.socket, count: int) -> list[int]:
     files: list[int] = []
     try:
         while len(files) < count:
-            data, found, flags, _ = socket.recv_fds(sock, 1, BATCH, socket.MSG_CMSG_CLOEXEC)
+            data, found, flags, _ = socket.recv_fds(sock, 1, BATCH)
             files += found
+            for fd in found:  # recv_fds passes no flags on (CPython 3.11)
+                os.set_inheritable(fd, False)
             if not data or not found or flags & socket.MSG_CTRUNC or len(files) > count:
                 raise ValueError("descriptors are missing, or too many")
     except BaseException:

@@ -1,7 +1,7 @@
 """What is said between the holder and others: on a socket that is root's alone.
 
 Every message is a JSON object behind its length (four bytes, the lowest first). Descriptors come
-after a message that says whose they are, in messages of one byte with some of them each.
+after a message that says whose they are, all of them with one byte.
 
     has     {"key"}                       → {"here": bool}
     fill    {"key", "gpus", "regions"}    → {"here": false, "because"}, or {"here": true}; then,
@@ -79,26 +79,19 @@ def receive(sock: socket.socket) -> dict[str, Any] | None:
 
 
 def send_files(sock: socket.socket, files: Sequence[int]) -> None:
-    """Send descriptors. Raises OSError."""
-    for at in range(0, len(files), BATCH):
-        socket.send_fds(sock, [b"+"], files[at : at + BATCH])
+    """Send descriptors, BATCH of them at most. Raises OSError."""
+    socket.send_fds(sock, [b"+"], files)
 
 
 def receive_files(sock: socket.socket, count: int) -> list[int]:
     """So many descriptors, close-on-exec: the caller's. Raises OSError, ValueError."""
-    files: list[int] = []
-    try:
-        while len(files) < count:
-            data, found, flags, _ = socket.recv_fds(sock, 1, BATCH)
-            files += found
-            for fd in found:  # recv_fds passes no flags on (CPython 3.11)
-                os.set_inheritable(fd, False)
-            if not data or not found or flags & socket.MSG_CTRUNC or len(files) > count:
-                raise ValueError("descriptors are missing, or too many")
-    except BaseException:
+    _, files, flags, _ = socket.recv_fds(sock, 1, BATCH)
+    for fd in files:  # recv_fds passes no flags on (CPython 3.11)
+        os.set_inheritable(fd, False)
+    if len(files) != count or flags & socket.MSG_CTRUNC:
         for fd in files:
             os.close(fd)
-        raise
+        raise ValueError("descriptors are missing, or too many")
     return files
 
 

@@ -11,35 +11,26 @@ import fcntl
 import hashlib
 import os
 import threading
-from array import array
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from shim._native import ffi, lib
 from shim.cache import records
-from shim.cache.records import Record
+from shim.cache.records import Extent, Record
 from shim.cache.store import Chunk, Store
 from shim.cache.wire import key_of
 from shim.errors import Cancelled, Damaged, StoreFull, Unfit
 from shim.gpu.memory.index import Stored, stored
 from shim.snapshot.config import DAMAGED
+from shim.snapshot.extents import SIZE
 from shim.snapshot.locks import held
 from shim.snapshot.pieces import open_source
 from shim.snapshot.snapshot import Snapshot
 
 Read = Callable[[memoryview], tuple[bytes, int]]  # → digest and checksum
-
-
-class Extent(NamedTuple):
-    """Where the data of one is, and what it should be."""
-
-    source: int
-    offset: int
-    length: int
-    checksum: int
 
 
 class Draft:
@@ -82,7 +73,7 @@ class Draft:
     def publish(self) -> None:
         """All extents have been added: the snapshot is in the cache from here on."""
         key, path, regions, extents = self._about
-        found = [self._chunks[number] for number in range(len(extents) // records.EXTENT)]
+        found = [self._chunks[number] for number in range(len(extents) // SIZE)]
         lies = records.placed(
             extents, [chunk.segment for _, chunk in found], [chunk.place for _, chunk in found]
         )
@@ -144,10 +135,9 @@ class Intake:
                 Draft(store, self.key, self.path, found.regions, found.extents, self._idle)
             )
             pool = stack.enter_context(ThreadPoolExecutor(threads, initializer=_step_back))
-            extents = _extents(found.extents)
             adding = [
                 pool.submit(self._add, draft, files, number, extent)
-                for number, extent in enumerate(extents)
+                for number, extent in enumerate(records.listed(found.extents))
             ]
             wait(adding)
             if self._failure is not None:
@@ -180,12 +170,6 @@ class Intake:
 def _step_back() -> None:
     """The calling thread, of Linux's, lets those go first who serve somebody."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-
-
-def _extents(found: bytes) -> list[Extent]:
-    words, halves, quarters = array("Q", found), array("I", found), array("H", found)
-    columns = (quarters[14::16], words[1::4], halves[4::8], halves[5::8])
-    return [Extent(*fields) for fields in zip(*columns, strict=True)]
 
 
 def _opened(path: Path, size: int) -> int:

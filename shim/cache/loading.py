@@ -14,7 +14,7 @@ from pathlib import Path
 from shim import log
 from shim._native import ffi, lib
 from shim.cache import records
-from shim.cache.records import Record
+from shim.cache.records import Extent, Record
 from shim.cache.segments import Segment
 from shim.cache.store import Store
 from shim.errors import FailedPrecondition, NotFound
@@ -59,22 +59,22 @@ def _check(store: Store, record: Record, path: Path, pool: ThreadPoolExecutor) -
         raise ValueError("it is another's")
     if not os.path.lexists(record.path):
         raise ValueError(f"{record.path} is not there any more")
-    lies = zip(record.segments, record.places, record.lengths, record.checksums, strict=True)
     new = [
-        place
-        for name, place in zip(record.names, lies, strict=True)
+        extent
+        for name, extent in zip(record.names, records.listed(record.extents), strict=True)
         if name not in store.chunks  # those are good
     ]
-    if not all(pool.map(lambda place: _is_good(store, *place), new)):
+    if not all(pool.map(lambda extent: _is_good(store, extent), new)):
         raise ValueError("its bytes are not what they were")
 
 
-def _is_good(store: Store, number: int, place: int, length: int, checksum: int) -> bool:
-    segment = store.segments.get(number)
-    if segment is None or place + length > segment.size:
+def _is_good(store: Store, extent: Extent) -> bool:
+    segment = store.segments.get(extent.source)
+    if segment is None or extent.offset + extent.length > segment.size:
         return False
-    with segment.view(place, length) as view:
-        return checksum == lib.thaw_crc32c(0, ffi.from_buffer("char[]", view), length)
+    with segment.view(extent.offset, extent.length) as view:
+        found = lib.thaw_crc32c(0, ffi.from_buffer("char[]", view), extent.length)
+    return found == extent.checksum
 
 
 def _remove(path: Path, error: Exception) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from shim import log
 from shim._native import ffi, lib
-from shim.cache.records import EXTENT
 from shim.gpu.memory.answers import judge
 from shim.gpu.memory.device import Memory, Region
+from shim.snapshot.extents import SIZE
 
 if TYPE_CHECKING:
     from shim._native import _CData
@@ -55,7 +55,7 @@ def put(regions: Sequence[Region], sources: Sequence[memoryview], extents: bytes
             ffi.new("struct thaw_memory[]", kept),
             len(kept),
             stack.enter_context(ffi.from_buffer("struct thaw_extent[]", extents)),
-            len(extents) // EXTENT,
+            len(extents) // SIZE,
             call,
         )
     if copied == -errno.EINVAL:

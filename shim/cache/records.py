@@ -15,15 +15,25 @@ from array import array
 from dataclasses import field
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from shim._native import lib
 from shim.lean.values import Value
+from shim.snapshot.extents import SIZE
 
-EXTENT = 32  # bytes of struct thaw_extent
 DIGEST = 32  # bytes
 _FORMAT = 1
 _KEY = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MOST_LINE = 1 << 20
+
+
+class Extent(NamedTuple):
+    """Where the data of one is, and what it should be."""
+
+    source: int
+    offset: int
+    length: int  # bytes
+    checksum: int  # CRC-32C
 
 
 class Record(Value):
@@ -36,24 +46,9 @@ class Record(Value):
     digests: bytes = field(repr=False)
 
     @property
-    def lengths(self) -> list[int]:
-        """Bytes of each chunk."""
-        return array("I", self.extents)[4::8].tolist()
-
-    @property
-    def segments(self) -> list[int]:
-        """The segment of each chunk."""
-        return array("H", self.extents)[14::16].tolist()
-
-    @property
-    def places(self) -> list[int]:
-        """The place of each chunk in its segment."""
-        return array("Q", self.extents)[1::4].tolist()
-
-    @property
-    def checksums(self) -> list[int]:
-        """The CRC-32C of each chunk."""
-        return array("I", self.extents)[5::8].tolist()
+    def segments(self) -> frozenset[int]:
+        """Those that it has something in."""
+        return frozenset(array("H", self.extents)[14::16])
 
     @property
     def names(self) -> list[bytes]:
@@ -64,6 +59,13 @@ class Record(Value):
     def bytes(self) -> int:
         """Of all chunks, whether others have them, too, or not."""
         return sum(array("I", self.extents)[4::8])
+
+
+def listed(extents: bytes) -> list[Extent]:
+    """What they say of their data, in order."""
+    words, halves, quarters = array("Q", extents), array("I", extents), array("H", extents)
+    columns = (quarters[14::16], words[1::4], halves[4::8], halves[5::8])
+    return [Extent(*fields) for fields in zip(*columns, strict=True)]
 
 
 def placed(extents: bytes, segments: list[int], places: list[int]) -> bytes:
@@ -85,7 +87,7 @@ def by_region(extents: bytes) -> dict[int, bytes]:
     parts: dict[int, list[bytes]] = {}
     at = 0
     for number, run in groupby(array("I", extents)[6::8]):
-        end = at + sum(EXTENT for _ in run)
+        end = at + sum(SIZE for _ in run)
         parts.setdefault(number, []).append(extents[at:end])
         at = end
     return {number: _of_the_first(b"".join(part)) for number, part in parts.items()}
@@ -132,14 +134,14 @@ def parse(data: bytes) -> Record:
     )
     if sums != (head["extents"], head["digests"]) or len(rest) != middle + digests:
         raise ValueError("it has another checksum")
-    if extents % EXTENT or digests * EXTENT != extents * DIGEST:
+    if extents % SIZE or digests * SIZE != extents * DIGEST:
         raise ValueError("it has another length")
     return record
 
 
 def _of_the_first(extents: bytes) -> bytes:
     words = array("I", extents)
-    words[6::8] = array("I", bytes(len(extents) // EXTENT * 4))
+    words[6::8] = array("I", bytes(len(extents) // SIZE * 4))
     return words.tobytes()
 
 

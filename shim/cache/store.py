@@ -137,7 +137,7 @@ class Store:
 
     def memory(self, record: Record) -> list[memoryview]:
         """The bytes of the segments that a snapshot in use has something in, by number."""
-        wanted = set(record.segments)
+        wanted = record.segments
         none = memoryview(b"")
         with self.lock:
             return [
@@ -205,25 +205,18 @@ class Store:
 
     def adopt(self, record: Record, used: float) -> None:
         """Take a snapshot up whose bytes are here already. Raises ValueError if that cannot be."""
-        wanted = zip(
-            record.names,
-            record.segments,
-            record.places,
-            record.lengths,
-            record.checksums,
-            strict=True,
-        )
+        wanted = zip(record.names, records.listed(record.extents), strict=True)
         with self.lock:
             made: list[bytes] = []
             try:
-                for name, segment, place, length, checksum in wanted:
+                for name, extent in wanted:
                     found = self.chunks.get(name)
-                    new = Chunk(segment, place, length, checksum)
                     if found is None:
+                        new = Chunk(*extent)
                         self._claim(new)
                         self.chunks[name] = new
                         made.append(name)
-                    elif (found.segment, found.place, found.length) != (segment, place, length):
+                    elif (found.segment, found.place, found.length) != extent[:3]:
                         raise ValueError("it has what others have somewhere else")
             except ValueError:
                 for name in made:

@@ -60,12 +60,14 @@ def content(cache: Store, key: str) -> list[bytes]:
         assert record is not None
         regions = [bytearray(size) for size in record.regions]
         memory = cache.memory(record)
-        for number, extent in enumerate(record.extents[at : at + 32] for at in _starts(record)):
-            address = int.from_bytes(extent[:8], "little")
-            task = int.from_bytes(extent[24:28], "little")
-            place, length = record.places[number], record.lengths[number]
-            data = memory[record.segments[number]][place : place + length]
-            regions[task][address : address + length] = data
+        for extent in (record.extents[at : at + 32] for at in _starts(record)):
+            address, place, length = (
+                int.from_bytes(extent[at:end], "little") for at, end in ((0, 8), (8, 16), (16, 20))
+            )
+            task, segment = (
+                int.from_bytes(extent[at:end], "little") for at, end in ((24, 28), (28, 30))
+            )
+            regions[task][address : address + length] = memory[segment][place : place + length]
     return [bytes(region) for region in regions]
 
 

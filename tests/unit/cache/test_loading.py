@@ -64,14 +64,16 @@ def one_byte(cache: Store, record: Path) -> None:
 
 def another_place(cache: Store, record: Path) -> None:
     found = records.parse(record.read_bytes())
-    lies = records.placed(found.extents, found.segments, [p + 1 for p in found.places])
+    lie = records.listed(found.extents)
+    lies = records.placed(found.extents, [e.source for e in lie], [e.offset + 1 for e in lie])
     new = Record(found.key, found.path, found.regions, lies, found.digests)
     record.write_bytes(records.dump(new))
 
 
 def outside(cache: Store, record: Path) -> None:
     found = records.parse(record.read_bytes())
-    lies = records.placed(found.extents, [0] * len(found.places), [1 << 40] * len(found.places))
+    count = len(found.names)
+    lies = records.placed(found.extents, [0] * count, [1 << 40] * count)
     new = Record(found.key, found.path, found.regions, lies, found.digests)
     record.write_bytes(records.dump(new))
 

@@ -24,11 +24,13 @@ def test_where_the_data_lies() -> None:
     extents = bytes(range(64))
     lies = records.placed(extents, [3, 4], [4096, 1 << 33])
     record = Record("ab" * 32, Path("/"), [], lies, b"1" * 32 + b"2" * 32)
-    assert (record.segments, record.places) == ([3, 4], [4096, 1 << 33])
+    first, second = records.listed(lies)
+    assert (first[:2], second[:2]) == ((3, 4096), (4, 1 << 33))
+    assert record.segments == {3, 4}
     assert record.names == [b"1" * 32, b"2" * 32]
     assert (lies[:8], lies[16:28], lies[30:32]) == (extents[:8], extents[16:28], extents[30:32])
-    assert record.lengths[0] == int.from_bytes(extents[16:20], "little")
-    assert record.checksums[0] == int.from_bytes(extents[20:24], "little")
+    assert first.length == int.from_bytes(extents[16:20], "little")
+    assert first.checksum == int.from_bytes(extents[20:24], "little")
 
 
 def test_whose_data_it_is() -> None:

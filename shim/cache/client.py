@@ -199,9 +199,8 @@ def _send_some(sock: socket.socket, given: Batch) -> None:
     files: list[int] = []
     try:
         files.extend(region.descriptor() for _, region in given)
-        if files:
-            send(sock, {"made": [number for number, _ in given]})
-            send_files(sock, files)
+        send(sock, {"made": [number for number, _ in given]})
+        send_files(sock, files)
     finally:
         for fd in files:
             os.close(fd)

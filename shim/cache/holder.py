@@ -174,7 +174,7 @@ class Holder:
         wanted = [(uuids[int(gpu)], int(size)) for gpu, size in request["regions"]]
         with self._store.using(str(request["key"])) as record:
             if record is None or [size for _, size in wanted] != record.regions:
-                send(connection, {"here": False, "because": "it is not in the cache"})
+                send(connection, {"here": False})
                 return
             memory = self._driver.memory
             send(connection, {"here": True})

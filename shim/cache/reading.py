@@ -17,7 +17,7 @@ RECENTLY = 600.0  # seconds: what was used since goes for what is asked for, but
 
 
 class Job:
-    """A snapshot that shall come in. `done` and `total` are bytes."""
+    """A snapshot that shall come in; `error` is why it has not, once it has ended."""
 
     def __init__(self, intake: Intake, asked: bool) -> None:
         self.intake = intake

@@ -14,9 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 GRAIN = 4096  # bytes: places and lengths are multiples of it, as direct I/O needs
-SEGMENT = (
-    1 << 30
-)  # bytes: large enough for few calls of the driver, small enough to be made quickly
+SEGMENT = 1 << 30  # bytes: few calls of the driver for all, and each is made quickly
 
 
 class Free:

@@ -4,7 +4,7 @@ Every message is a JSON object behind its length (four bytes, the lowest first).
 after a message that says whose they are, all of them with one byte.
 
     has     {"key"}                       → {"here": bool}
-    fill    {"key", "gpus", "regions"}    → {"here": false, "because"}, or {"here": true}; then,
+    fill    {"key", "gpus", "regions"}    → {"here": bool}; if it is, then,
               {"made": [number, …]} and     as often as it takes until all regions for which there
               their descriptors             is data have come, in any order
                                           → {"filled": bytes, "seconds"}

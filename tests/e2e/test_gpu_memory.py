@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,11 +161,17 @@ def strict(shared: GpuLane, snapshot: Made) -> Iterator[Pod]:
         yield pod
 
 
-@pytest.fixture(scope="module")
-def fallible(shared: GpuLane, snapshot: Made) -> Iterator[Pod]:
-    """A pod whose worker boots cold if it cannot be restored."""
-    with shared.pod("fallible", annotations={SNAPSHOT: NAME}) as pod:
-        yield pod
+@contextmanager
+def fallible(lane: GpuLane) -> Iterator[Container]:
+    """A worker that boots cold if it cannot be restored, in a pod of its own.
+
+    Its GPU memory is made and filled from the sandbox on: what is to go wrong must be there before.
+    """
+    with (
+        lane.pod("fallible", annotations={SNAPSHOT: NAME}) as pod,
+        removed(worker(lane, pod).start()) as container,
+    ):
+        yield container
 
 
 def test_a_snapshot(lane: GpuLane, snapshot: Made) -> None:
@@ -279,10 +286,12 @@ def test_a_snapshot_fails(lane: GpuLane, snapshot: Made, call: str, inside: bool
 
 
 @pytest.mark.parametrize("call", ["cuMemCreate", "cuMemcpyHtoDAsync_v2", "Restore"])
-def test_a_restore_fails(lane: GpuLane, snapshot: Made, fallible: Pod, call: str) -> None:
+def test_a_restore_fails(lane: GpuLane, snapshot: Made, call: str) -> None:
     """Its container boots cold."""
-    lane.cuda.answer(call, OUT_OF_MEMORY, OUT_OF_MEMORY)
-    with removed(worker(lane, fallible).start()) as container:
+    if call.startswith("cu"):
+        lane.cuda.answer(call, PASS, pid=INSIDE, always=True)
+    lane.cuda.answer(call, OUT_OF_MEMORY, always=True)
+    with fallible(lane) as container:
         line = outcome(lane, container)
         assert (line.message, line.fields["reason"]) == ("booting cold", "GpuFailed")
         assert call.removesuffix("_v2") in line.fields["error"]
@@ -291,7 +300,7 @@ def test_a_restore_fails(lane: GpuLane, snapshot: Made, fallible: Pod, call: str
         assert sums(container) == snapshot.sums
 
 
-def test_a_flipped_byte(lane: GpuLane, snapshot: Made, fallible: Pod) -> None:
+def test_a_flipped_byte(lane: GpuLane, snapshot: Made) -> None:
     """It is seen before anything of it is used."""
     [path] = path_of(lane, NAME).glob("pages/gpu-1.img.0000")
     with open(path, "r+b") as file:
@@ -299,7 +308,7 @@ def test_a_flipped_byte(lane: GpuLane, snapshot: Made, fallible: Pod) -> None:
         byte = file.read(1)
         file.seek(5 * MIB)
         file.write(bytes([byte[0] ^ 1]))
-    with removed(worker(lane, fallible).start()) as container:
+    with fallible(lane) as container:
         line = outcome(lane, container)
         assert (line.message, line.fields["reason"]) == ("booting cold", "Damaged")
         assert "gpu-1.img.0000" in line.fields["error"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.cuda import VARIABLE, FakeCuda
 from fakes.host import Node
 from fakes.pod import FAKES, Pod, documents
 from hypothesis import settings
@@ -43,6 +44,14 @@ def pod(node: Node, tmp_path: Path) -> Iterator[Pod]:
     yield made
     made.release()
     unmount_all(str(tmp_path))  # control directories of containers that nobody has deleted
+
+
+@pytest.fixture
+def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """A CUDA driver without a GPU, and this process in its world, in which there is nobody yet."""
+    made = FakeCuda(tmp_path / "cuda")
+    monkeypatch.setenv(VARIABLE, str(made.folder))
+    return made
 
 
 class Plays:

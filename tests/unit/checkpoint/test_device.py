@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.cuda import VARIABLE, FakeCuda
+from fakes.cuda import FakeCuda
 from fakes.cuda_worker import Workers
 from fakes.dumping import SPEC, Criu, left, made, work_of
 from fakes.nvml import A100, GIB, H100, FakeNvml, machine, numbered
@@ -36,12 +36,6 @@ from shim.work import Work
 OUT_OF_MEMORY = 2
 NODE = {"path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 1}
 ON_GPU = {"linux": {**SPEC["linux"], "devices": [NODE]}}
-
-
-@pytest.fixture
-def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "cuda"))
-    return FakeCuda(tmp_path / "cuda")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.cuda import VARIABLE, FakeCuda
+from fakes.cuda import FakeCuda
 from fakes.dumping import SPEC, Criu, left, made, work_of
 from fakes.gpu import Program
 from fakes.gpu_conversation import LIBRARY
@@ -37,12 +37,6 @@ MIB = 1 << 20
 NODE = {"path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0}
 ON_GPU = {"linux": {**SPEC["linux"], "devices": [NODE]}}
 GPU = numbered(H100, 0).uuid
-
-
-@pytest.fixture
-def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "cuda"))
-    return FakeCuda(tmp_path / "cuda")
 
 
 @pytest.fixture

@@ -23,20 +23,14 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def cuda(tmp_path: Path) -> FakeCuda:
-    return FakeCuda(tmp_path / "cuda")
-
-
-@pytest.fixture
 def program(cuda: FakeCuda) -> Iterator[Program]:
     with Program(cuda) as program:
         yield program
 
 
 @pytest.fixture
-def driver(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> ctypes.CDLL:
+def driver(cuda: FakeCuda) -> ctypes.CDLL:
     """It, for who makes checkpoints."""
-    monkeypatch.setenv("THAW_FAKE_CUDA", str(cuda.folder))
     library = ctypes.CDLL(cuda.library)
     assert library.cuInit(0) == 0
     return library

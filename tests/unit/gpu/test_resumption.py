@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fakes.cuda import VARIABLE, FakeCuda
+from fakes.cuda import FakeCuda
 from fakes.cuda_worker import Workers
 
 from shim.errors import GpuFailed, Unfit
@@ -17,12 +17,6 @@ from shim.gpu.resumption import Resumption
 
 OUT_OF_MEMORY, NO_DEVICE, NOT_SUPPORTED = 2, 100, 801
 HERE, THERE = bytes(range(16)), bytes(range(16, 32))
-
-
-@pytest.fixture
-def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "cuda"))
-    return FakeCuda(tmp_path / "cuda")
 
 
 @pytest.fixture

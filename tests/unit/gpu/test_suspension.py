@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.cuda import VARIABLE, Call, FakeCuda
+from fakes.cuda import Call, FakeCuda
 from fakes.cuda_worker import Workers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,17 +26,6 @@ from shim.timeline import Timeline
 
 MIB = 1 << 20
 OUT_OF_MEMORY, NOT_READY, NOT_SUPPORTED = 2, 600, 801
-
-
-@pytest.fixture
-def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "cuda"))
-    return FakeCuda(tmp_path / "cuda")
-
-
-@pytest.fixture
-def driver(cuda: FakeCuda) -> Driver:
-    return Driver.open(cuda.library)
 
 
 @pytest.fixture

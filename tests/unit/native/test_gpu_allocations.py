@@ -19,11 +19,6 @@ INVALID_VALUE = 1
 NOT_INITIALIZED = 3
 
 
-@pytest.fixture
-def cuda(tmp_path: Path) -> FakeCuda:
-    return FakeCuda(tmp_path)
-
-
 def about(program: Program) -> tuple[int, dict[str, int]]:
     """Bytes that can be moved, and those that cannot, by reason."""
     with Conversation(program.pid) as library:

@@ -19,11 +19,6 @@ INVALID_CONTEXT = 201
 NOT_SUPPORTED = 801
 
 
-@pytest.fixture
-def cuda(tmp_path: Path) -> FakeCuda:
-    return FakeCuda(tmp_path)
-
-
 def move(program: Script) -> None:
     """Take all of its memory out and give it back."""
     with Conversation(program.pid) as library:

@@ -20,11 +20,6 @@ FAILURE = 999
 
 
 @pytest.fixture
-def cuda(tmp_path: Path) -> FakeCuda:
-    return FakeCuda(tmp_path)
-
-
-@pytest.fixture
 def program(cuda: FakeCuda) -> Iterator[Program]:
     """With memory of both kinds, filled."""
     with Program(cuda, preload=LIBRARY) as started:

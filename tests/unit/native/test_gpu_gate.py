@@ -5,7 +5,6 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fakes.cuda import FakeCuda
@@ -16,11 +15,6 @@ from shim.gpu.memory.wire import Answer, Kind, State, Status
 
 SECONDS = 30.0
 QUIET = 0.05  # seconds in which something would have happened
-
-
-@pytest.fixture
-def cuda(tmp_path: Path) -> FakeCuda:
-    return FakeCuda(tmp_path)
 
 
 @pytest.fixture

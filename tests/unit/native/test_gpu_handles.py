@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu import WAYS, Program, Refused
@@ -14,11 +12,6 @@ from shim.gpu.memory.wire import Kind
 MIB = 1 << 20
 INVALID_VALUE = 1
 NOT_SUPPORTED = 801
-
-
-@pytest.fixture
-def cuda(tmp_path: Path) -> FakeCuda:
-    return FakeCuda(tmp_path)
 
 
 def about(program: Program) -> tuple[int, dict[str, int]]:

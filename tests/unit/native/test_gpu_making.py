@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fakes.cuda import FakeCuda
@@ -15,11 +14,6 @@ from shim.gpu.memory.wire import Kind, Memory, State, Status
 
 MIB = 1 << 20
 FAILURE = 999
-
-
-@pytest.fixture
-def cuda(tmp_path: Path) -> FakeCuda:
-    return FakeCuda(tmp_path)
 
 
 @pytest.fixture

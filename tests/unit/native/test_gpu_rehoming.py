@@ -21,10 +21,10 @@ INVALID_VALUE = 1
 
 
 @pytest.fixture
-def cuda(tmp_path: Path) -> FakeCuda:
+def cuda(cuda: FakeCuda) -> FakeCuda:
     """A driver that exports nothing that came from another process."""
-    (tmp_path / "own-only").touch()
-    return FakeCuda(tmp_path)
+    (cuda.folder / "own-only").touch()
+    return cuda
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.cuda import VARIABLE, FakeCuda
+from fakes.cuda import FakeCuda
 from fakes.cuda_worker import Workers
 from fakes.nvml import A100, GIB, H100, FakeNvml, machine, numbered
 from fakes.snapshots import CONFIG, HOST, make
@@ -48,12 +48,6 @@ def snapshot_of(pids: list[int], uuid: str = OLD, memory: int = GIB) -> Snapshot
 def node(minor: int) -> dict[str, Any]:
     device = {"path": "/dev/nvidia0", "type": "c", "major": 195, "minor": minor}
     return {"linux": {"devices": [device]}}
-
-
-@pytest.fixture
-def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "cuda"))
-    return FakeCuda(tmp_path / "cuda")
 
 
 @pytest.fixture

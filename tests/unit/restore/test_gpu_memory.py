@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes.cuda import VARIABLE, FakeCuda
+from fakes.cuda import FakeCuda
 from fakes.cufile import FakeCufile
 from fakes.gpu import Program
 from fakes.gpu_conversation import LIBRARY
@@ -33,12 +33,6 @@ HERE = numbered(H100, 0).uuid
 KIND = Kind(H100.model, H100.memory, H100.driver, 1)
 OUT_OF_MEMORY = 2
 INVALID_DEVICE = 101
-
-
-@pytest.fixture
-def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "cuda"))
-    return FakeCuda(tmp_path / "cuda")
 
 
 @pytest.fixture

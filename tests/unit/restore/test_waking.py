@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.cuda import VARIABLE, FakeCuda
+from fakes.cuda import FakeCuda
 from fakes.snapshots import CONFIG, make
 
 from shim.config import Config
@@ -19,12 +19,6 @@ from shim.snapshot.store import Store
 
 NOT_INITIALIZED = 3
 WITH_GPU = replace(CONFIG, gpu=CudaState([CudaProcess(1)]))
-
-
-@pytest.fixture
-def cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "cuda"))
-    return FakeCuda(tmp_path / "cuda")
 
 
 def request(tmp_path: Path, cuda: FakeCuda, name: str = "one") -> dict[str, Any]:

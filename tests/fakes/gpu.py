@@ -144,6 +144,12 @@ class Program:
         """The same: its address."""
         return int(self.ask(command).split()[1], 16)
 
+    def filled(self, *commands: str) -> None:
+        """Make the first memory of all and fill it, each with numbers of its own."""
+        for number, command in enumerate(commands, 1):
+            assert self.number(command) == number
+            self.ask(f"fill {number} {number}")
+
     def end(self) -> tuple[int, str]:
         """Let it come to its end: its exit status, and what it said on stderr."""
         _, said = self.process.communicate(timeout=60)

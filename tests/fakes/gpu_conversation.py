@@ -136,3 +136,12 @@ class Conversation:
         assert not answer.status
         assert answer.state is State.EMPTIED
         return memory, fds
+
+    def moved(self) -> list[Memory]:
+        """Take all memory out and give it back; what that was."""
+        memory, fds = self.emptied()
+        assert not self.give(memory, fds).status
+        answer = self.ask(Kind.OPEN)
+        assert not answer.status
+        assert answer.state is State.RUNNING
+        return memory

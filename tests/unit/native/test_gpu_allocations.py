@@ -12,18 +12,13 @@ from fakes.gpu_conversation import LIBRARY, Conversation
 from shim.gpu.memory import marker
 from shim.gpu.memory.wire import RDMA, Kind
 
+from .conftest import about
+
 MIB = 1 << 20
 NOT_SUPPORTED = 801
 OUT_OF_MEMORY = 2
 INVALID_VALUE = 1
 NOT_INITIALIZED = 3
-
-
-def about(program: Program) -> tuple[int, dict[str, int]]:
-    """Bytes that can be moved, and those that cannot, by reason."""
-    with Conversation(program.pid) as library:
-        told = library.about()
-        return told.movable, told.left
 
 
 def shown(program: Program, memory: int) -> list[str]:
@@ -78,7 +73,7 @@ def test_the_per_thread_default_streams_functions_are_taken_over_too(cuda: FakeC
         with Conversation(program.pid) as library:
             assert not library.hold().status
             program.tell(f"fill {number} 1")
-            assert not library.ask(6).status
+            assert not library.ask(Kind.OPEN).status
         assert program.answer() == "filled"
 
 
@@ -244,7 +239,7 @@ def test_a_child_goes_on_without_the_library(cuda: FakeCuda) -> None:
             assert not library.hold().status
             program.ask("info")
             assert program.ask("fork") == str(NOT_INITIALIZED)
-            assert not library.ask(6).status
+            assert not library.ask(Kind.OPEN).status
         assert program.ask(f"fill {number} 1") == "filled"
 
 
@@ -256,8 +251,6 @@ def test_a_graph_fills_what_was_moved(cuda: FakeCuda) -> None:
         filled = program.ask(f"sum {number}")
         program.ask(f"set {number} 0")
         with Conversation(program.pid) as library:
-            memory, fds = library.emptied()
-            assert not library.give(memory, fds).status
-            assert not library.ask(6).status
+            library.moved()
         program.ask("replay")
         assert program.ask(f"sum {number}") == filled

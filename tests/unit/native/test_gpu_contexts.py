@@ -22,9 +22,7 @@ NOT_SUPPORTED = 801
 def move(program: Script) -> None:
     """Take all of its memory out and give it back."""
     with Conversation(program.pid) as library:
-        memory, fds = library.emptied()
-        assert not library.give(memory, fds).status
-        assert not library.ask(Kind.OPEN).status
+        library.moved()
 
 
 def test_memory_goes_with_its_context(cuda: FakeCuda) -> None:
@@ -95,10 +93,7 @@ stop("more")
         program.go_on()
         program.reach("over")
         with Conversation(program.pid) as library:
-            memory, fds = library.emptied()
-            assert [piece.size for piece in memory] == [4 * MIB]
-            assert not library.give(memory, fds).status
-            assert not library.ask(Kind.OPEN).status
+            assert [piece.size for piece in library.moved()] == [4 * MIB]
         program.go_on()
         program.reach("more")
         assert program.movable == 12 * MIB

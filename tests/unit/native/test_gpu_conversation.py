@@ -15,6 +15,8 @@ from fakes.settled import eventually
 from shim.gpu.memory import marker
 from shim.gpu.memory.wire import HEADER, RECORDS, Kind, Memory, State, Status, request
 
+from .conftest import open_descriptors, sums
+
 MIB = 1 << 20
 FAILURE = 999
 
@@ -23,24 +25,8 @@ FAILURE = 999
 def program(cuda: FakeCuda) -> Iterator[Program]:
     """With memory of both kinds, filled."""
     with Program(cuda, preload=LIBRARY) as started:
-        for number, command in enumerate(("alloc 4M", "plain 2M", "alloc 6M"), 1):
-            assert started.number(command) == number
-            started.ask(f"fill {number} {number}")
+        started.filled("alloc 4M", "plain 2M", "alloc 6M")
         yield started
-
-
-@pytest.fixture
-def library(program: Program) -> Iterator[Conversation]:
-    with Conversation(program.pid) as started:
-        yield started
-
-
-def sums(program: Program) -> list[str]:
-    return [program.ask(f"sum {number}") for number in (1, 2, 3)]
-
-
-def open_descriptors(program: Program) -> int:
-    return len(os.listdir(f"/proc/{program.pid}/fd"))
 
 
 def state_of(program: Program) -> int:
@@ -78,9 +64,7 @@ def test_memory_leaves_and_comes_back(program: Program, library: Conversation) -
 def test_what_was_given_back_and_then_handed_on(program: Program, library: Conversation) -> None:
     """It cannot be moved any more, and the driver would take it for another process's."""
     number = program.number("create 8M")
-    memory, fds = library.emptied()
-    library.give(memory, fds)
-    library.ask(Kind.OPEN)
+    library.moved()
     assert library.about().left == {}
     program.ask(f"export {number}")
     about = library.about()
@@ -107,11 +91,9 @@ def test_many_pieces_take_many_messages(program: Program, library: Conversation)
     before = [program.ask(f"sum {number}") for number in numbers]
     for number in numbers[::3]:
         program.ask(f"free {number}")
-    memory, fds = library.emptied()
+    memory = library.moved()
     kept = len(numbers) - len(numbers[::3])
     assert len(memory) == len({piece.id for piece in memory}) == kept + 3
-    assert not library.give(memory, fds).status
-    assert not library.ask(Kind.OPEN).status
     after = [program.ask(f"sum {n}") for i, n in enumerate(numbers) if i % 3]
     assert after == [found for i, found in enumerate(before) if i % 3]
 

@@ -26,12 +26,6 @@ def program(cuda: FakeCuda) -> Iterator[Program]:
         yield started
 
 
-@pytest.fixture
-def library(program: Program) -> Iterator[Conversation]:
-    with Conversation(program.pid) as started:
-        yield started
-
-
 def silent(program: Program) -> bool:
     """Whether no answer comes, for as long as one would take."""
     assert program.process.stdout is not None
@@ -81,9 +75,7 @@ def test_threads_that_allocate_are_held_between_two_calls(
 ) -> None:
     program.tell("threads 4 60 2M")
     for _ in range(10):
-        memory, fds = library.emptied()
-        assert not library.give(memory, fds).status
-        assert not library.ask(Kind.OPEN).status
+        library.moved()
     assert program.answer() == "done"
     assert library.about().movable == 10 << 20
 

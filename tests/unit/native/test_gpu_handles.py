@@ -7,28 +7,17 @@ from fakes.cuda import FakeCuda
 from fakes.gpu import WAYS, Program, Refused
 from fakes.gpu_conversation import LIBRARY, Conversation
 
-from shim.gpu.memory.wire import Kind
+from .conftest import about
 
 MIB = 1 << 20
 INVALID_VALUE = 1
 NOT_SUPPORTED = 801
 
 
-def about(program: Program) -> tuple[int, dict[str, int]]:
-    """Bytes that can be moved, and those that cannot, by reason."""
-    with Conversation(program.pid) as library:
-        told = library.about()
-        return told.movable, told.left
-
-
 def moved(program: Program) -> int:
     """Take the memory out of the process and bring it back: how many pieces that were."""
     with Conversation(program.pid) as library:
-        memory, fds = library.emptied()
-        if memory:
-            assert not library.give(memory, fds).status
-        assert not library.ask(Kind.OPEN).status
-        return len(memory)
+        return len(library.moved())
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -12,6 +12,8 @@ from fakes.gpu_conversation import LIBRARY, Conversation
 
 from shim.gpu.memory.wire import Kind, Memory, State, Status
 
+from .conftest import open_descriptors, sums
+
 MIB = 1 << 20
 FAILURE = 999
 
@@ -19,20 +21,8 @@ FAILURE = 999
 @pytest.fixture
 def program(cuda: FakeCuda) -> Iterator[Program]:
     with Program(cuda, preload=LIBRARY) as started:
-        for number, command in enumerate(("alloc 4M", "plain 2M", "create 6M"), 1):
-            started.ask(command)
-            started.ask(f"fill {number} {number}")
+        started.filled("alloc 4M", "plain 2M", "create 6M")
         yield started
-
-
-@pytest.fixture
-def library(program: Program) -> Iterator[Conversation]:
-    with Conversation(program.pid) as started:
-        yield started
-
-
-def sums(program: Program) -> list[str]:
-    return [program.ask(f"sum {number}") for number in (1, 2, 3)]
 
 
 def make(library: Conversation, memory: Memory, content: int) -> None:
@@ -97,12 +87,12 @@ def test_what_fails_leaves_it_away(
 ) -> None:
     had = sums(program)
     memory, fds = library.emptied()
-    descriptors = len(os.listdir(f"/proc/{program.pid}/fd"))
+    descriptors = open_descriptors(program)
     cuda.answer(call, FAILURE)
     answer = library.ask(Kind.MAKE, 0, memory[:1])
     assert (answer.status, answer.value, answer.text) == (Status.CUDA, FAILURE, call)
     assert answer.state is State.EMPTIED
-    assert len(os.listdir(f"/proc/{program.pid}/fd")) == descriptors
+    assert open_descriptors(program) == descriptors
     assert library.ask(Kind.OPEN).status is Status.MISSING
     assert not library.give(memory, fds).status
     assert library.ask(Kind.OPEN).state is State.RUNNING

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from fakes.gpu_conversation import LIBRARY, Conversation
 from fakes.gpu_script import script
 
 from shim.gpu.memory.wire import RDMA, Kind, Memory, State, Status
+
+from .conftest import open_descriptors, sums
 
 MIB = 1 << 20
 FAILURE = 999
@@ -31,35 +32,17 @@ def cuda(cuda: FakeCuda) -> FakeCuda:
 def program(cuda: FakeCuda) -> Iterator[Program]:
     """With memory that was given back to it: mapped, and without a handle or without addresses."""
     with Program(cuda, preload=LIBRARY) as started:
-        for number, command in enumerate(("alloc 4M", "plain 2M", "plain 6M"), 1):
-            assert started.number(command) == number
-            started.ask(f"fill {number} {number}")
+        started.filled("alloc 4M", "plain 2M", "plain 6M")
         started.ask("release 2")
         with Conversation(started.pid) as library:
-            moved(library)
+            library.moved()
             assert library.about().given
         yield started
 
 
-@pytest.fixture
-def library(program: Program) -> Iterator[Conversation]:
-    with Conversation(program.pid) as started:
-        yield started
-
-
-def moved(library: Conversation) -> None:
-    memory, fds = library.emptied()
-    assert not library.give(memory, fds).status
-    assert library.ask(Kind.OPEN).state is State.RUNNING
-
-
-def sums(program: Program) -> list[str]:
-    return [program.ask(f"sum {number}") for number in (1, 2, 3)]
-
-
 def kept(program: Program) -> tuple[str, int]:
     """What it has, and how many descriptors."""
-    return program.ask("info"), len(os.listdir(f"/proc/{program.pid}/fd"))
+    return program.ask("info"), open_descriptors(program)
 
 
 def test_it_is_taken_again_and_again(program: Program, library: Conversation) -> None:
@@ -100,7 +83,7 @@ def test_it_is_the_programs_own_then(program: Program, library: Conversation) ->
     assert sums(program) == before
     program.ask("fill 1 77")
     assert sums(program)[1:] == before[1:]
-    moved(library)
+    library.moved()
 
 
 def test_all_addresses_keep_what_they_had(cuda: FakeCuda) -> None:
@@ -144,7 +127,7 @@ check(8)
         for word in ("moved", "moved again"):
             started.reach(word)
             with Conversation(started.pid) as library:
-                moved(library)
+                library.moved()
             started.go_on()
         started.end()
 
@@ -152,9 +135,7 @@ check(8)
 def test_what_the_driver_has_restored_itself_may_be_refused_too(tmp_path: Path) -> None:
     cuda = FakeCuda(tmp_path)
     with Program(cuda, preload=LIBRARY) as program:
-        for number, command in enumerate(("alloc 4M", "plain 2M", "plain 6M"), 1):
-            program.ask(command)
-            program.ask(f"fill {number} {number}")
+        program.filled("alloc 4M", "plain 2M", "plain 6M")
         before, had = sums(program), kept(program)
         cuda.answer("cuMemExportToShareableHandle", INVALID_VALUE)
         with Conversation(program.pid) as library:
@@ -192,7 +173,7 @@ def test_what_fails_leaves_all_as_it_was(
     assert answer.state is State.HELD
     assert library.ask(Kind.OPEN).state is State.RUNNING
     assert (sums(program), kept(program)) == (before, had)
-    moved(library)
+    library.moved()
     assert sums(program) == before
 
 
@@ -207,7 +188,7 @@ def test_what_is_refused_even_so_is_told(
     assert answer.text == "cuMemExportToShareableHandle"
     assert library.ask(Kind.OPEN).state is State.RUNNING
     assert sums(program) == before
-    moved(library)
+    library.moved()
     assert sums(program) == before
 
 

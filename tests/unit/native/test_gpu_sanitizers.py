@@ -12,8 +12,6 @@ from fakes.cuda import FakeCuda
 from fakes.gpu import Program
 from fakes.gpu_conversation import Conversation
 
-from shim.gpu.memory.wire import Kind
-
 NATIVE = Path(__file__).parents[3] / "native" / "gpu"
 # dlsym stays the sanitizer's own: this program is linked with libcuda.
 SOURCES = [str(path) for path in sorted(NATIVE.glob("*.c")) if path.name != "dlsym.c"]
@@ -60,9 +58,7 @@ def test_threads_and_an_engine_at_the_same_time(tmp_path: Path, kind: str) -> No
             for count in range(8):
                 if count == 4:
                     (tmp_path / "own-only").touch()  # from here on, all is copied to other memory
-                memory, fds = library.emptied()
-                assert not library.give(memory, fds).status
-                assert not library.ask(Kind.OPEN).status
+                library.moved()
                 assert library.about().left == {"small": 4096}
         assert program.answer() == "done"
         program.ask("rest")

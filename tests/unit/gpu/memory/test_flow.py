@@ -25,9 +25,7 @@ MADE = ["alloc 4M", "create 8M", "alloc 2M", "alloc 1M"]
 @pytest.fixture
 def program(cuda: FakeCuda) -> Iterator[Program]:
     with Program(cuda, preload=LIBRARY) as started:
-        for number, command in enumerate(MADE, 1):
-            assert started.number(command) == number
-            started.ask(f"fill {number} {number * 7}")
+        started.filled(*MADE)
         started.ask("set 2 0")  # all zeros
         yield started
 

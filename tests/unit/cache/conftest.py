@@ -6,16 +6,50 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fakes.cuda import FakeCuda
 from fakes.gpu_snapshots import saved
-from fakes.regions import MIB, pattern
+from fakes.regions import MIB, pattern, three_gpus
+from fakes.settled import eventually, own_threads
 
 from shim.cache.intake import Intake
 from shim.cache.store import Store
+from shim.config import Config
 from shim.snapshot import store as snapshots
 from shim.snapshot.snapshot import Snapshot
 
 SEGMENT = 4 * MIB
 Saved = Callable[..., Snapshot]
+
+
+@pytest.fixture(scope="module")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
+    """One for all tests of a module, with three GPUs."""
+    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
+        yield made
+
+
+@pytest.fixture
+def nobody_is_left(cuda: FakeCuda) -> Iterator[None]:
+    """No thread stays; the driver does what it is asked for, before and after."""
+    cuda.reset()
+    before = own_threads()
+    yield
+    cuda.reset()
+    eventually(lambda: own_threads() <= before)
+
+
+@pytest.fixture
+def config(tmp_path: Path, cuda: FakeCuda) -> Config:
+    """A node with a cache of three segments."""
+    cuda.reset()
+    return Config(
+        {
+            "state": str(tmp_path),
+            "snapshots": str(tmp_path / "snapshots"),
+            "gpu.library": cuda.library,
+            "cache.size": 3 * SEGMENT / (1 << 30),
+        }
+    )
 
 
 @pytest.fixture

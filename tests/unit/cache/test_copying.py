@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.host import open_fds
-from fakes.regions import MIB, UUIDS, content, pattern, three_gpus
+from fakes.regions import MIB, UUIDS, content, pattern
 from fakes.settled import eventually, own_threads
 
 from shim.cache import copying
@@ -33,12 +33,6 @@ MARKS = [("x" * 48, 1), ("." * 32, 2), ("1.x" * 20, 3), ("x", 4)]
 DATA = [pattern(*mark) for mark in MARKS]
 GPUS = [0, 0, 1, 0]
 OPERATING_SYSTEM = 304
-
-
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
-    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
-        yield made
 
 
 @dataclass

@@ -16,8 +16,8 @@ import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu_snapshots import saved
 from fakes.nvml import H100, numbered
-from fakes.regions import UUIDS, content, fill, pattern, three_gpus
-from fakes.settled import eventually, own_threads
+from fakes.regions import UUIDS, content, fill, pattern
+from fakes.settled import eventually
 
 from shim.cache import client, holder, wire
 from shim.cache.client import Cached, Lost
@@ -36,34 +36,10 @@ from shim.snapshot.snapshot import Snapshot
 
 from .conftest import SEGMENT, Saved, taken
 
+pytestmark = pytest.mark.usefixtures("nobody_is_left")
+
 MARKS = [("x" * 48, 1), ("." * 32, 2), ("1.x" * 20, 3)]
 OPERATING_SYSTEM = 304
-
-
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
-    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def nobody_is_left(cuda: FakeCuda) -> Iterator[None]:
-    cuda.reset()
-    before = own_threads()
-    yield
-    cuda.reset()
-    eventually(lambda: own_threads() <= before)
-
-
-@pytest.fixture
-def config(tmp_path: Path, cuda: FakeCuda) -> Config:
-    values: dict[str, Any] = {
-        "state": str(tmp_path),
-        "snapshots": str(tmp_path / "snapshots"),
-        "gpu.library": cuda.library,
-        "cache.size": 3 * SEGMENT / (1 << 30),
-    }
-    return Config(values)
 
 
 @dataclass

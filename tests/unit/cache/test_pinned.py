@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from fakes.cuda import FakeCuda
-from fakes.regions import MIB, UUIDS, content, three_gpus
-from fakes.settled import eventually, own_threads
+from fakes.regions import MIB, UUIDS, content
 
 from shim.cache.pinned import PinnedMemory, put
 from shim.errors import GpuFailed
@@ -22,18 +21,9 @@ OPERATING_SYSTEM = 304
 UNPIN = "cuMemHostUnregister"
 
 
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
-    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
-        made.trace()
-        yield made
-
-
 @pytest.fixture
-def memory(cuda: FakeCuda) -> Iterator[PinnedMemory]:
-    cuda.reset()
+def memory(cuda: FakeCuda, nobody_is_left: None) -> Iterator[PinnedMemory]:
     cuda.trace()
-    before = own_threads()
     made = PinnedMemory.open(cuda.library)
     yield made
     cuda.reset()
@@ -44,7 +34,6 @@ def memory(cuda: FakeCuda) -> Iterator[PinnedMemory]:
         ("cuEventCreate", "cuEventDestroy_v2"),
     ):
         assert names.count(begun) - names.count(ended) <= answered(cuda, begun)
-    eventually(lambda: own_threads() <= before)
 
 
 def answered(cuda: FakeCuda, call: str) -> int:

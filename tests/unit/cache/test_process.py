@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu_snapshots import saved
-from fakes.regions import UUIDS, content, fill, pattern, three_gpus
+from fakes.regions import UUIDS, content, fill, pattern
 from fakes.settled import eventually
 
 from shim.cache import client, holder
@@ -31,25 +31,6 @@ from shim.snapshot.snapshot import Snapshot
 from .conftest import SEGMENT
 
 WANTED = [pattern("x" * 48, 1), pattern("1.x" * 20, 3)]
-
-
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
-    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
-        yield made
-
-
-@pytest.fixture
-def config(tmp_path: Path, cuda: FakeCuda) -> Config:
-    cuda.reset()
-    return Config(
-        {
-            "state": str(tmp_path),
-            "snapshots": str(tmp_path / "snapshots"),
-            "gpu.library": cuda.library,
-            "cache.size": 3 * SEGMENT / (1 << 30),
-        }
-    )
 
 
 @pytest.fixture

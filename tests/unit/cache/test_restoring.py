@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -12,8 +12,8 @@ import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu_snapshots import saved
 from fakes.nvml import H100, numbered
-from fakes.regions import content, pattern, put, three_gpus
-from fakes.settled import eventually, own_threads
+from fakes.regions import content, pattern, put
+from fakes.settled import eventually
 
 from shim.cache.client import Lost
 from shim.errors import GpuFailed
@@ -24,6 +24,8 @@ from shim.gpu.memory.making import Batch, Wanted
 from shim.gpu.memory.resume import Refill
 from shim.snapshot import store as snapshots
 from shim.snapshot.snapshot import Snapshot
+
+pytestmark = pytest.mark.usefixtures("nobody_is_left")
 
 MARKS = [("x" * 48, 1), ("1.x" * 20, 3)]
 WANTED = [pattern(*mark) for mark in MARKS]
@@ -53,21 +55,6 @@ class Cache:
 
     def cancel(self) -> None:
         self.said.append("cancel")
-
-
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
-    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
-        yield made
-
-
-@pytest.fixture(autouse=True)
-def nobody_is_left(cuda: FakeCuda) -> Iterator[None]:
-    cuda.reset()
-    before = own_threads()
-    yield
-    cuda.reset()
-    eventually(lambda: own_threads() <= before)
 
 
 @pytest.fixture

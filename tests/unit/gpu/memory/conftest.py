@@ -8,6 +8,7 @@ import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu_peer import Peer
 from fakes.nvml import H100, numbered
+from fakes.regions import Machine, machine_of, three_gpus
 
 from shim.gpu.memory.device import Memory
 
@@ -21,6 +22,19 @@ def memory(cuda: FakeCuda) -> Iterator[Memory]:
     made = Memory.open(cuda.library)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
+    """A driver with three of them, for all tests of a module."""
+    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
+        yield made
+
+
+@pytest.fixture
+def machine(gpus: FakeCuda) -> Iterator[Machine]:
+    with machine_of(gpus) as made:
+        yield made
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,9 +20,7 @@ from fakes.regions import (
     close,
     content,
     copied_in,
-    machine_of,
     pattern,
-    three_gpus,
 )
 from fakes.settled import eventually
 from hypothesis import given, settings
@@ -34,18 +32,6 @@ from shim.snapshot.extents import SIZE
 from shim.snapshot.layout import by_turns
 
 MARKS = ["x" * 40 + "." * 30 + "1.x.1", "." * 32, "1", "x" * 150]
-
-
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
-    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
-        yield made
-
-
-@pytest.fixture
-def machine(cuda: FakeCuda) -> Iterator[Machine]:
-    with machine_of(cuda) as made:
-        yield made
 
 
 # Any two of these meet; all of them do so in tests/native/copies.c.
@@ -102,12 +88,12 @@ def drop(store: Store) -> None:
     piece=st.sampled_from([CHUNK, 3 * CHUNK, 5 * MIB]),
 )
 def test_any_layout(
-    cuda: FakeCuda, tmp_path_factory: pytest.TempPathFactory, marks: list[str], piece: int
+    gpus: FakeCuda, tmp_path_factory: pytest.TempPathFactory, marks: list[str], piece: int
 ) -> None:
     store = Store(tmp_path_factory.mktemp("store"), piece)
-    memory = Memory.open(cuda.library)
+    memory = Memory.open(gpus.library)
     with ExitStack() as stack:
-        machine = Machine(cuda, memory, stack, Traced(cuda))
+        machine = Machine(gpus, memory, stack, Traced(gpus))
         before = [pattern(mark or ".", seed) for seed, mark in enumerate(marks)]
         store.save([machine.with_data(data, seed % 3) for seed, data in enumerate(before)])
         check_extents(store, before)

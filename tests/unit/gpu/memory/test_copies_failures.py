@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fakes.cuda import FakeCuda
 from fakes.regions import (
     MIB,
     PATIENCE,
@@ -21,10 +20,8 @@ from fakes.regions import (
     close,
     content,
     copied_in,
-    machine_of,
     pattern,
     start,
-    three_gpus,
 )
 from fakes.settled import eventually
 
@@ -34,18 +31,6 @@ from shim.gpu.memory.device import CHUNK, GRANULARITY, CopyOut, Memory, laid_out
 from shim.snapshot.saving import SaveFailed
 
 OPERATING_SYSTEM = 304
-
-
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
-    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
-        yield made
-
-
-@pytest.fixture
-def machine(cuda: FakeCuda) -> Iterator[Machine]:
-    with machine_of(cuda) as made:
-        yield made
 
 
 @pytest.mark.parametrize("budget", [0, 64 * MIB])

@@ -19,9 +19,7 @@ from fakes.regions import (
     Traced,
     close,
     content,
-    machine_of,
     pattern,
-    three_gpus,
 )
 from fakes.settled import eventually
 
@@ -36,18 +34,6 @@ NVIDIA_FS = "nvidia-fs"
 WORLD = (NVIDIA_FS, "kinds", "insists", "shorter", "flipped")
 
 
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
-    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
-        yield made
-
-
-@pytest.fixture
-def machine(cuda: FakeCuda) -> Iterator[Machine]:
-    with machine_of(cuda) as made:
-        yield made
-
-
 @pytest.fixture(autouse=True)
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As most kernels have it."""
@@ -58,14 +44,14 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def fake(cuda: FakeCuda) -> Iterator[FakeCufile]:
+def fake(gpus: FakeCuda) -> Iterator[FakeCufile]:
     """With GPUDirect Storage. What was opened and made known is to be closed and dropped."""
-    traced = Traced(cuda)
-    yield (made := FakeCufile(cuda))
+    traced = Traced(gpus)
+    yield (made := FakeCufile(gpus))
     assert traced.count("cuFileDriverOpen") <= 1 + traced.count("cuFileDriverClose_v2")
     assert not made.is_open
     for name in WORLD:
-        (cuda.folder / name).unlink(missing_ok=True)
+        (gpus.folder / name).unlink(missing_ok=True)
 
 
 @pytest.fixture

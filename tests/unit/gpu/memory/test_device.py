@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -26,13 +26,6 @@ def cuda(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     (made.folder / "gpus").write_text("0,1")
     monkeypatch.setenv(VARIABLE, str(made.folder))
     return made
-
-
-@pytest.fixture
-def memory(cuda: FakeCuda) -> Iterator[Memory]:
-    opened = Memory.open(cuda.library)
-    yield opened
-    opened.close()
 
 
 def flags(data: bytes) -> bytes:

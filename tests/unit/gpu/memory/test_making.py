@@ -10,7 +10,7 @@ from itertools import chain
 
 import pytest
 from fakes.cuda import FakeCuda
-from fakes.regions import MIB, UUIDS, content, three_gpus
+from fakes.regions import MIB, UUIDS, content
 from fakes.settled import eventually, own_threads
 
 from shim.errors import GpuFailed, RestoreFailed
@@ -20,27 +20,21 @@ from shim.gpu.memory.making import Making, Wanted
 OUT_OF_MEMORY = 2
 
 
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
-    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
-        yield made
-
-
 @pytest.fixture
-def memory(cuda: FakeCuda) -> Iterator[Memory]:
+def memory(gpus: FakeCuda) -> Iterator[Memory]:
     """Nothing of it is left in the end: no memory, no thread."""
-    cuda.reset()
-    before, opened = own_threads(), Memory.open(cuda.library)
+    gpus.reset()
+    before, opened = own_threads(), Memory.open(gpus.library)
     yield opened
-    cuda.reset()
-    assert [used(cuda, gpu) for gpu in range(3)] == [0, 0, 0]
+    gpus.reset()
+    assert [used(gpus, gpu) for gpu in range(3)] == [0, 0, 0]
     opened.close()
     eventually(lambda: own_threads() <= before)
 
 
-def used(cuda: FakeCuda, gpu: int) -> int:
+def used(gpus: FakeCuda, gpu: int) -> int:
     """Bytes of memory."""
-    return int(ctypes.CDLL(cuda.library).fakeUsed(gpu)) << 10
+    return int(ctypes.CDLL(gpus.library).fakeUsed(gpu)) << 10
 
 
 def wanted(*gpus: int) -> list[Wanted]:
@@ -48,7 +42,7 @@ def wanted(*gpus: int) -> list[Wanted]:
     return [Wanted(UUIDS[gpu], (n + 1) * 2 * MIB) for n, gpu in enumerate(gpus)]
 
 
-def test_all_of_them(cuda: FakeCuda, memory: Memory) -> None:
+def test_all_of_them(gpus: FakeCuda, memory: Memory) -> None:
     listed, said = wanted(0, 1, 0, 2, 1, 0), threading.Event()
     making = Making(memory, listed, [5, 4, 3, 2, 1, 0], made=said.set)
     come = dict(chain.from_iterable(making.batches()))
@@ -79,7 +73,7 @@ def test_none(memory: Memory) -> None:
     making.close()
 
 
-def test_those_that_are_there_do_not_wait_for_others(cuda: FakeCuda, memory: Memory) -> None:
+def test_those_that_are_there_do_not_wait_for_others(gpus: FakeCuda, memory: Memory) -> None:
     """And several are under way on each GPU, but no more than was said."""
     under_way = threading.Semaphore(0)
     go_on, lock = threading.Event(), threading.Lock()
@@ -111,8 +105,8 @@ def test_those_that_are_there_do_not_wait_for_others(cuda: FakeCuda, memory: Mem
     making.close()
 
 
-def test_there_is_no_room_for_all(cuda: FakeCuda, memory: Memory) -> None:
-    (cuda.folder / "memory").write_text(str(9 * MIB))
+def test_there_is_no_room_for_all(gpus: FakeCuda, memory: Memory) -> None:
+    (gpus.folder / "memory").write_text(str(9 * MIB))
     said = threading.Event()
     making = Making(memory, wanted(0, 0, 0), [0, 1, 2], made=said.set)
     with pytest.raises(GpuFailed, match="OUT_OF_MEMORY"):
@@ -121,15 +115,15 @@ def test_there_is_no_room_for_all(cuda: FakeCuda, memory: Memory) -> None:
         making.wait()
     making.close()
     assert not said.is_set()
-    (cuda.folder / "memory").unlink()
+    (gpus.folder / "memory").unlink()
 
 
-def test_it_is_cancelled(cuda: FakeCuda, memory: Memory) -> None:
+def test_it_is_cancelled(gpus: FakeCuda, memory: Memory) -> None:
     """Whoever waits hears of it at once; closing waits for what the driver is at."""
-    with cuda.held("cuMemCreate"):
-        cuda.trace()
+    with gpus.held("cuMemCreate"):
+        gpus.trace()
         making = Making(memory, wanted(0, 0, 0), [0, 1, 2], makers=1)
-        eventually(lambda: "cuMemCreate" in [name for name, _ in cuda.traced])
+        eventually(lambda: "cuMemCreate" in [name for name, _ in gpus.traced])
         making.cancel()
         with pytest.raises(RestoreFailed, match="cancelled"):
             making.wait()
@@ -137,8 +131,8 @@ def test_it_is_cancelled(cuda: FakeCuda, memory: Memory) -> None:
         closing.start()
         assert closing.is_alive()
     closing.join()
-    assert [name for name, _ in cuda.traced].count("cuMemCreate") == 1
-    assert [name for name, _ in cuda.traced].count("cuMemRelease") == 1
+    assert [name for name, _ in gpus.traced].count("cuMemCreate") == 1
+    assert [name for name, _ in gpus.traced].count("cuMemRelease") == 1
 
 
 def test_there_are_no_threads(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,16 +152,16 @@ def test_there_are_no_threads(memory: Memory, monkeypatch: pytest.MonkeyPatch) -
         Making(memory, wanted(0, 0), [0, 1])
 
 
-def test_descriptors_are_made_ahead_of_need(cuda: FakeCuda, memory: Memory) -> None:
+def test_descriptors_are_made_ahead_of_need(gpus: FakeCuda, memory: Memory) -> None:
     """And whoever asks gets one of his own, that outlives the region's."""
-    before = exports(cuda)
+    before = exports(gpus)
     making = Making(memory, wanted(0, 1, 0), [0, 1, 2])
     making.wait()
     making.settle()
-    asked = exports(cuda)
+    asked = exports(gpus)
     assert asked - before == 3
     fds = [region.descriptor() for region in making.regions for _ in range(2)]
-    assert exports(cuda) == asked
+    assert exports(gpus) == asked
     making.close()
     assert len({os.fstat(fd).st_ino for fd in fds}) == 3
     assert not any(os.get_inheritable(fd) for fd in fds)
@@ -176,9 +170,9 @@ def test_descriptors_are_made_ahead_of_need(cuda: FakeCuda, memory: Memory) -> N
 
 
 def test_a_descriptor_that_fails_ahead_of_need_is_asked_for_again(
-    cuda: FakeCuda, memory: Memory
+    gpus: FakeCuda, memory: Memory
 ) -> None:
-    cuda.answer("cuMemExportToShareableHandle", OUT_OF_MEMORY, OUT_OF_MEMORY)  # the second for us
+    gpus.answer("cuMemExportToShareableHandle", OUT_OF_MEMORY, OUT_OF_MEMORY)  # the second for us
     making = Making(memory, wanted(0), [0])
     making.wait()
     making.settle()
@@ -189,5 +183,5 @@ def test_a_descriptor_that_fails_ahead_of_need_is_asked_for_again(
     making.close()
 
 
-def exports(cuda: FakeCuda) -> int:
-    return [name for name, _ in cuda.traced].count("cuMemExportToShareableHandle")
+def exports(gpus: FakeCuda) -> int:
+    return [name for name, _ in gpus.traced].count("cuMemExportToShareableHandle")

@@ -10,7 +10,7 @@ from fakes.cuda import FakeCuda
 from fakes.cufile import FakeCufile
 from fakes.gpu_snapshots import saved
 from fakes.nvml import H100, numbered
-from fakes.regions import content, pattern, three_gpus
+from fakes.regions import content, pattern
 from fakes.settled import eventually, own_threads
 
 from shim.errors import Damaged, GpuFailed
@@ -29,23 +29,17 @@ HERE = {FIRST: FIRST, SECOND: SECOND}
 OUT_OF_MEMORY = 2
 
 
-@pytest.fixture(scope="module")
-def cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
-    with three_gpus(tmp_path_factory.mktemp("cuda")) as made:
-        yield made
-
-
 @pytest.fixture
-def fake(cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCufile]:
+def fake(gpus: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCufile]:
     """In its compatibility mode. No thread stays, and it is closed."""
     (tmp_path / "modules").touch()
     monkeypatch.setattr(module, "MODULES", str(tmp_path / "modules"))
-    cuda.reset()
-    cuda.trace()
+    gpus.reset()
+    gpus.trace()
     before = own_threads()
-    yield (made := FakeCufile(cuda))
-    cuda.reset()
-    (cuda.folder / "flipped").unlink(missing_ok=True)
+    yield (made := FakeCufile(gpus))
+    gpus.reset()
+    (gpus.folder / "flipped").unlink(missing_ok=True)
     assert not made.is_open
     eventually(lambda: own_threads() <= before)
 
@@ -56,11 +50,11 @@ def snapshot(tmp_path: Path) -> Snapshot:
     return saved(snapshots.Store(tmp_path / "store"), "one", WANTED, [0, 1])
 
 
-def refill_of(snapshot: Snapshot, cuda: FakeCuda, fake: FakeCufile) -> Refill:
+def refill_of(snapshot: Snapshot, gpus: FakeCuda, fake: FakeCufile) -> Refill:
     found = stored(snapshot)
     assert found is not None
     storage = Storage("cufile", fake.library)
-    memory = lambda: Memory.open(cuda.library)  # noqa: E731
+    memory = lambda: Memory.open(gpus.library)  # noqa: E731
     return Refill(memory, found, snapshot.config.gpu, None, storage)
 
 
@@ -72,13 +66,13 @@ def filled(refill: Refill) -> list[bytes]:
     return [content(region) for region in refill._all().regions]
 
 
-def test_by_cufile(cuda: FakeCuda, fake: FakeCufile, snapshot: Snapshot) -> None:
+def test_by_cufile(gpus: FakeCuda, fake: FakeCufile, snapshot: Snapshot) -> None:
     """The engine reads nothing itself, also not ahead."""
-    refill = refill_of(snapshot, cuda, fake)
+    refill = refill_of(snapshot, gpus, fake)
     assert filled(refill) == WANTED
     figures = refill.figures()
     assert (figures.direct, figures.refused) == (True, "")
-    assert "cuMemcpyHtoDAsync_v2" not in [name for name, _ in cuda.traced]
+    assert "cuMemcpyHtoDAsync_v2" not in [name for name, _ in gpus.traced]
     assert refill._copy is not None
     assert refill._copy.progress().direct == refill._copy.progress().cached == 0
     refill.close()
@@ -94,10 +88,10 @@ def test_by_cufile(cuda: FakeCuda, fake: FakeCufile, snapshot: Snapshot) -> None
     ],
 )
 def test_by_the_engine_if_that_fails(
-    cuda: FakeCuda, fake: FakeCufile, snapshot: Snapshot, call: str, result: int, words: str
+    gpus: FakeCuda, fake: FakeCufile, snapshot: Snapshot, call: str, result: int, words: str
 ) -> None:
     fake.answer(call, result)
-    refill = refill_of(snapshot, cuda, fake)
+    refill = refill_of(snapshot, gpus, fake)
     assert filled(refill) == WANTED
     figures = refill.figures()
     assert not figures.direct
@@ -106,32 +100,32 @@ def test_by_the_engine_if_that_fails(
 
 
 def test_by_the_engine_if_the_gpu_cannot_sum_up(
-    cuda: FakeCuda, fake: FakeCufile, snapshot: Snapshot
+    gpus: FakeCuda, fake: FakeCufile, snapshot: Snapshot
 ) -> None:
-    cuda.answer("cuLaunchKernel", 209, always=True)
-    refill = refill_of(snapshot, cuda, fake)
+    gpus.answer("cuLaunchKernel", 209, always=True)
+    refill = refill_of(snapshot, gpus, fake)
     assert filled(refill) == WANTED
     assert "cuLaunchKernel" in refill.figures().refused
     refill.close()
 
 
-def test_a_byte_that_flips_on_the_way(cuda: FakeCuda, fake: FakeCufile, snapshot: Snapshot) -> None:
+def test_a_byte_that_flips_on_the_way(gpus: FakeCuda, fake: FakeCufile, snapshot: Snapshot) -> None:
     """The file is as it was: who reads it well gets it, in memory that nobody else has had."""
     fake.is_so("flipped")
-    refill = refill_of(snapshot, cuda, fake)
+    refill = refill_of(snapshot, gpus, fake)
     assert filled(refill) == WANTED
     assert "has another checksum" in refill.figures().refused
-    assert [name for name, _ in cuda.traced].count("cuMemCreate") == 2 * len(WANTED)
+    assert [name for name, _ in gpus.traced].count("cuMemCreate") == 2 * len(WANTED)
     refill.close()
 
 
-def test_a_flipped_byte_in_the_file(cuda: FakeCuda, fake: FakeCufile, snapshot: Snapshot) -> None:
+def test_a_flipped_byte_in_the_file(gpus: FakeCuda, fake: FakeCufile, snapshot: Snapshot) -> None:
     """Both find it, and nobody gets anything."""
     path = snapshot.piece("gpu-1.img.0001")
     data = bytearray(path.read_bytes())
     data[100_000] ^= 1
     path.write_bytes(data)
-    refill = refill_of(snapshot, cuda, fake)
+    refill = refill_of(snapshot, gpus, fake)
     with pytest.raises(Damaged, match="checksum"):
         filled(refill)
     assert "has another checksum" in refill.figures().refused
@@ -139,30 +133,30 @@ def test_a_flipped_byte_in_the_file(cuda: FakeCuda, fake: FakeCufile, snapshot: 
 
 
 def test_no_room_for_other_memory(
-    cuda: FakeCuda, fake: FakeCufile, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+    gpus: FakeCuda, fake: FakeCufile, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resume, "_ROOM", 0.0)
     fake.answer("cuFileRead", 5)
-    refill = refill_of(snapshot, cuda, fake)
+    refill = refill_of(snapshot, gpus, fake)
     refill.begin(HERE)
     refill.made()
     with fake.held("cuFileRead"):
-        eventually(lambda: "cuFileRead" in [name for name, _ in cuda.traced])
-        cuda.answer("cuMemCreate", OUT_OF_MEMORY, always=True)
+        eventually(lambda: "cuFileRead" in [name for name, _ in gpus.traced])
+        gpus.answer("cuMemCreate", OUT_OF_MEMORY, always=True)
     with pytest.raises(GpuFailed, match="OUT_OF_MEMORY"):
         refill.give({})
     refill.close()
 
 
-def test_given_up_half_way(cuda: FakeCuda, fake: FakeCufile, snapshot: Snapshot) -> None:
+def test_given_up_half_way(gpus: FakeCuda, fake: FakeCufile, snapshot: Snapshot) -> None:
     """Before anything, while it is prepared, and while cuFile reads."""
     for prefetch, begin in [(False, False), (True, False), (True, True)]:
-        refill = refill_of(snapshot, cuda, fake)
+        refill = refill_of(snapshot, gpus, fake)
         if prefetch:
             refill.prefetch()
         with fake.held("cuFileRead"):
             if begin:
                 refill.begin(HERE)
-                eventually(lambda: "cuFileRead" in [name for name, _ in cuda.traced])
+                eventually(lambda: "cuFileRead" in [name for name, _ in gpus.traced])
         refill.close()
         assert not fake.is_open

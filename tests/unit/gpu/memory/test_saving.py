@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.regions import MIB, PATIENCE, Machine, machine_of, pattern, three_gpus
+from fakes.cuda import FakeCuda
+from fakes.regions import MIB, PATIENCE, Machine, machine_of, pattern
 from fakes.settled import eventually
 
 from shim.errors import CheckpointFailed
@@ -23,8 +24,8 @@ WAITS = "cuEventSynchronize"  # of each buffer that was copied to
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    with three_gpus(tmp_path_factory.mktemp("cuda")) as cuda, machine_of(cuda) as made:
+def machine(gpus: FakeCuda) -> Iterator[Machine]:
+    with machine_of(gpus) as made:
         yield made
 
 

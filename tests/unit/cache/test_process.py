@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,10 @@ from fakes.regions import UUIDS, content, fill, pattern
 from fakes.settled import eventually
 
 from shim.cache import client, holder
-from shim.cache.client import Lost
+from shim.cache.client import Cached, Lost
 from shim.config import Config
 from shim.errors import Unavailable
-from shim.gpu.memory.device import Memory
+from shim.gpu.memory.device import Memory, Region
 from shim.gpu.memory.index import stored
 from shim.snapshot import store as snapshots
 from shim.snapshot.snapshot import Snapshot
@@ -55,6 +55,7 @@ class Process:
         folder.mkdir(exist_ok=True)
         words = [json.dumps(config.as_dict()), str(folder), str(SEGMENT)]
         self._process = subprocess.Popen([sys.executable, "-c", PROGRAM, *words])
+        self.pid = self._process.pid
         eventually(self.answers)
 
     def answers(self) -> bool:
@@ -63,6 +64,10 @@ class Process:
         except Unavailable:
             assert self._process.poll() is None, "it has ended"
             return False
+
+    def take(self, snapshot: Snapshot) -> None:
+        """Have it read a snapshot in."""
+        list(client.ask(self.config, {"verb": "take", "path": str(snapshot.path), "wait": True}))
 
     def end(self, number: int) -> int:
         self._process.send_signal(number)
@@ -77,27 +82,29 @@ def processes(config: Config, tmp_path: Path) -> Iterator[list[Process]]:
         process.end(signal.SIGKILL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_what_it_has_outlives_it(
-    config: Config,
-    tmp_path: Path,
-    snapshot: Snapshot,
-    processes: list[Process],
-    cuda: FakeCuda,
-    number: int,
-) -> None:
-    processes.append(Process(config, tmp_path / "cache"))
-    list(client.ask(config, {"verb": "take", "path": str(snapshot.path), "wait": True}))
-    assert processes[0].end(number) == (0 if number == signal.SIGTERM else -number)
-    (snapshot.path / "pages" / "gpu-1.img.0000").unlink()
-    processes.append(Process(config, tmp_path / "cache"))
-    found, memory = stored(snapshot), Memory.open(cuda.library)
+@contextmanager
+def replica(config: Config, snapshot: Snapshot) -> Iterator[tuple[Cached, list[Region]]]:
+    """An engine's side of it: whom it asks, and the regions that are to be filled."""
+    found = stored(snapshot)
     assert found is not None
     cached = client.of(config, snapshot, found)
     assert cached is not None
     with ExitStack() as stack:
+        memory = Memory.open(config.text("gpu.library"))
         stack.callback(memory.close)
-        regions = [stack.enter_context(memory.create(UUIDS[0], len(data))) for data in WANTED]
+        yield cached, [stack.enter_context(memory.create(UUIDS[0], len(data))) for data in WANTED]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_it_has_outlives_it(
+    config: Config, tmp_path: Path, snapshot: Snapshot, processes: list[Process], number: int
+) -> None:
+    processes.append(Process(config, tmp_path / "cache"))
+    processes[0].take(snapshot)
+    assert processes[0].end(number) == (0 if number == signal.SIGTERM else -number)
+    (snapshot.path / "pages" / "gpu-1.img.0000").unlink()
+    processes.append(Process(config, tmp_path / "cache"))
+    with replica(config, snapshot) as (cached, regions):
         assert fill(cached, regions)
         assert [content(region) for region in regions] == WANTED
 
@@ -111,17 +118,10 @@ def test_killed_while_it_copies(
 ) -> None:
     """Whoever waits is told, and shall not believe what is in those regions."""
     processes.append(Process(config, tmp_path / "cache"))
-    list(client.ask(config, {"verb": "take", "path": str(snapshot.path), "wait": True}))
-    found, memory = stored(snapshot), Memory.open(cuda.library)
-    assert found is not None
-    cached = client.of(config, snapshot, found)
-    assert cached is not None
-    with ExitStack() as stack:
-        stack.callback(memory.close)
-        regions = [stack.enter_context(memory.create(UUIDS[0], len(data))) for data in WANTED]
-        pid = processes[0]._process.pid
+    processes[0].take(snapshot)
+    pid = processes[0].pid
+    with replica(config, snapshot) as (cached, regions), cuda.held("cuEventSynchronize", pid):
         cuda.trace()
-        stack.enter_context(cuda.held("cuEventSynchronize", pid))
 
         def kill() -> None:
             eventually(lambda: ("cuEventSynchronize", pid) in cuda.traced)

@@ -230,6 +230,10 @@ class FakeCuda:
         lines = (line.split() for line in (self.folder / "calls").read_text().splitlines())
         return [(name, int(pid)) for name, pid in lines]
 
+    def count(self, call: str) -> int:
+        """How often it was made since `trace`, by whomever."""
+        return [name for name, _ in self.traced].count(call)
+
     def forget(self) -> None:
         """Start the log anew."""
         (self.folder / "log").unlink(missing_ok=True)

@@ -44,17 +44,6 @@ def put(region: Region, data: bytes, at: int = 0) -> None:
         os.close(fd)
 
 
-class Traced:
-    """Counts the calls of the driver that a process makes, from now on."""
-
-    def __init__(self, cuda: FakeCuda) -> None:
-        self._file = cuda.folder / "calls"
-        self._file.write_text("")
-
-    def count(self, call: str) -> int:
-        return [line.split()[0] for line in self._file.read_text().splitlines()].count(call)
-
-
 def streams(cuda: FakeCuda) -> int:
     """How many there are in this process."""
     return int(ctypes.CDLL(cuda.library).fakeStreams())
@@ -70,7 +59,6 @@ class Machine:
     cuda: FakeCuda
     memory: Memory
     stack: ExitStack
-    traced: Traced
     refused: str = ""  # a call that does not do its work here
 
     def region(self, size: int, gpu: int = 0) -> Region:
@@ -96,16 +84,16 @@ def three_gpus(folder: Path) -> Iterator[FakeCuda]:
 def machine_of(cuda: FakeCuda) -> Iterator[Machine]:
     """It is to be left as it was: no stream, no event, no pinned memory, no thread."""
     cuda.reset()
-    before, traced = own_threads(), Traced(cuda)
-    memory = Memory.open(cuda.library)
+    cuda.trace()
+    before, memory = own_threads(), Memory.open(cuda.library)
     with ExitStack() as stack:
-        made = Machine(cuda, memory, stack, traced)
+        made = Machine(cuda, memory, stack)
         yield made
         cuda.reset()
     memory.close()
     assert streams(cuda) == 0
     for begun, ended in PAIRS:
-        assert begun == made.refused or traced.count(begun) == traced.count(ended)
+        assert begun == made.refused or cuda.count(begun) == cuda.count(ended)
     eventually(lambda: own_threads() <= before)
 
 

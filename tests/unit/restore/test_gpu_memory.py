@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from fakes.cufile import FakeCufile
 from fakes.gpu import Program
 from fakes.gpu_conversation import LIBRARY
 from fakes.nvml import A100, GIB, H100, machine, numbered
+from fakes.settled import eventually
 from fakes.snapshots import CONFIG, HOST, write
 
 from shim.config import Config
@@ -106,19 +106,12 @@ def of(snapshot: Snapshot, cuda: FakeCuda, node: Node) -> GpuMemory:
 
 
 def made(cuda: FakeCuda) -> int:
-    return (cuda.folder / "calls").read_text().count("cuMemCreate")
+    return cuda.count("cuMemCreate")
 
 
 @pytest.fixture(autouse=True)
 def _traced(cuda: FakeCuda) -> None:
-    (cuda.folder / "calls").touch()
-
-
-def wait_until_made(cuda: FakeCuda, count: int) -> None:
-    ends = time.monotonic() + 30
-    while made(cuda) < count:
-        assert time.monotonic() < ends
-        time.sleep(0.01)
+    cuda.trace()
 
 
 def test_early(snapshot: Snapshot, cuda: FakeCuda, program: Program, whole: str) -> None:
@@ -126,7 +119,7 @@ def test_early(snapshot: Snapshot, cuda: FakeCuda, program: Program, whole: str)
     before = made(cuda)
     memory = of(snapshot, cuda, Node(H100))
     memory.expect()
-    wait_until_made(cuda, before + 1)
+    eventually(lambda: made(cuda) > before)
     memory.judge([(OLD, HERE)], 0.0)
     memory.ready(0.0)
     memory.give({1: program.pid})
@@ -205,10 +198,7 @@ def test_not_before_there_is_room(snapshot: Snapshot, cuda: FakeCuda, program: P
     node = Node(replace(H100, free=GIB + CONTEXT))
     memory = of(snapshot, cuda, node)
     memory.expect()
-    ends = time.monotonic() + 30
-    while node.asked < 4:
-        assert time.monotonic() < ends
-        time.sleep(0.01)
+    eventually(lambda: node.asked >= 4)
     assert made(cuda) == before
     with pytest.raises(Unfit, match=r"has 1\.5 GiB free, 1\.5 GiB are needed"):
         memory.judge([(OLD, HERE)], 0.0)
@@ -224,7 +214,7 @@ def test_begun_on_another(snapshot: Snapshot, cuda: FakeCuda, program: Program) 
     before = made(cuda)
     memory = of(snapshot, cuda, Node(H100))
     memory.expect()
-    wait_until_made(cuda, before + 1)
+    eventually(lambda: made(cuda) > before)
     with pytest.raises(Unfit, match="no GPU"):
         memory.judge([(OLD, numbered(H100, 5).uuid)], 0.0)
     memory.judge([(OLD, HERE)], 0.0)
@@ -242,7 +232,7 @@ def test_somebody_was_quicker(
     before = made(cuda)
     memory = of(snapshot, cuda, Node(H100))
     memory.expect()
-    wait_until_made(cuda, before + 1)
+    eventually(lambda: made(cuda) > before)
     memory.judge([(OLD, HERE)], 0.0)
     memory.ready(0.0)
     memory.give({1: program.pid})

@@ -15,7 +15,6 @@ from fakes.regions import (
     PATIENCE,
     Machine,
     Store,
-    Traced,
     chunks,
     close,
     content,
@@ -93,7 +92,7 @@ def test_any_layout(
     store = Store(tmp_path_factory.mktemp("store"), piece)
     memory = Memory.open(gpus.library)
     with ExitStack() as stack:
-        machine = Machine(gpus, memory, stack, Traced(gpus))
+        machine = Machine(gpus, memory, stack)
         before = [pattern(mark or ".", seed) for seed, mark in enumerate(marks)]
         store.save([machine.with_data(data, seed % 3) for seed, data in enumerate(before)])
         check_extents(store, before)

@@ -135,8 +135,8 @@ def test_memory_that_cannot_be_pinned_is_copied_all_the_same(
     store.save([out])
     copied_in(store, [back])
     assert content(back) == data
-    assert machine.traced.count("cuMemHostRegister_v2") > 0
-    assert machine.traced.count("cuMemHostUnregister") == 0
+    assert machine.cuda.count("cuMemHostRegister_v2") > 0
+    assert machine.cuda.count("cuMemHostUnregister") == 0
 
 
 @pytest.fixture
@@ -145,11 +145,11 @@ def stuck(machine: Machine, tmp_path: Path) -> Iterator[tuple[CopyIn, ExitStack]
     store = Store(tmp_path)
     store.save([machine.with_data(pattern("x" * 160, 4))])
     sources, back = store.open(), machine.region(10 * MIB)
-    before = machine.traced.count("cuEventSynchronize")
+    before = machine.cuda.count("cuEventSynchronize")
     with ExitStack() as held, CopyIn(store.extents, sources) as copy:
         held.enter_context(machine.cuda.held("cuEventSynchronize"))
         start(copy, [back])
-        eventually(lambda: machine.traced.count("cuEventSynchronize") > before)
+        eventually(lambda: machine.cuda.count("cuEventSynchronize") > before)
         yield copy, held
         held.close()
     close(sources)
@@ -196,12 +196,12 @@ def test_a_copy_out_can_be_cancelled_while_one_waits(machine: Machine, tmp_path:
     """By another; to close it waits for the driver."""
     out = machine.with_data(pattern("x" * 160, 4))
     runs, [size] = laid_out([out.scan()])
-    before = machine.traced.count("cuEventSynchronize")
+    before = machine.cuda.count("cuEventSynchronize")
     with open(tmp_path / "gpu", "wb") as file, ThreadPoolExecutor() as pool, ExitStack() as held:
         file.truncate(size)
         held.enter_context(machine.cuda.held("cuEventSynchronize"))
         copy = CopyOut([out], runs, [("gpu-1.img.0000", file.fileno())])
-        eventually(lambda: machine.traced.count("cuEventSynchronize") > before)
+        eventually(lambda: machine.cuda.count("cuEventSynchronize") > before)
         waiting = pool.submit(copy.wait_read)
         copy.cancel()
         copy.cancel()

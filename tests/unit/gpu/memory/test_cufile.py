@@ -16,7 +16,6 @@ from fakes.regions import (
     MIB,
     Machine,
     Store,
-    Traced,
     close,
     content,
     pattern,
@@ -46,9 +45,9 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fake(gpus: FakeCuda) -> Iterator[FakeCufile]:
     """With GPUDirect Storage. What was opened and made known is to be closed and dropped."""
-    traced = Traced(gpus)
+    gpus.trace()
     yield (made := FakeCufile(gpus))
-    assert traced.count("cuFileDriverOpen") <= 1 + traced.count("cuFileDriverClose_v2")
+    assert gpus.count("cuFileDriverOpen") <= 1 + gpus.count("cuFileDriverClose_v2")
     assert not made.is_open
     for name in WORLD:
         (gpus.folder / name).unlink(missing_ok=True)
@@ -95,10 +94,10 @@ def test_all_of_it(
     assert [content(region) == data for region, data in zip(back, before, strict=True)] == [
         True
     ] * len(before)
-    assert machine.traced.count("cuMemcpyHtoDAsync_v2") == 0
+    assert machine.cuda.count("cuMemcpyHtoDAsync_v2") == 0
     known = len(store.paths)
     calls = ("cuFileHandleRegister", "cuFileHandleDeregister")
-    assert [machine.traced.count(call) for call in calls] == [known, known]
+    assert [machine.cuda.count(call) for call in calls] == [known, known]
 
 
 def test_neighbours_are_read_together(machine: Machine, fake: FakeCufile, tmp_path: Path) -> None:
@@ -109,7 +108,7 @@ def test_neighbours_are_read_together(machine: Machine, fake: FakeCufile, tmp_pa
     back = machine.region(len(data))
     filled(store, fake, [back])
     assert content(back) == data
-    assert machine.traced.count("cuFileRead") == 2
+    assert machine.cuda.count("cuFileRead") == 2
 
 
 def test_reads_that_end_early(machine: Machine, fake: FakeCufile, store: Store) -> None:
@@ -156,7 +155,7 @@ def test_extents_that_lie_elsewhere(machine: Machine, fake: FakeCufile, store: S
     with pytest.raises(NotDirect, match="Invalid argument") as caught:
         filled(store, fake, [machine.region(GRANULARITY)])
     assert not caught.value.begun
-    assert machine.traced.count("cuFileRead") == 0
+    assert machine.cuda.count("cuFileRead") == 0
 
 
 def test_extents_beyond_their_files(machine: Machine, fake: FakeCufile, store: Store) -> None:
@@ -167,7 +166,7 @@ def test_extents_beyond_their_files(machine: Machine, fake: FakeCufile, store: S
     with pytest.raises(NotDirect, match="Invalid argument") as caught:
         direct.fill([machine.region(len(WHOLE))])
     assert not caught.value.begun
-    assert machine.traced.count("cuFileHandleRegister") == 0
+    assert machine.cuda.count("cuFileHandleRegister") == 0
     direct.close()
     close(sources)
 
@@ -230,7 +229,7 @@ def test_there_is_no_gpudirect(
     with pytest.raises(NotDirect) as caught:
         filled(store, fake, [machine.region(len(WHOLE))], compatible=False)
     assert str(caught.value) == words
-    assert machine.traced.count("cuFileRead") == 0
+    assert machine.cuda.count("cuFileRead") == 0
 
 
 def test_a_driver_that_is_there_and_does_not_say_so(
@@ -250,7 +249,7 @@ def test_a_kernel_without_modules(
     modules.unlink()
     with pytest.raises(NotDirect, match=f"there is no {modules}"):
         filled(store, fake, [machine.region(len(WHOLE))])
-    assert machine.traced.count("cuFileDriverOpen") == 0
+    assert machine.cuda.count("cuFileDriverOpen") == 0
 
 
 def test_no_library(machine: Machine, store: Store) -> None:
@@ -288,7 +287,7 @@ def test_it_is_cancelled(machine: Machine, fake: FakeCufile, store: Store, early
             direct.cancel()
         filling.start()
         if not early:
-            eventually(lambda: machine.traced.count("cuFileRead") > 0)
+            eventually(lambda: machine.cuda.count("cuFileRead") > 0)
             direct.cancel()
     filling.join()
     direct.close()

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fakes.cuda import VARIABLE, FakeCuda
 from fakes.host import open_fds
-from fakes.regions import UUIDS, Traced, content, pattern, put, streams
+from fakes.regions import UUIDS, content, pattern, put, streams
 
 from shim.errors import GpuFailed, Unfit
 from shim.gpu.memory.device import CHUNK, GRANULARITY, Memory, Region
@@ -34,13 +34,13 @@ def flags(data: bytes) -> bytes:
 
 
 def test_new_memory_is_set_to_zero(cuda: FakeCuda, memory: Memory) -> None:
-    traced = Traced(cuda)
+    cuda.trace()
     with memory.create(UUIDS[0], SIZE) as region:
         assert content(region) == bytes(SIZE)
         assert region.scan() == bytes(SIZE // CHUNK)
-    assert traced.count("cuMemCreate") == 1
+    assert cuda.count("cuMemCreate") == 1
     # Of the region, and of the flags of the scan.
-    assert traced.count("cuMemsetD8Async") == 2
+    assert cuda.count("cuMemsetD8Async") == 2
 
 
 def test_shared_memory_is_the_same_and_outlives_who_made_it(cuda: FakeCuda, memory: Memory) -> None:
@@ -65,26 +65,26 @@ def test_zeros_are_found_with_and_without_the_kernel(
     data = pattern(marks or ".", 3)
     if call:
         cuda.answer(call, OPERATING_SYSTEM, always=True)
-    traced = Traced(cuda)
+    cuda.trace()
     with memory.create(UUIDS[0], len(data)) as region:
         put(region, data)
         assert region.scan() == flags(data)
         assert region.scan() == flags(data)
-    assert traced.count("cuModuleLoadData") == 1
-    assert traced.count("cuMemHostRegister_v2") == traced.count("cuMemHostUnregister")
-    assert (traced.count("cuMemHostRegister_v2") > 0) == (call is not None)
+    assert cuda.count("cuModuleLoadData") == 1
+    assert cuda.count("cuMemHostRegister_v2") == cuda.count("cuMemHostUnregister")
+    assert (cuda.count("cuMemHostRegister_v2") > 0) == (call is not None)
     memory.close()
-    assert traced.count("cuMemAlloc_v2") == traced.count("cuMemFree_v2")
-    assert traced.count("cuMemAlloc_v2") == (call in (None, "cuLaunchKernel"))
+    assert cuda.count("cuMemAlloc_v2") == cuda.count("cuMemFree_v2")
+    assert cuda.count("cuMemAlloc_v2") == (call in (None, "cuLaunchKernel"))
 
 
 def test_what_the_kernel_needs_grows_with_the_regions(cuda: FakeCuda, memory: Memory) -> None:
-    traced = Traced(cuda)
+    cuda.trace()
     for size in (1, 3, 2, 1):
         with memory.create(UUIDS[0], size * GRANULARITY) as region:
             put(region, b"1", size * GRANULARITY - 1)
             assert region.scan() == bytes(size * 32 - 1) + b"\1"
-    assert (traced.count("cuMemAlloc_v2"), traced.count("cuMemFree_v2")) == (2, 1)
+    assert (cuda.count("cuMemAlloc_v2"), cuda.count("cuMemFree_v2")) == (2, 1)
 
 
 def test_no_room_for_what_the_kernel_needs(cuda: FakeCuda, memory: Memory) -> None:
@@ -171,17 +171,17 @@ def test_no_room_is_told_and_room_comes_back(cuda: FakeCuda, memory: Memory) -> 
 
 
 def test_several_gpus_have_one_context_each(cuda: FakeCuda, memory: Memory) -> None:
-    traced = Traced(cuda)
+    cuda.trace()
     memory.use(UUIDS[0])
     regions = [memory.create(UUIDS[n % 2], SIZE) for n in range(5)]
-    assert traced.count("cuDevicePrimaryCtxRetain") == 2
+    assert cuda.count("cuDevicePrimaryCtxRetain") == 2
     for number, region in enumerate(regions):
         put(region, bytes([number + 1]) * SIZE)
     assert [content(region)[:1] for region in regions] == [bytes([n + 1]) for n in range(5)]
     for region in regions:
         region.close()
     memory.close()
-    assert traced.count("cuDevicePrimaryCtxRelease_v2") == 2
+    assert cuda.count("cuDevicePrimaryCtxRelease_v2") == 2
     assert streams(cuda) == 0
 
 
@@ -241,11 +241,11 @@ def test_descriptors_are_not_for_children(memory: Memory) -> None:
 
 def test_the_driver_makes_one_descriptor(cuda: FakeCuda, memory: Memory) -> None:
     """Of that there are copies, for the node's cache and for the worker, whoever comes first."""
-    traced = Traced(cuda)
+    cuda.trace()
     with memory.create(UUIDS[0], SIZE) as region, ThreadPoolExecutor(4) as pool:
         fds = list(pool.map(lambda _: region.descriptor(), range(8)))
         region.share()
-    assert traced.count("cuMemExportToShareableHandle") == 1
+    assert cuda.count("cuMemExportToShareableHandle") == 1
     assert len({os.fstat(fd).st_ino for fd in fds}) == 1
     for fd in fds:
         os.close(fd)

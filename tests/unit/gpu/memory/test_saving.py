@@ -75,11 +75,11 @@ def test_it_keeps_to_its_budget(
 @pytest.mark.parametrize("call", [WAITS, "cuStreamSynchronize"])
 def test_given_up(machine: Machine, region: Region, tmp_path: Path, call: str) -> None:
     """While it copies, or while it looks for what is not zero; nothing stays of it."""
-    before = machine.traced.count(call)
+    before = machine.cuda.count(call)
     with ThreadPoolExecutor() as pool:
         with machine.cuda.held(call):
             copy = Saving([region], [tmp_path], Timeline())
-            eventually(lambda: machine.traced.count(call) > before)
+            eventually(lambda: machine.cuda.count(call) > before)
             cancelling = pool.submit(copy.cancel)
             eventually(lambda: copy._cancelled)
         cancelling.result(PATIENCE)

@@ -16,12 +16,15 @@ from bed.cri import api_pb2 as api
 from bed.images import HOST_IMAGE
 from bed.lane import CRI_NAMESPACE, Installation, Lane, chosen_versions
 from bed.pod import Container, Mount, Pod
+from fakes import gpu
 from fakes.cuda import VARIABLE, FakeCuda
 from fakes.nvml import FakeNvml
+from stored import forget_snapshots
 from workers import PYTHON, USR, Told, children, init_pid, wait_until
 
 SERVER = Path(__file__).parents[1] / "fakes" / "cuda_server.py"
 ATTEMPTS = count()
+PORT = "7000"
 
 
 class GpuLane(Lane):
@@ -50,11 +53,27 @@ class GpuLane(Lane):
             HOST_IMAGE,
             [PYTHON, "-ISu", "/app/server.py", "/cuda/libcuda.so.1"],
             mounts=[USR, Mount(SERVER, "/app/server.py"), Mount(self.cuda.folder, "/cuda")],
-            devices=[
-                api.Device(
-                    host_path=str(self.node), container_path="/dev/nvidia0", permissions="rw"
-                )
+            devices=[device(self.node)],
+            attempt=next(ATTEMPTS),
+        )
+
+    def program(self, pod: Pod, port: str = PORT, **env: str) -> Container:
+        """A container with a GPU and the program of tests/fakes/gpu.py, not started yet: see `ask`.
+
+        Each in one pod has a port of its own.
+        """
+        return pod.container(
+            "app",
+            HOST_IMAGE,
+            ["/cuda/gpu_program-entry", "serve", port],
+            mounts=[
+                USR,
+                Mount(self.cuda.folder, "/cuda"),
+                # An answer that was given is taken off its list. Nothing that is mapped lies there.
+                Mount(self.cuda.folder, "/world", readonly=False),
             ],
+            env={"CUDA_LIBRARY": "/cuda/libcuda.so.1", gpu.WORLD: "/world", **env},
+            devices=[device(self.node)],
             attempt=next(ATTEMPTS),
         )
 
@@ -83,6 +102,36 @@ class GpuLane(Lane):
 
 
 POOL = ThreadPoolExecutor(2)
+
+
+@contextmanager
+def running(lane: GpuLane) -> Iterator[GpuLane]:
+    """It, for a module's tests: started, and taken down at the end of the block.
+
+    Fails if they leave something.
+    """
+    try:
+        lane.start()
+        lane.import_images(layers=False, ctr=False)
+        before = lane.holdings()
+        yield lane
+        lane.clear()
+        forget_snapshots(lane, set())
+        assert not lane.leaks(before)
+    finally:
+        lane.take_down()
+
+
+def device(node: Path) -> api.Device:
+    """A GPU for a container, under the name that its node has."""
+    return api.Device(host_path=str(node), container_path=f"/dev/{node.name}", permissions="rw")
+
+
+def ask(container: Container, *words: str, port: str = PORT) -> str:
+    """What the program in a container answers."""
+    done = container.exec(["/cuda/gpu_program-entry", "ask", port, *words])
+    assert done.exit_code == 0, done
+    return done.stdout.strip().removeprefix("ok").strip()
 
 
 @contextmanager

@@ -22,8 +22,8 @@ from bed.pod import Container, Pod
 from fakes.cuda import Call
 from fakes.nvml import A100, GIB, H100, machine, numbered
 from gate import gate
-from gpus import GpuLane, booted, changes, moved, removed
-from stored import edit_config, forget_snapshots, ids, path_of
+from gpus import GpuLane, booted, changes, moved, removed, running
+from stored import edit_config, ids, path_of
 from workers import (
     FAIL,
     SNAPSHOT,
@@ -50,17 +50,9 @@ def shared(
     if installation is None:
         pytest.skip("needs the product to be installed")
     lane = GpuLane(installation, tmp_path_factory.mktemp("gpu"))
-    try:
-        lane.nvml.has(machine(H100))
-        lane.start()
-        lane.import_images(layers=False, ctr=False)
-        before = lane.holdings()
+    lane.nvml.has(machine(H100))
+    with running(lane):
         yield lane
-        lane.clear()
-        forget_snapshots(lane, set())
-        assert not lane.leaks(before)
-    finally:
-        lane.take_down()
 
 
 @pytest.fixture

@@ -9,15 +9,13 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from bed.cri import api_pb2 as api
-from bed.images import HOST_IMAGE
 from bed.lane import Installation
-from bed.pod import Container, Mount, Pod
+from bed.pod import Container, Pod
 from fakes import gpu
 from fakes.nvml import H100, machine
-from gpus import ATTEMPTS, GpuLane, booted, removed
-from stored import forget_snapshots, path_of
-from workers import FAIL, SNAPSHOT, USR, outcome, wait_until
+from gpus import GpuLane, ask, booted, removed, running
+from stored import path_of
+from workers import FAIL, SNAPSHOT, checkpoint, outcome, wait_until
 
 from shim.cache import place
 
@@ -51,28 +49,18 @@ class Holder:
 
 @pytest.fixture(scope="module")
 def shared(
-    installation: Installation, tmp_path_factory: pytest.TempPathFactory
+    installation: Installation | None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[GpuLane]:
     """With one GPU, and room for a cache."""
-    if installation is None:
-        pytest.skip("needs the product to be installed")
-    if not (installation.bin / "python").exists():
+    if installation is None or not (installation.bin / "python").exists():
         pytest.skip("needs the product to be installed")
     shared = GpuLane(installation, tmp_path_factory.mktemp("gpu"))
-    try:
-        with open(shared.places.thaw_config, "a") as file:
-            file.write(f"cache.size = {SIZE / (1 << 30)}\n")
-        shared.nvml.has(machine(H100))
-        gpu.build(shared.cuda.folder, "entry")
-        shared.start()
-        shared.import_images(layers=False, ctr=False)
-        before = shared.holdings()
+    with open(shared.places.thaw_config, "a") as file:
+        file.write(f"cache.size = {SIZE / (1 << 30)}\n")
+    shared.nvml.has(machine(H100))
+    gpu.build(shared.cuda.folder, "entry")
+    with running(shared):
         yield shared
-        shared.clear()
-        forget_snapshots(shared, set())
-        assert not shared.leaks(before)
-    finally:
-        shared.take_down()
 
 
 @pytest.fixture(scope="module")
@@ -84,28 +72,6 @@ def holders(shared: GpuLane) -> Iterator[list[Holder]]:
     place.remove(shared.places.thaw_state / "cache")
 
 
-def worker(shared: GpuLane, pod: Pod) -> Container:
-    """A container with a GPU and the tests' program, not started yet."""
-    folder = shared.cuda.folder
-    return pod.container(
-        "app",
-        HOST_IMAGE,
-        ["/cuda/gpu_program-entry", "serve", "7000"],
-        mounts=[USR, Mount(folder, "/cuda"), Mount(folder, "/world", readonly=False)],
-        env={"CUDA_LIBRARY": "/cuda/libcuda.so.1", gpu.WORLD: "/world"},
-        devices=[
-            api.Device(host_path=str(shared.node), container_path="/dev/nvidia0", permissions="rw")
-        ],
-        attempt=next(ATTEMPTS),
-    )
-
-
-def ask(container: Container, *words: str) -> str:
-    done = container.exec(["/cuda/gpu_program-entry", "ask", "7000", *words])
-    assert done.exit_code == 0, done
-    return done.stdout.strip()
-
-
 def sums(container: Container) -> list[str]:
     return [ask(container, "sum", number) for number in ("1", "2")]
 
@@ -114,13 +80,12 @@ def sums(container: Container) -> list[str]:
 def before(shared: GpuLane, holders: list[Holder]) -> list[str]:
     """Sums of the memory of which there is a snapshot."""
     with shared.pod("cold") as pod:
-        container = booted(worker(shared, pod).start())
+        container = booted(shared.program(pod).start())
         for number, size in (("1", "4M"), ("2", "8M")):
             ask(container, "alloc", size)
             ask(container, "fill", number, number)
         found = sums(container)
-        done = shared.checkpointing(container, NAME).result()
-        assert done.returncode == 0, done
+        checkpoint(shared, container, NAME)
     return found
 
 
@@ -133,7 +98,7 @@ def strict(shared: GpuLane, before: list[str]) -> Iterator[Pod]:
 
 def restored(shared: GpuLane, pod: Pod, before: list[str]) -> bool:
     """Whether a replica came from the cache; in any case it has what it should have."""
-    with removed(worker(shared, pod).start()) as container:
+    with removed(shared.program(pod).start()) as container:
         line = outcome(shared, container)
         assert line.message == "restored"
         assert sums(container) == before
@@ -183,7 +148,7 @@ def test_a_holder_that_dies_over_it(
     shared.thaw("warm", NAME)
     pid = holders[-1].pid
     shared.cuda.trace()
-    with shared.cuda.held("cuEventSynchronize", pid), removed(worker(shared, strict)) as container:
+    with shared.cuda.held("cuEventSynchronize", pid), removed(shared.program(strict)) as container:
         starting = container.starting()
         wait_until(lambda: ("cuEventSynchronize", pid) in shared.cuda.traced, "the holder's copy")
         holders[-1].end(signal.SIGKILL)

@@ -12,23 +12,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from bed.cri import api_pb2 as api
 from bed.fetch import criu
-from bed.images import HOST_IMAGE
 from bed.lane import Installation
-from bed.pod import Container, Mount, Pod
+from bed.pod import Container, Pod
 from fakes import gpu
 from fakes.cuda import PASS
 from fakes.nvml import H100, machine
 from gate import configured, gate
-from gpus import ATTEMPTS, GpuLane, booted, removed
-from stored import forget_snapshots, path_of
-from workers import FAIL, SNAPSHOT, USR, children, outcome, shim_lines, shim_pid, wait_until
+from gpus import PORT, GpuLane, ask, booted, removed, running
+from stored import path_of
+from workers import (
+    FAIL,
+    SNAPSHOT,
+    checkpoint,
+    children,
+    outcome,
+    shim_lines,
+    shim_pid,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.one_lane]
 
 NAME = "moved"
-PORT = "7000"
 MIB = 1 << 20
 OUT_OF_MEMORY = 2
 UNFIT = 7  # the exit status of `thaw`
@@ -46,18 +52,10 @@ def shared(
     if installation is None:
         pytest.skip("needs the product to be installed")
     lane = GpuLane(installation, tmp_path_factory.mktemp("gpu"))
-    try:
-        lane.nvml.has(machine(H100))
-        gpu.build(lane.cuda.folder, "entry")
-        lane.start()
-        lane.import_images(layers=False, ctr=False)
-        before = lane.holdings()
+    lane.nvml.has(machine(H100))
+    gpu.build(lane.cuda.folder, "entry")
+    with running(lane):
         yield lane
-        lane.clear()
-        forget_snapshots(lane, set())
-        assert not lane.leaks(before)
-    finally:
-        lane.take_down()
 
 
 @pytest.fixture
@@ -72,36 +70,6 @@ def home(shared: GpuLane) -> Iterator[Pod]:
     """The pod in which workers boot cold."""
     with shared.pod("cold") as pod:
         yield pod
-
-
-def worker(lane: GpuLane, pod: Pod, port: str = PORT, **env: str) -> Container:
-    """A container with a GPU and the tests' program, not started yet.
-
-    Each in one pod has a port of its own.
-    """
-    return pod.container(
-        "app",
-        HOST_IMAGE,
-        ["/cuda/gpu_program-entry", "serve", port],
-        mounts=[
-            USR,
-            Mount(lane.cuda.folder, "/cuda"),
-            # An answer that was given is taken off its list. Nothing that is mapped lies there.
-            Mount(lane.cuda.folder, "/world", readonly=False),
-        ],
-        env={"CUDA_LIBRARY": "/cuda/libcuda.so.1", gpu.WORLD: "/world", **env},
-        devices=[
-            api.Device(host_path=str(lane.node), container_path="/dev/nvidia0", permissions="rw")
-        ],
-        attempt=next(ATTEMPTS),
-    )
-
-
-def ask(container: Container, *words: str, port: str = PORT) -> str:
-    """What the program answers."""
-    done = container.exec(["/cuda/gpu_program-entry", "ask", port, *words])
-    assert done.exit_code == 0, done
-    return done.stdout.strip().removeprefix("ok").strip()
 
 
 def filled(container: Container, port: str = PORT) -> Container:
@@ -129,16 +97,11 @@ class Made(NamedTuple):
 @pytest.fixture(scope="module")
 def snapshot(shared: GpuLane, home: Pod) -> Made:
     shared.cuda.reset()
-    container = filled(worker(shared, home).start())
+    container = filled(shared.program(home).start())
     before = sums(container)
-    made(shared, container, NAME)
+    checkpoint(shared, container, NAME)
     [line] = told(shared, container, "GPU memory dumped")
     return Made(container, before, line)
-
-
-def made(lane: GpuLane, container: Container, name: str) -> None:
-    done = lane.checkpointing(container, name).result()
-    assert done.returncode == 0, done
 
 
 def told(lane: GpuLane, container: Container, message: str) -> list[dict[str, str]]:
@@ -169,7 +132,7 @@ def fallible(lane: GpuLane) -> Iterator[Container]:
     """
     with (
         lane.pod("fallible", annotations={SNAPSHOT: NAME}) as pod,
-        removed(worker(lane, pod).start()) as container,
+        removed(lane.program(pod).start()) as container,
     ):
         yield container
 
@@ -192,7 +155,7 @@ def test_a_snapshot(lane: GpuLane, snapshot: Made) -> None:
 
 def test_restored_and_again(lane: GpuLane, snapshot: Made, strict: Pod) -> None:
     """In a pod of its own, and from a snapshot of that one, too."""
-    with removed(worker(lane, strict).start()) as container:
+    with removed(lane.program(strict).start()) as container:
         line = outcome(lane, container)
         assert line.message == "restored"
         assert "give=" in line.fields["gpu"]
@@ -200,10 +163,10 @@ def test_restored_and_again(lane: GpuLane, snapshot: Made, strict: Pod) -> None:
         ask(container, "fill", "1", "77")
         other = sums(container)
         assert other[1:] == snapshot.sums[1:]
-        made(lane, container, "again")
+        checkpoint(lane, container, "again")
         assert sums(container) == other
     with lane.pod("again", annotations={SNAPSHOT: "again", **FAIL}) as pod:
-        container = worker(lane, pod).start()
+        container = lane.program(pod).start()
         assert sums(container) == other
         ask(container, "alloc", "2M")
         ask(container, "free", "2")
@@ -214,17 +177,17 @@ def test_through_a_file(lane: GpuLane, snapshot: Made, tmp_path: Path) -> None:
     lane.thaw("export", NAME, str(tmp_path / "one.tar"))
     lane.thaw("import", str(tmp_path / "one.tar"), "carried")
     with lane.pod("carried", annotations={SNAPSHOT: "carried", **FAIL}) as pod:
-        assert sums(worker(lane, pod).start()) == snapshot.sums
+        assert sums(lane.program(pod).start()) == snapshot.sums
 
 
 def test_tried_before_it_is_published(lane: GpuLane, home: Pod) -> None:
     """Beside its original, with memory of its own."""
     with (
         configured(lane, criu(), f'{lane.more}checkpoint.verify = "restore"\n'),
-        removed(worker(lane, home, "7004")) as container,
+        removed(lane.program(home, "7004")) as container,
     ):
         before = sums(filled(container.start(), "7004"), "7004")
-        made(lane, container, "tried")
+        checkpoint(lane, container, "tried")
         assert sums(container, "7004") == before
     document = json.loads((path_of(lane, "tried") / "config.json").read_text())
     assert document["verified"] == "restored"
@@ -235,21 +198,21 @@ def test_tried_before_it_is_published(lane: GpuLane, home: Pod) -> None:
 
 def test_the_library_takes_nothing_over(lane: GpuLane, home: Pod) -> None:
     """Then the driver has all of it, and the reason is said."""
-    plain = worker(lane, home, "7001", THAW_GPU_MEMORY="driver")
+    plain = lane.program(home, "7001", THAW_GPU_MEMORY="driver")
     with removed(plain.start()) as container:
         before = sums(filled(container, "7001"), "7001")
-        made(lane, container, "plain")
+        checkpoint(lane, container, "plain")
         assert sums(container, "7001") == before
         [line] = told(lane, container, "GPU memory dumped")
         assert line["driver"] == "1: THAW_GPU_MEMORY=driver in its environment"
     assert "all by the driver: THAW_GPU_MEMORY=driver" in lane.thaw("show", "plain").stdout
     with lane.pod("plain", annotations={SNAPSHOT: "plain", **FAIL}) as pod:
-        again = worker(lane, pod, "7001", THAW_GPU_MEMORY="driver").start()
+        again = lane.program(pod, "7001", THAW_GPU_MEMORY="driver").start()
         assert sums(again, "7001") == before
 
 
 def test_memory_of_others_is_refused(lane: GpuLane, home: Pod) -> None:
-    with removed(worker(lane, home, "7002").start()) as container:
+    with removed(lane.program(home, "7002").start()) as container:
         before = sums(filled(container, "7002"), "7002")
         ask(container, "import", "4M", port="7002")
         assert "has GPU memory of another process mapped" in refused(lane, container, UNFIT)
@@ -323,7 +286,7 @@ def test_a_flipped_byte(lane: GpuLane, snapshot: Made) -> None:
 def test_an_engine_is_killed_with_the_memory(lane: GpuLane, home: Pod, kept: bool) -> None:
     """Another process has it, too: the worker goes on with what it had. If that one was killed as
     well, the container is ended, and says why."""
-    container = worker(lane, home, "7003")
+    container = lane.program(home, "7003")
     with gate(lane, "pre-dump", lane.more) as held, removed(container):
         before = sums(filled(container.start(), "7003"), "7003")
         making = lane.checkpointing(container, "none")

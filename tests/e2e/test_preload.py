@@ -10,18 +10,19 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from bed.cri import api_pb2 as api
 from bed.environment import copied
+from bed.fetch import criu
 from bed.images import BUSYBOX_IMAGE, HOST_IMAGE
 from bed.lane import Installation
 from bed.pod import Container, Pod, linux_config
-from gpus import ATTEMPTS, GpuLane, removed
-from stored import forget_snapshots, path_of
-from workers import FAIL, SNAPSHOT, USR, ask, init_pid, outcome, script, token_of
+from gate import configured
+from gpus import ATTEMPTS, GpuLane, device, removed, running
+from stored import path_of
+from workers import FAIL, SNAPSHOT, USR, ask, checkpoint, init_pid, outcome, script, token_of
 
 from shim.gpu.preload import CARRIED, PLACE, digest_of
 
@@ -73,17 +74,8 @@ def product(
 
 @pytest.fixture(scope="module")
 def lane(product: Upgradable, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GpuLane]:
-    made = GpuLane(product.installation, tmp_path_factory.mktemp("gpu"))
-    try:
-        made.start()
-        made.import_images(layers=False, ctr=False)
-        before = made.holdings()
+    with running(GpuLane(product.installation, tmp_path_factory.mktemp("gpu"))) as made:
         yield made
-        made.clear()
-        forget_snapshots(made, set())
-        assert not made.leaks(before)
-    finally:
-        made.take_down()
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +85,12 @@ def home(lane: GpuLane) -> Iterator[Pod]:
         yield pod
 
 
-def device(lane: GpuLane, number: int = 0) -> api.Device:
-    """A GPU."""
+def gpu(lane: GpuLane, number: int = 0) -> api.Device:
+    """One of several."""
     node = lane.node.with_name(f"nvidia{number}")
     if not node.exists():
         os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(195, number))
-    inside = f"/dev/nvidia{number}"
-    return api.Device(host_path=str(node), container_path=inside, permissions="rw")
+    return device(node)
 
 
 def made(
@@ -120,7 +111,7 @@ def made(
         mounts=[USR],
         env=env,
         linux=linux,
-        devices=[device(lane, number) for number in range(gpus)],
+        devices=[gpu(lane, number) for number in range(gpus)],
         attempt=next(ATTEMPTS),
     )
 
@@ -164,27 +155,15 @@ def test_it_is_loaded_first(lane: GpuLane, home: Pod) -> None:
         assert container.exec(["/usr/bin/env"]).stderr == "", "the others have nothing to say"
 
 
-@contextmanager
-def verifying(lane: GpuLane) -> Iterator[None]:
-    """Snapshots of containers that are made meanwhile are tried before they are published."""
-    before = lane.places.thaw_config.read_text()
-    lane.places.thaw_config.write_text(f'{before}checkpoint.verify = "restore"\n')
-    try:
-        yield
-    finally:
-        lane.places.thaw_config.write_text(before)
-
-
 def test_a_read_only_root(lane: GpuLane, home: Pod) -> None:
     """It is snapshotted, tried and restored as any other."""
-    with verifying(lane):
+    with configured(lane, criu(), f'{lane.more}checkpoint.verify = "restore"\n'):
         worker = made(lane, home, read_only=True).start()
     with removed(worker) as container:
         token = token_of(container)
         assert container.exec(["/usr/bin/touch", "/x"]).exit_code
         assert is_mapped(lane, container)
-        done = lane.checkpointing(container, "read-only").result()
-        assert done.returncode == 0, done
+        checkpoint(lane, container, "read-only")
         document = json.loads((path_of(lane, "read-only") / "config.json").read_text())
         assert document["verified"] == "restored"
     with lane.pod("read-only", annotations={SNAPSHOT: "read-only", **FAIL}) as pod:
@@ -221,7 +200,7 @@ def test_several_gpus(lane: GpuLane, home: Pod) -> None:
 
 def test_a_static_program(lane: GpuLane, home: Pod) -> None:
     """Such a program ignores it, and runs as ever."""
-    static = home.container("busybox", BUSYBOX_IMAGE, ["sleep", "1000"], devices=[device(lane)])
+    static = home.container("busybox", BUSYBOX_IMAGE, ["sleep", "1000"], devices=[gpu(lane)])
     with removed(static.start()) as container:
         assert preloaded(lane, container) == PLACE
         assert not is_mapped(lane, container)
@@ -233,8 +212,7 @@ def test_versions(lane: GpuLane, product: Upgradable, home: Pod) -> None:
     with removed(made(lane, home).start()) as container:
         token = token_of(container)
         old = version_of(lane, container)
-        done = lane.checkpointing(container, NAME).result()
-        assert done.returncode == 0, done
+        checkpoint(lane, container, NAME)
         product.upgrade()
         assert is_mapped(lane, container)
         assert version_of(lane, container) == old
@@ -268,8 +246,7 @@ def test_one_side_only(lane: GpuLane, home: Pod) -> None:
     notes = {SNAPSHOT: "with", **FAIL, **DRIVER}
     with removed(made(lane, home).start()) as container:
         token = token_of(container)
-        done = lane.checkpointing(container, "with").result()
-        assert done.returncode == 0, done
+        checkpoint(lane, container, "with")
     with lane.pod("without", annotations=notes) as pod:
         container = made(lane, pod).start()
         assert outcome(lane, container).message == "restored"
@@ -278,8 +255,7 @@ def test_one_side_only(lane: GpuLane, home: Pod) -> None:
     with lane.pod("without-maker", annotations=DRIVER) as pod:
         container = made(lane, pod).start()
         token = token_of(container)
-        done = lane.checkpointing(container, "without").result()
-        assert done.returncode == 0, done
+        checkpoint(lane, container, "without")
     with lane.pod("with", annotations={SNAPSHOT: "without", **FAIL}) as pod:
         container = made(lane, pod).start()
         assert outcome(lane, container).message == "restored"

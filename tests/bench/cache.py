@@ -12,16 +12,13 @@ one, which tells nothing about a GPU.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import struct
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -41,12 +38,11 @@ from shim.gpu.driver import LIBRARY
 from shim.gpu.memory.device import Memory, Region
 from shim.gpu.memory.index import Stored
 from shim.gpu.memory.making import Making, Wanted
-from shim.gpu.nvml import Gpu, gpus, uuid_bytes, uuid_text
+from shim.gpu.nvml import Gpu, uuid_text
 from shim.snapshot.layout import Blob
 
-from .device import GIB, Case, size_of, table, write_noise
+from .device import GIB, RECORD, Case, chosen, show, size_of, table, write_noise
 
-_RECORD = struct.Struct("<QQIIIHH")  # struct thaw_extent
 _EXTENT = 4 << 20  # bytes, at most; none is in two regions
 _TIMES = 3  # a fill is measured so often; the best counts
 
@@ -55,16 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     args = _parser().parse_args(argv)
     try:
-        uuid = uuid_bytes(args.uuid) if args.uuid else _first().uuid_bytes
+        uuid = chosen(args.uuid)
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             cases = _run(Path(folder), args, uuid)
     except (ThawError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if args.output == "json":
-        print(json.dumps([asdict(case) for case in cases], indent=2))
-    else:
-        print("\n".join(table(cases)))
+    show(args.output, cases, table(cases))
     return 0
 
 
@@ -94,7 +87,7 @@ def _run(folder: Path, args: argparse.Namespace, uuid: bytes) -> list[Case]:
             making.wait()
             for _ in range(_TIMES):
                 measured("put", 1, lambda: _put(store, intake.key, making.regions))
-                measured("asked for", 1, lambda: _fill(cached, making))
+                measured("asked for", 1, lambda: _fill(cached, wanted, making))
         for _, first in product(range(_TIMES), (True, False)):
             kind = "made, then asked for" if first else "asked for as made"
             with ExitStack() as made:
@@ -111,9 +104,9 @@ def _snapshot(folder: Path, size: int, count: int) -> Stored:
     count = max(1, min(count, size // each))
     regions = [each] * (count - 1) + [size - each * (count - 1)]
     made = b""
-    for address, offset, *rest in _RECORD.iter_unpack(extents):
+    for address, offset, *rest in RECORD.iter_unpack(extents):
         number = min(address // each, count - 1)
-        made += _RECORD.pack(address - number * each, offset, rest[0], rest[1], number, 0, 0)
+        made += RECORD.pack(address - number * each, offset, rest[0], rest[1], number, 0, 0)
     return Stored(folder, [Blob("noise", size)], [folder / "noise"], made, regions)
 
 
@@ -161,8 +154,7 @@ def _put(store: Store, key: str, regions: Sequence[Region]) -> None:
         put(regions, store.memory(record), record.extents)
 
 
-def _fill(cached: Cached, making: Making) -> None:
-    wanted = [Wanted(region.uuid, region.size) for region in making.regions]
+def _fill(cached: Cached, wanted: Sequence[Wanted], making: Making) -> None:
     if not cached.fill(wanted, making.batches()):
         raise OSError("the cache did not fill the regions")
 
@@ -174,15 +166,7 @@ def _make_and_fill(
     making = made.enter_context(closing(Making(memory, wanted, range(len(wanted)))))
     if first:
         making.wait()
-    if not cached.fill(wanted, making.batches()):
-        raise OSError("the cache did not fill the regions")
-
-
-def _first() -> Gpu:
-    found = gpus()
-    if not found:
-        raise OSError("there is no GPU; a library that looks like one needs --uuid, too")
-    return found[0]
+    _fill(cached, wanted, making)
 
 
 def _named(uuid: bytes) -> Gpu:

@@ -14,13 +14,11 @@ disk up in udev's database, /run/udev.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from shim.errors import ThawError
@@ -29,9 +27,8 @@ from shim.gpu.memory import cufile
 from shim.gpu.memory.copyin import CopyIn, Source
 from shim.gpu.memory.cufile import Direct, NotDirect
 from shim.gpu.memory.device import Memory, Region
-from shim.gpu.nvml import gpus, uuid_bytes
 
-from .device import GIB, Case, size_of, table, write_noise
+from .device import GIB, Case, chosen, counts, show, size_of, table, write_noise
 
 _KINDS = {True: "cuFile, compatible", False: "cuFile, GPUDirect"}
 
@@ -41,16 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     os.environ.setdefault("CUFILE_LOGFILE_PATH", os.devnull)
     try:
-        uuid = uuid_bytes(args.uuid or gpus()[0].uuid)
+        uuid = chosen(args.uuid)
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             cases = _run(Path(folder), args, uuid)
-    except (ThawError, OSError, IndexError) as error:
+    except (ThawError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if args.output == "json":
-        print(json.dumps([asdict(case) for case in cases], indent=2))
-    else:
-        print("\n".join(table(cases)))
+    show(args.output, cases, table(cases))
     return 0
 
 
@@ -136,14 +130,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=size_of, default=GIB, help="of the region (1G)")
     parser.add_argument(
         "--threads",
-        type=lambda text: [int(word) for word in text.split(",")],
+        type=counts,
         default=[0],
         help="that read by cuFile, one number after the other; 0: chosen",
     )
     parser.add_argument("--folder", default="/var/tmp", help="where the file is (/var/tmp)")
     parser.add_argument("--library", default=LIBRARY, help="of the driver")
     parser.add_argument("--cufile", default=cufile.LIBRARY, help="libcufile.so.0")
-    parser.add_argument("--uuid", help="the GPU's, as nvidia-smi -L has it")
+    parser.add_argument("--uuid", default="", help="the GPU's, as nvidia-smi -L has it")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     return parser
 

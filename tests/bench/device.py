@@ -39,7 +39,7 @@ _UNITS = {"M": MIB, "G": GIB}
 _EXTENT = 4 * MIB
 _MAKERS = (1, 2, 4, 8)
 _TIMES = 3
-_RECORD = struct.Struct("<QQIIIHH")  # struct thaw_extent
+RECORD = struct.Struct("<QQIIIHH")  # struct thaw_extent
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     args = _parser().parse_args(argv)
     try:
-        uuid = uuid_bytes(args.uuid or _first())
+        uuid = chosen(args.uuid)
         if args.make:
             made = _make_all(args.library, uuid, *args.make)
-            _show(args.output, made, made_table(made))
+            show(args.output, made, made_table(made))
             return 0
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             cases = _run(Path(folder), args.library, uuid, args.size, args.threads)
     except (ThawError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    _show(args.output, cases, table(cases))
+    show(args.output, cases, table(cases))
     return 0
 
 
-def _show(output: str, cases: Sequence[Case | Made], words: Sequence[str]) -> None:
+def show(output: str, cases: Sequence[Case | Made], words: Sequence[str]) -> None:
+    """Print the figures, as JSON or in these words."""
     if output == "json":
         print(json.dumps([asdict(case) for case in cases], indent=2))
     else:
@@ -152,7 +153,7 @@ def write_noise(path: Path, size: int) -> bytes:
             piece[:8] = at.to_bytes(8, "little")
             length = min(_EXTENT, size - at)
             checksum = lib.thaw_crc32c(0, bytes(piece[:length]), length)
-            extents.append(_RECORD.pack(at, at, length, checksum, 0, 0, 0))
+            extents.append(RECORD.pack(at, at, length, checksum, 0, 0, 0))
             file.write(memoryview(piece)[:length])
     return b"".join(extents)
 
@@ -195,11 +196,14 @@ def _out(region: Region, path: Path, threads: int, *, written: bool) -> float:
             return time.monotonic() - began
 
 
-def _first() -> str:
+def chosen(uuid: str) -> bytes:
+    """The UUID of the GPU that was named, or of NVML's first."""
+    if uuid:
+        return uuid_bytes(uuid)
     found = gpus()
     if not found:
         raise OSError("there is no GPU; a library that looks like one needs --uuid, too")
-    return found[0].uuid
+    return found[0].uuid_bytes
 
 
 def size_of(text: str) -> int:
@@ -217,7 +221,8 @@ def _regions(text: str) -> tuple[int, int]:
     return int(count), size_of(size)
 
 
-def _counts(text: str) -> list[int]:
+def counts(text: str) -> list[int]:
+    """Numbers, of 1,4,0."""
     if not all(word.isdigit() for word in text.split(",")):
         raise argparse.ArgumentTypeError("numbers of threads look like 1,4,0")
     return [int(word) for word in text.split(",")]
@@ -228,14 +233,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--size", type=size_of, default=GIB, help="of the region (1G)")
     parser.add_argument(
-        "--threads", type=_counts, default=[0], help="that copy, one after the other; 0: chosen"
+        "--threads", type=counts, default=[0], help="that copy, one after the other; 0: chosen"
     )
     parser.add_argument(
         "--make", type=_regions, metavar="NxSIZE", help="only make regions, as 225x200M"
     )
     parser.add_argument("--folder", default="/dev/shm", help="where the files are (/dev/shm)")
     parser.add_argument("--library", default=LIBRARY, help="of the driver")
-    parser.add_argument("--uuid", help="the GPU's, as nvidia-smi -L has it")
+    parser.add_argument("--uuid", default="", help="the GPU's, as nvidia-smi -L has it")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     return parser
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -46,13 +46,11 @@ _BRIEF, _LONG = 3.0, 60.0  # seconds of gpu.wait
 Act = Callable[[GpuLane, str], str]
 
 
-def attempt(
-    lane: GpuLane, name: str, device: str, record: Record, acts: Mapping[str, Act] | None = None
-) -> bool:
-    """Try one of `acts` (ALL) and note how it went; answers whether that is as it should be."""
+def attempt(lane: GpuLane, name: str, act: Act, device: str, record: Record) -> bool:
+    """Try one and note how it went; answers whether that is as it should be."""
     began, settings = time.monotonic(), lane.places.thaw_config.read_text()
     try:
-        outcome, good = (acts or ALL)[name](lane, device), True
+        outcome, good = act(lane, device), True
     except (*_ERRORS, grpc.RpcError) as error:
         said = error.details() if isinstance(error, grpc.Call) else str(error)
         outcome, good = f"{type(error).__name__}: {said}", False

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from gpu.vllm import vllm
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CLEARING = 60  # seconds that a lane may take to be rid of what a part has left
+Part = Callable[[GpuLane, argparse.Namespace, Record], None]
 
 
 class Late(Exception):
@@ -196,29 +197,29 @@ def _nccl(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
         two.shared(lane, args.gib / 2, args.device, path, Restores(0, args.warm), record)
 
 
-def _faults(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
-    names = args.faults.split(",") if args.faults else list(faults.ALL)
-    bad = [name for name in names if not faults.attempt(lane, name, args.device, record)]
-    if bad:
-        raise RuntimeError(f"not as they should be: {', '.join(bad)}")
+def _faults(acts: Mapping[str, faults.Act]) -> Part:
+    """The part that tries these, or of them what was chosen."""
+
+    def part(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
+        bad = [
+            name
+            for name in (args.faults.split(",") if args.faults else acts)
+            if not faults.attempt(lane, name, acts[name], args.device, record)
+        ]
+        if bad:
+            raise RuntimeError(f"not as they should be: {', '.join(bad)}")
+
+    return part
 
 
-def _moved_faults(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
-    names = args.faults.split(",") if args.faults else list(moved_faults.ALL)
-    acts = moved_faults.ALL
-    bad = [name for name in names if not faults.attempt(lane, name, args.device, record, acts)]
-    if bad:
-        raise RuntimeError(f"not as they should be: {', '.join(bad)}")
-
-
-PARTS: dict[str, Callable[[GpuLane, argparse.Namespace, Record], None]] = {
+PARTS: dict[str, Part] = {
     "pytorch": _pytorch,
     "transformers": _transformers,
     "vllm": _vllm,
     "memory": _memory,
     "overhead": _overhead,
-    "faults": _faults,
-    "moved-faults": _moved_faults,
+    "faults": _faults(faults.ALL),
+    "moved-faults": _faults(moved_faults.ALL),
     "moved": _moved,
     "nccl": _nccl,
 }

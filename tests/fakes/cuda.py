@@ -36,7 +36,7 @@ _SOURCES = sorted(Path(__file__).parent.glob("libcuda*.c"))
 _ENTRY = Path(__file__).with_name("libcuda_entry.c")
 _WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Werror")
 _SHAPE = ("-std=gnu17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-pthread")
-_DEFINED = re.compile(r"^(?:CALL|COPY\w*|SET\w*|LAUNCH\w*)\((\w+)", re.MULTILINE)
+_DEFINED = re.compile(r"^(?:CALL|COPY\w*|LAUNCH\w*)\((\w+)", re.MULTILINE)
 
 
 @functools.cache

@@ -35,7 +35,6 @@ struct access {
 /* Name as cuGetProcAddress knows it, as it is exported, arguments. */
 #define FUNCTIONS(F)                                                                               \
     F(cuInit, cuInit, (unsigned flags))                                                            \
-    F(cuDeviceGetCount, cuDeviceGetCount, (int *count))                                            \
     F(cuDevicePrimaryCtxRetain, cuDevicePrimaryCtxRetain, (context * out, int device))             \
     F(cuCtxSetCurrent, cuCtxSetCurrent, (context))                                                 \
     F(cuCtxGetDevice, cuCtxGetDevice, (int *device))                                               \
@@ -49,8 +48,6 @@ struct access {
     F(cuMemFree, cuMemFree_v2, (device_pointer))                                                   \
     F(cuMemAllocAsync, cuMemAllocAsync, (device_pointer * out, size_t size, stream))               \
     F(cuMemFreeAsync, cuMemFreeAsync, (device_pointer, stream))                                    \
-    F(cuMemAllocHost, cuMemAllocHost_v2, (void **out, size_t size))                                \
-    F(cuMemFreeHost, cuMemFreeHost, (void *))                                                      \
     F(cuMemGetInfo, cuMemGetInfo_v2, (size_t *left, size_t *all))                                  \
     F(cuMemGetAddressRange, cuMemGetAddressRange_v2,                                               \
       (device_pointer * start, size_t *size, device_pointer at))                                   \
@@ -107,7 +104,7 @@ void find_functions(void); /* gpu_program_find.c */
 /* ---- what all commands have in common: gpu_program.c ---------------------------------------- */
 
 enum { GPUS = 16 };
-enum kind { NOTHING, LINEAR, VMM, POOLED, MANAGED, HOST };
+enum kind { NOTHING, LINEAR, VMM, POOLED, MANAGED };
 
 struct object {
     enum kind kind;

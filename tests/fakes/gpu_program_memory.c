@@ -29,13 +29,6 @@ static int managed(char **words) {
     return keep(MANAGED, at, number(words[1]), 0);
 }
 
-static int host(char **words) {
-    void *at;
-
-    TRY(cuMemAllocHost, &at, number(words[1]));
-    return keep(HOST, (uintptr_t)at, number(words[1]), 0);
-}
-
 static int pitch(char **words) {
     device_pointer at;
     size_t row;
@@ -101,9 +94,6 @@ static int release(struct object *mine) {
         break;
     case POOLED:
         TRY(cuMemFreeAsync, mine->at, own_stream);
-        break;
-    case HOST:
-        TRY(cuMemFreeHost, (void *)(uintptr_t)mine->at);
         break;
     default:
         TRY(cuCtxSynchronize);
@@ -177,10 +167,7 @@ static int sum(char **words) {
         size_t left = mine->size - at, size = left < sizeof(buffer) ? left : sizeof(buffer);
 
         buffer[(size - 1) / 8] = 0;
-        if (mine->kind == HOST)
-            memcpy(buffer, (char *)(uintptr_t)mine->at + at, size);
-        else
-            TRY(cuMemcpyDtoH, buffer, mine->at + at, size);
+        TRY(cuMemcpyDtoH, buffer, mine->at + at, size);
         for (size_t n = 0; n < (size + 7) / 8; n++)
             hash = (hash ^ buffer[n]) * UINT64_C(0x100000001b3);
     }
@@ -263,7 +250,6 @@ const struct command memory_commands[] = {
     {"import", 1, import},   /* that was exported and then imported */
     {"async", 1, pooled},
     {"managed", 1, managed},
-    {"host", 1, host},
     {"pitch", 2, pitch},     /* WIDTH HEIGHT */
     {"free", 1, free_one},
     {"export", 1, export},    /* ok DESCRIPTOR */

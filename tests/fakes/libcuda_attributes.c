@@ -71,8 +71,8 @@ static bool look(uintptr_t at, struct seen *seen) {
     mapping = mapping_at(at);
     if (piece != NULL) {
         *seen = (struct seen){piece->at, piece->size, piece->context, piece->id, piece->device, 0,
-                              piece->kind == HOST || piece->kind == REGISTERED,
-                              piece->kind == MANAGED, false, piece->kind == POOLED};
+                              piece->kind == REGISTERED, piece->kind == MANAGED, false,
+                              piece->kind == POOLED};
     } else if (mapping != NULL) {
         seen->start = mapping->at;
         seen->size = mapping->size;

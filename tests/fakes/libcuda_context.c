@@ -129,22 +129,6 @@ CALL(cuDeviceGetUuid_v2, unsigned char *uuid, int device) {
     return cuDeviceGetUuid(uuid, device);
 }
 
-CALL(cuDeviceGetName, char *name, int size, int device) {
-    ENTER();
-    if (!is_device(device))
-        return INVALID_DEVICE;
-    snprintf(name, (size_t)size, "NVIDIA H100 80GB HBM3");
-    return SUCCESS;
-}
-
-CALL(cuDeviceCanAccessPeer, int *can, int device, int peer) {
-    ENTER();
-    if (!is_device(device) || !is_device(peer))
-        return INVALID_DEVICE;
-    *can = device != peer;
-    return SUCCESS;
-}
-
 /* ---- contexts ------------------------------------------------------------------------------- */
 
 struct context *current(void) {
@@ -360,29 +344,4 @@ CALL(cuCtxDisablePeerAccess, struct context *peer) {
         return PEER_ACCESS_NOT_ENABLED;
     context->peers &= ~(1U << peer->device);
     return SUCCESS;
-}
-
-/* ---- errors --------------------------------------------------------------------------------- */
-
-CALL(cuGetErrorName, int error, const char **name) {
-    static const struct {
-        int error;
-        const char *name;
-    } known[] = {
-        {SUCCESS, "CUDA_SUCCESS"},
-        {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"},
-        {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
-        {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED"},
-        {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE"},
-        {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"},
-        {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
-        {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
-        {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED"},
-    };
-
-    *name = NULL;
-    for (size_t n = 0; n < sizeof(known) / sizeof(known[0]); n++)
-        if (known[n].error == error)
-            *name = known[n].name;
-    return *name != NULL ? SUCCESS : INVALID_VALUE;
 }

@@ -28,7 +28,6 @@ enum {
     INVALID_HANDLE = 400,
     ILLEGAL_STATE = 401,
     NOT_FOUND = 500,
-    NOT_READY = 600,
     ILLEGAL_ADDRESS = 700,
     PEER_ACCESS_ALREADY_ENABLED = 704,
     PEER_ACCESS_NOT_ENABLED = 705,
@@ -122,7 +121,7 @@ void note_init(void);
 
 #define GRANULARITY ((size_t)2 << 20)
 
-enum kind { LINEAR, POOLED, MANAGED, HOST, REGISTERED };
+enum kind { LINEAR, POOLED, MANAGED, REGISTERED };
 
 struct piece {
     uintptr_t at;
@@ -210,10 +209,8 @@ struct work {
     int (*run)(const struct work *work);
     int device;
     uintptr_t to, from;
-    size_t size; /* bytes of a row */
-    size_t rows, to_pitch, from_pitch;
-    uint64_t value; /* memset: bytes of a piece in `unit`; kernels: arguments */
-    uint64_t unit;
+    size_t size;
+    uint64_t value;  /* memset: the byte; copies: which sides are a device's; fill: its seed */
     uint64_t number; /* in its stream */
     struct work *next;
 };

@@ -113,7 +113,7 @@ CALL(cuModuleGetFunction, const struct function **function, struct module *modul
 
 static int launch(const char *call, const struct function *function, unsigned blocks,
                   unsigned threads, struct stream *stream, void *const *arguments) {
-    struct work work = {.rows = 1};
+    struct work work = {0};
     uint32_t slices;
 
     ENTER_CONTEXT_AS(call, context);
@@ -148,28 +148,6 @@ static int launch(const char *call, const struct function *function, unsigned bl
         return launch(__func__, function, x * y * z, tx * ty * tz, stream, arguments);             \
     }
 
-#define LAUNCH_COOPERATIVE(name)                                                                   \
-    CALL(name, const struct function *function, unsigned x, unsigned y, unsigned z, unsigned tx,   \
-         unsigned ty, unsigned tz, unsigned shared, struct stream *stream, void **arguments) {     \
-        (void)shared;                                                                              \
-        return launch(__func__, function, x * y * z, tx * ty * tz, stream, arguments);             \
-    }
-
-struct configuration { /* CUlaunchConfig */
-    unsigned x, y, z, tx, ty, tz, shared;
-    struct stream *stream;
-    void *attributes;
-    unsigned count;
-};
-
-#define LAUNCH_EX(name)                                                                            \
-    CALL(name, const struct configuration *told, const struct function *function,                  \
-         void **arguments, void **extra) {                                                         \
-        (void)extra;                                                                               \
-        return launch(__func__, function, told->x * told->y * told->z,                             \
-                      told->tx * told->ty * told->tz, told->stream, arguments);                    \
-    }
-
 LAUNCH(cuLaunchKernel)
 LAUNCH(cuLaunchKernel_ptsz)
 
@@ -177,17 +155,4 @@ LAUNCH(cuLaunchKernel_ptsz)
 CALL(cuLaunchKernel_v2, const void *everything) {
     ENTER();
     return everything != NULL ? SUCCESS : INVALID_VALUE;
-}
-
-LAUNCH_COOPERATIVE(cuLaunchCooperativeKernel)
-LAUNCH_COOPERATIVE(cuLaunchCooperativeKernel_ptsz)
-LAUNCH_EX(cuLaunchKernelEx)
-LAUNCH_EX(cuLaunchKernelEx_ptsz)
-
-CALL(cuLaunchHostFunc, struct stream *stream, void (*function)(void *), void *data) {
-    ENTER_CONTEXT(context);
-    (void)context;
-    drain_stream(stream);
-    function(data);
-    return SUCCESS;
 }

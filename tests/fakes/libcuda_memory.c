@@ -69,14 +69,6 @@ CALL(cuMemGetInfo_v2, size_t *left, size_t *all) {
     return SUCCESS;
 }
 
-CALL(cuDeviceTotalMem_v2, size_t *all, int device) {
-    ENTER();
-    if (device < 0 || device >= device_count())
-        return INVALID_DEVICE;
-    *all = total();
-    return SUCCESS;
-}
-
 /* ---- the table ------------------------------------------------------------------------------ */
 
 static size_t pages(size_t size) {
@@ -203,11 +195,6 @@ CALL(cuMemFree_v2, uintptr_t at) {
 
 /* ---- pools ---------------------------------------------------------------------------------- */
 
-struct pool {
-    int device;
-};
-static struct pool pools[DEVICES];
-
 static int alloc_async(const char *call, uintptr_t *at, size_t size, struct stream *stream) {
     ENTER_CONTEXT_AS(call, context);
     (void)stream;
@@ -220,24 +207,6 @@ CALL(cuMemAllocAsync, uintptr_t *at, size_t size, struct stream *stream) {
 
 CALL(cuMemAllocAsync_ptsz, uintptr_t *at, size_t size, struct stream *stream) {
     return alloc_async(__func__, at, size, stream);
-}
-
-static int alloc_from(const char *call, uintptr_t *at, size_t size, struct pool *pool) {
-    ENTER_CONTEXT_AS(call, context);
-    (void)context;
-    return pool != NULL ? allocate(context, at, size, POOLED) : INVALID_VALUE;
-}
-
-CALL(cuMemAllocFromPoolAsync, uintptr_t *at, size_t size, struct pool *pool,
-     struct stream *stream) {
-    (void)stream;
-    return alloc_from(__func__, at, size, pool);
-}
-
-CALL(cuMemAllocFromPoolAsync_ptsz, uintptr_t *at, size_t size, struct pool *pool,
-     struct stream *stream) {
-    (void)stream;
-    return alloc_from(__func__, at, size, pool);
 }
 
 /* At once, when all before has ended: sooner than the real one, for memory nobody uses any more. */
@@ -258,56 +227,7 @@ CALL(cuMemFreeAsync_ptsz, uintptr_t at, struct stream *stream) {
     return free_async(__func__, at);
 }
 
-static int default_pool(const char *call, struct pool **pool, int device) {
-    ENTER_AS(call);
-    if (device < 0 || device >= device_count())
-        return INVALID_DEVICE;
-    pools[device].device = device;
-    *pool = &pools[device];
-    return SUCCESS;
-}
-
-CALL(cuDeviceGetDefaultMemPool, struct pool **pool, int device) {
-    return default_pool(__func__, pool, device);
-}
-
-CALL(cuDeviceGetMemPool, struct pool **pool, int device) {
-    return default_pool(__func__, pool, device);
-}
-
-CALL(cuMemPoolTrimTo, struct pool *pool, size_t kept) {
-    ENTER();
-    (void)kept;
-    return pool != NULL ? SUCCESS : INVALID_VALUE;
-}
-
 /* ---- host memory ---------------------------------------------------------------------------- */
-
-static int host_alloc(const char *call, void **at, size_t size) {
-    uintptr_t found;
-    int result;
-
-    ENTER_CONTEXT_AS(call, context);
-    result = allocate(context, &found, size, HOST);
-    if (result == SUCCESS)
-        *at = (void *)found;
-    return result;
-}
-
-CALL(cuMemHostAlloc, void **at, size_t size, unsigned flags) {
-    return flags <= 7 ? host_alloc(__func__, at, size) : INVALID_VALUE;
-}
-
-CALL(cuMemAllocHost_v2, void **at, size_t size) {
-    return host_alloc(__func__, at, size);
-}
-
-CALL(cuMemFreeHost, void *at) {
-    ENTER_CONTEXT(context);
-    (void)context;
-    drain_context(NULL);
-    return drop(take((uintptr_t)at, 1U << HOST));
-}
 
 CALL(cuMemHostRegister_v2, void *at, size_t size, unsigned flags) {
     uintptr_t from = (uintptr_t)at;
@@ -339,30 +259,6 @@ CALL(cuMemHostUnregister, void *at) {
     (void)context;
     piece = take((uintptr_t)at, 1U << REGISTERED); /* what is still under way is the caller's fault */
     return piece != NULL ? drop(piece) : HOST_MEMORY_NOT_REGISTERED;
-}
-
-CALL(cuMemHostGetDevicePointer_v2, uintptr_t *device, void *at, unsigned flags) {
-    bool known;
-
-    ENTER();
-    lock_tables();
-    known = piece_at((uintptr_t)at) != NULL;
-    unlock_tables();
-    if (!known || flags != 0)
-        return INVALID_VALUE;
-    *device = (uintptr_t)at;
-    return SUCCESS;
-}
-
-/* For tests: KiB of host memory that is pinned. */
-CALL(fakePinned, void) {
-    size_t sum = 0;
-
-    lock_tables();
-    for (const struct piece *piece = pieces; piece != NULL; piece = piece->next)
-        sum += on_device(piece->kind) ? 0 : piece->size;
-    unlock_tables();
-    return (int)((sum + 1023) / 1024);
 }
 
 /* ---- who gets at it ------------------------------------------------------------------------- */

@@ -154,8 +154,8 @@ int run_now(const struct work *work) {
 
 /* ---- streams -------------------------------------------------------------------------------- */
 
-static int create(const char *call, struct stream **stream, unsigned flags) {
-    ENTER_CONTEXT_AS(call, context);
+CALL(cuStreamCreate, struct stream **stream, unsigned flags) {
+    ENTER_CONTEXT(context);
     if (flags > 1)
         return INVALID_VALUE;
     *stream = malloc(sizeof(**stream));
@@ -163,15 +163,6 @@ static int create(const char *call, struct stream **stream, unsigned flags) {
         return OUT_OF_MEMORY;
     open_stream(*stream, context, flags);
     return SUCCESS;
-}
-
-CALL(cuStreamCreate, struct stream **stream, unsigned flags) {
-    return create(__func__, stream, flags);
-}
-
-CALL(cuStreamCreateWithPriority, struct stream **stream, unsigned flags, int priority) {
-    (void)priority;
-    return create(__func__, stream, flags);
 }
 
 CALL(cuStreamDestroy_v2, struct stream *stream) {
@@ -211,36 +202,6 @@ CALL(cuStreamSynchronize_ptsz, struct stream *stream) {
     return synchronize(__func__, stream);
 }
 
-/* One step for every question, so that whoever asks again and again comes to an end. */
-static int step(struct stream *stream, uint64_t number) {
-    struct work *work;
-    int result = SUCCESS;
-
-    pthread_mutex_lock(&stream->turn);
-    work = take(stream, number);
-    if (work != NULL) {
-        result = work->run(work);
-        free(work);
-    }
-    pthread_mutex_unlock(&stream->turn);
-    return result == SUCCESS && work != NULL ? NOT_READY : result;
-}
-
-static int query(const char *call, struct stream *stream) {
-    ENTER_CONTEXT_AS(call, context);
-    (void)context;
-    stream = stream_of(stream);
-    return stream != NULL ? step(stream, UINT64_MAX) : INVALID_HANDLE;
-}
-
-CALL(cuStreamQuery, struct stream *stream) {
-    return query(__func__, stream);
-}
-
-CALL(cuStreamQuery_ptsz, struct stream *stream) {
-    return query(__func__, stream);
-}
-
 CALL(cuEventCreate, struct event **event, unsigned flags) {
     ENTER_CONTEXT(context);
     (void)context, (void)flags;
@@ -254,8 +215,8 @@ CALL(cuEventDestroy_v2, struct event *event) {
     return SUCCESS;
 }
 
-static int record(const char *call, struct event *event, struct stream *stream) {
-    ENTER_CONTEXT_AS(call, context);
+CALL(cuEventRecord, struct event *event, struct stream *stream) {
+    ENTER_CONTEXT(context);
     (void)context;
     event->stream = stream_of(stream);
     if (event->stream == NULL)
@@ -264,29 +225,9 @@ static int record(const char *call, struct event *event, struct stream *stream) 
     return SUCCESS;
 }
 
-CALL(cuEventRecord, struct event *event, struct stream *stream) {
-    return record(__func__, event, stream);
-}
-
-CALL(cuEventRecord_ptsz, struct event *event, struct stream *stream) {
-    return record(__func__, event, stream);
-}
-
 CALL(cuEventSynchronize, struct event *event) {
     ENTER();
     if (event->stream == NULL || !is_stream(event->stream))
         return SUCCESS;
     return drain_until(event->stream, event->number);
-}
-
-CALL(cuEventQuery, struct event *event) {
-    ENTER();
-    if (event->stream == NULL || !is_stream(event->stream))
-        return SUCCESS;
-    return step(event->stream, event->number);
-}
-
-CALL(cuStreamWaitEvent, struct stream *stream, struct event *event, unsigned flags) {
-    (void)stream, (void)flags;
-    return cuEventSynchronize(event);
 }

@@ -13,7 +13,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,9 @@ STORAGE = "cuCheckpointOperationComplete"  # drivers of CUDA 13.4 and newer
 PASS = -1  # an answer: the call does its work, as if it had none
 _SOURCES = sorted(Path(__file__).parent.glob("libcuda*.c"))
 _ENTRY = Path(__file__).with_name("libcuda_entry.c")
+SHARED = ("-fPIC", "-fvisibility=hidden")  # of what becomes part of a library
 _WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Werror")
-_SHAPE = ("-std=gnu17", "-O1", "-g", "-fPIC", "-fvisibility=hidden", "-pthread")
+_COMPILER = ("cc", "-std=gnu17", "-O1", "-g", "-pthread", *_WARNINGS)
 _DEFINED = re.compile(r"^(?:CALL|COPY\w*|LAUNCH\w*)\((\w+)", re.MULTILINE)
 
 
@@ -46,19 +47,21 @@ def names() -> frozenset[str]:
     return frozenset(name for name in found if name.startswith(("cu", "fake")))
 
 
-def compiled(source: Path, target: Path, *more: str) -> subprocess.Popen[bytes]:
-    """A compiler at its work."""
-    return subprocess.Popen(["cc", *_SHAPE, *_WARNINGS, *more, "-c", "-o", target, source])
+def compiled(sources: Iterable[Path], folder: Path, *options: str) -> list[Path]:
+    """Their objects in `folder`; all are compiled at the same time."""
+    command = (*_COMPILER, *options, "-c", "-o")
+    found = {folder / f"{source.stem}.o": source for source in sources}
+    under_way = [subprocess.Popen([*command, *each]) for each in found.items()]
+    assert [compiler.wait() for compiler in under_way] == [0] * len(found)
+    return list(found)
 
 
 @functools.cache
 def _objects() -> dict[str, bytes]:
     """All but what depends on which calls the library has; compiled once, as that takes a while."""
     with tempfile.TemporaryDirectory() as folder:
-        targets = {s: Path(folder) / f"{s.stem}.o" for s in _SOURCES if s != _ENTRY}
-        under_way = [compiled(source, target) for source, target in targets.items()]
-        assert [compiler.wait() for compiler in under_way] == [0] * len(targets)
-        return {target.name: target.read_bytes() for target in targets.values()}
+        made = compiled((s for s in _SOURCES if s != _ENTRY), Path(folder), *SHARED)
+        return {path.name: path.read_bytes() for path in made}
 
 
 @functools.cache
@@ -66,18 +69,18 @@ def _built(without: frozenset[str]) -> bytes:
     """The library that lacks these calls."""
     assert without <= names(), without - names()
     with tempfile.TemporaryDirectory() as folder:
-        library, entry = Path(folder) / "libcuda.so.1", Path(folder) / "entry.o"
+        library = Path(folder) / "libcuda.so.1"
         has = " ".join(f"X({name})" for name in sorted(names() - without) if name[:2] == "cu")
-        assert compiled(_ENTRY, entry, f"-DENTRIES={has}").wait() == 0
+        objects = compiled([_ENTRY], Path(folder), *SHARED, f"-DENTRIES={has}")
         hidden = "".join(f"{name};" for name in sorted(without))
         script = Path(folder) / "script"
         script.write_text(f"{{ global: cu*; fake*; local: {hidden} *; }};\n")
         for name, content in _objects().items():
-            (Path(folder) / name).write_bytes(content)
-        objects = [Path(folder) / name for name in _objects()]
+            objects.append(Path(folder) / name)
+            objects[-1].write_bytes(content)
         shape = ("cc", "-shared", "-pthread", "-Wl,-soname,libcuda.so.1")
         shown = f"-Wl,--version-script={script}"
-        subprocess.run([*shape, shown, "-o", library, entry, *objects], check=True)
+        subprocess.run([*shape, shown, "-o", library, *objects], check=True)
         return library.read_bytes()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fakes.cuda import FakeCuda, compiled
+from fakes.cuda import SHARED, FakeCuda, compiled
 
 _HERE = Path(__file__).parent
 _SOURCES = (_HERE / "libcufile.c", _HERE / "libcuda_world.c")
@@ -22,9 +22,7 @@ def _built(without: str) -> bytes:
         library, script = Path(folder) / "libcufile.so.0", Path(folder) / "script"
         hidden = f"{without};" if without else ""
         script.write_text(f"{{ global: cuFile*; fake*; local: {hidden} *; }};\n")
-        objects = [Path(folder) / f"{source.stem}.o" for source in _SOURCES]
-        under_way = [compiled(s, o) for s, o in zip(_SOURCES, objects, strict=True)]
-        assert [compiler.wait() for compiler in under_way] == [0] * len(objects)
+        objects = compiled(_SOURCES, Path(folder), *SHARED)
         shape = ("cc", "-shared", "-pthread", f"-Wl,--version-script={script}")
         subprocess.run([*shape, "-o", library, *objects], check=True)
         return library.read_bytes()

@@ -16,14 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fakes.cuda import VARIABLE, FakeCuda
+from fakes.cuda import VARIABLE, FakeCuda, compiled
 
 WAYS = {"linked": "LINKED", "dlsym": "BY_DLSYM", "entry": "BY_ENTRY"}
 WORLD = (
     "THAW_FAKE_WORKER"  # the folder, for a process that is not the driver's caller but its worker
 )
 _SOURCES = sorted(Path(__file__).parent.glob("gpu_program*.c"))
-_WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wstrict-prototypes", "-Werror")
 
 
 @functools.cache
@@ -35,18 +34,12 @@ def built(way: str, *options: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         program, needed = Path(folder) / "gpu_program", Path(folder) / "needed"
         needed.mkdir()
-        command = ["cc", "-std=gnu17", "-O1", "-g", "-pthread", *_WARNINGS, f"-D{WAYS[way]}"]
-        command += [option for option in options if not option.endswith(".c")]
-        sources = [*map(str, _SOURCES), *(option for option in options if option.endswith(".c"))]
-        objects = [f"{folder}/{number}.o" for number in range(len(sources))]
-        under_way = [
-            subprocess.Popen([*command, "-c", "-o", compiled, source])
-            for source, compiled in zip(sources, objects, strict=True)
-        ]
-        assert [compiler.wait() for compiler in under_way] == [0] * len(sources)
+        flags = [option for option in options if not option.endswith(".c")]
+        sources = [*_SOURCES, *(Path(option) for option in options if option.endswith(".c"))]
+        objects = compiled(sources, Path(folder), f"-D{WAYS[way]}", *flags)
         if way == "linked":
-            objects.append(FakeCuda(needed).library)
-        subprocess.run([*command, "-o", str(program), *objects], check=True)
+            objects.append(Path(FakeCuda(needed).library))
+        subprocess.run(["cc", "-pthread", *flags, "-o", program, *objects], check=True)
         return program.read_bytes()
 
 

@@ -49,6 +49,11 @@ def streams(cuda: FakeCuda) -> int:
     return int(ctypes.CDLL(cuda.library).fakeStreams())
 
 
+def used(cuda: FakeCuda, gpu: int = 0) -> int:
+    """Bytes of a GPU that this process holds by itself."""
+    return int(ctypes.CDLL(cuda.library).fakeUsed(gpu)) << 10
+
+
 PAIRS = [("cuMemHostRegister_v2", "cuMemHostUnregister"), ("cuEventCreate", "cuEventDestroy_v2")]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.dumping import SPEC, Criu, left, made, work_of
-from fakes.gpu import Program
-from fakes.gpu_conversation import LIBRARY
+from fakes.gpu import Program, sums
+from fakes.gpu_conversation import LIBRARY, Conversation
 from fakes.gpu_engine import Engine
 from fakes.nvml import H100, FakeNvml, machine, numbered
 
@@ -25,7 +25,6 @@ from shim.config import Config
 from shim.errors import CheckpointFailed, GpuFailed, GpuLost, StoreFull, Unfit
 from shim.gpu.memory import saving, suspend
 from shim.gpu.memory.index import stored
-from shim.gpu.memory.library import Library, close_all
 from shim.runc import Runc
 from shim.snapshot.cuda import CudaProcess
 from shim.snapshot.pack import unpacked
@@ -63,10 +62,6 @@ def program(cuda: FakeCuda) -> Iterator[Program]:
             started.ask(f"alloc {size}")
             started.ask(f"fill {number} {number}" if number != 2 else "set 2 0")
         yield started
-
-
-def sums(program: Program) -> list[str]:
-    return [program.ask(f"sum {number}") for number in (1, 2, 3)]
 
 
 def test_what_is_in_the_snapshot(work: Work, criu: Criu, program: Program, tmp_path: Path) -> None:
@@ -301,13 +296,11 @@ def alone(work: Work, program: Program) -> Work:
 
 def hold(program: Program, *, empty: bool) -> None:
     """As an engine leaves it that dies."""
-    library = Library.of(program.pid)
-    assert library is not None
-    with library:
-        library.hold(5.0)
+    with Conversation(program.pid) as library:
         if empty:
-            close_all(library.export(1 << 30, 1))
-            library.empty()
+            library.emptied()
+        else:
+            assert not library.hold().status
 
 
 def test_an_engine_died_that_held_it(alone: Work, program: Program) -> None:

@@ -24,10 +24,5 @@ def about(program: Program) -> tuple[int, dict[str, int]]:
         return told.movable, told.left
 
 
-def sums(program: Program) -> list[str]:
-    """Of what is in its first three pieces of memory."""
-    return [program.ask(f"sum {number}") for number in (1, 2, 3)]
-
-
 def open_descriptors(program: Program) -> int:
     return len(os.listdir(f"/proc/{program.pid}/fd"))

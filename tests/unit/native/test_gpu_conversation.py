@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from fakes.cuda import PASS, FakeCuda
-from fakes.gpu import Program
+from fakes.gpu import Program, sums
 from fakes.gpu_conversation import LIBRARY, Conversation
 from fakes.settled import eventually
 
 from shim.gpu.memory import marker
 from shim.gpu.memory.wire import HEADER, RECORDS, Kind, Memory, State, Status, request
 
-from .conftest import open_descriptors, sums
+from .conftest import open_descriptors
 
 MIB = 1 << 20
 FAILURE = 999

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 from fakes.cuda import FakeCuda
-from fakes.gpu import Program
+from fakes.gpu import Program, sums
 from fakes.gpu_conversation import LIBRARY, Conversation
 
 from shim.gpu.memory.wire import Kind, Memory, State, Status
 
-from .conftest import open_descriptors, sums
+from .conftest import open_descriptors
 
 MIB = 1 << 20
 FAILURE = 999

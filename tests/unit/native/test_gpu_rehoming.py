@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from fakes.cuda import PASS, FakeCuda
-from fakes.gpu import Program
+from fakes.gpu import Program, sums
 from fakes.gpu_conversation import LIBRARY, Conversation
 from fakes.gpu_script import script
 
 from shim.gpu.memory.wire import RDMA, Kind, Memory, State, Status
 
-from .conftest import open_descriptors, sums
+from .conftest import open_descriptors
 
 MIB = 1 << 20
 FAILURE = 999

@@ -10,7 +10,7 @@ import pytest
 from fakes.cuda import FakeCuda
 from fakes.cufile import FakeCufile
 from fakes.gpu import Program
-from fakes.gpu_conversation import LIBRARY
+from fakes.gpu_conversation import LIBRARY, Conversation
 from fakes.nvml import A100, GIB, H100, machine, numbered
 from fakes.settled import eventually
 from fakes.snapshots import CONFIG, HOST, write
@@ -19,7 +19,6 @@ from shim.config import Config
 from shim.errors import GpuFailed, Unfit
 from shim.gpu.memory import cufile, index, suspend
 from shim.gpu.memory.device import Memory
-from shim.gpu.memory.library import Library, close_all
 from shim.gpu.nvml import Gpu
 from shim.restore.gpu_memory import GpuMemory, certain
 from shim.snapshot.config import Gpu as Kind
@@ -76,17 +75,9 @@ def snapshot(cuda: FakeCuda, program: Program, whole: str, tmp_path: Path) -> Sn
     folder = write(tmp_path / "one", config)
     (folder / "pages" / "gpu-1.img.0000").write_bytes(data)
     index.write(folder / "index", saved.extents)
-    lose(program)
+    with Conversation(program.pid) as conversation:
+        conversation.emptied()
     return Snapshot(folder)
-
-
-def lose(program: Program) -> None:
-    library = Library.of(program.pid)
-    assert library is not None
-    with library:
-        library.hold(5.0)
-        close_all(library.export(GIB, 1))
-        library.empty()
 
 
 class Node:
@@ -105,6 +96,13 @@ def of(snapshot: Snapshot, cuda: FakeCuda, node: Node) -> GpuMemory:
     return GpuMemory(Config({"gpu.library": cuda.library}), snapshot, node)
 
 
+def bring_back(memory: GpuMemory, program: Program) -> None:
+    """What is left to do once it is known where it shall be."""
+    memory.judge([(OLD, HERE)], 0.0)
+    memory.ready(0.0)
+    memory.give({1: program.pid})
+
+
 def made(cuda: FakeCuda) -> int:
     return cuda.count("cuMemCreate")
 
@@ -120,9 +118,7 @@ def test_early(snapshot: Snapshot, cuda: FakeCuda, program: Program, whole: str)
     memory = of(snapshot, cuda, Node(H100))
     memory.expect()
     eventually(lambda: made(cuda) > before)
-    memory.judge([(OLD, HERE)], 0.0)
-    memory.ready(0.0)
-    memory.give({1: program.pid})
+    bring_back(memory, program)
     memory.close()
     assert made(cuda) == before + 1, "it was made once"
     assert program.ask("sum 1") == whole
@@ -131,9 +127,7 @@ def test_early(snapshot: Snapshot, cuda: FakeCuda, program: Program, whole: str)
 def test_what_is_said_of_it(snapshot: Snapshot, cuda: FakeCuda, program: Program) -> None:
     memory = of(snapshot, cuda, Node(H100))
     assert memory.report() == ""
-    memory.judge([(OLD, HERE)], 0.0)
-    memory.ready(0.0)
-    memory.give({1: program.pid})
+    bring_back(memory, program)
     words = [word.partition("=")[0] for word in memory.report().split()]
     assert words[:2] == ["gib", "stored"]
     assert {"make", "fill", "filled", "give"} <= set(words)
@@ -186,9 +180,7 @@ def test_not_before_it_is_known_where(snapshot: Snapshot, cuda: FakeCuda, progra
     memory._end_early()
     assert node.asked == 1
     assert made(cuda) == before
-    memory.judge([(OLD, HERE)], 0.0)
-    memory.ready(0.0)
-    memory.give({1: program.pid})
+    bring_back(memory, program)
     memory.close()
 
 
@@ -203,9 +195,7 @@ def test_not_before_there_is_room(snapshot: Snapshot, cuda: FakeCuda, program: P
     with pytest.raises(Unfit, match=r"has 1\.5 GiB free, 1\.5 GiB are needed"):
         memory.judge([(OLD, HERE)], 0.0)
     node.gpus = machine(H100)
-    memory.judge([(OLD, HERE)], 0.0)
-    memory.ready(0.0)
-    memory.give({1: program.pid})
+    bring_back(memory, program)
     memory.close()
 
 
@@ -217,9 +207,7 @@ def test_begun_on_another(snapshot: Snapshot, cuda: FakeCuda, program: Program) 
     eventually(lambda: made(cuda) > before)
     with pytest.raises(Unfit, match="no GPU"):
         memory.judge([(OLD, numbered(H100, 5).uuid)], 0.0)
-    memory.judge([(OLD, HERE)], 0.0)
-    memory.ready(0.0)
-    memory.give({1: program.pid})
+    bring_back(memory, program)
     memory.close()
     assert made(cuda) == before + 2
 
@@ -233,9 +221,7 @@ def test_somebody_was_quicker(
     memory = of(snapshot, cuda, Node(H100))
     memory.expect()
     eventually(lambda: made(cuda) > before)
-    memory.judge([(OLD, HERE)], 0.0)
-    memory.ready(0.0)
-    memory.give({1: program.pid})
+    bring_back(memory, program)
     memory.close()
     assert program.ask("sum 1") == whole
 
@@ -268,16 +254,12 @@ def test_a_process_that_takes_none_makes_it_itself(
     """
     cuda.answer("cuMemImportFromShareableHandle", INVALID_DEVICE, pid=program.pid, always=True)
     memory = of(snapshot, cuda, Node(H100))
-    memory.judge([(OLD, HERE)], 0.0)
-    memory.ready(0.0)
-    memory.give({1: program.pid})
+    bring_back(memory, program)
     memory.close()
     assert program.ask("sum 1") == whole
     program.ask("alloc 6M")
-    library = Library.of(program.pid)
-    assert library is not None
-    with library:
-        about = library.hello()
+    with Conversation(program.pid) as library:
+        about = library.about()
     assert (about.movable, about.left, about.given) == (0, {"other": 10 << 20}, False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from itertools import chain
 
 import pytest
 from fakes.cuda import FakeCuda
-from fakes.regions import MIB, UUIDS, content
+from fakes.regions import MIB, UUIDS, content, used
 from fakes.settled import eventually, own_threads
 
 from shim.errors import GpuFailed, RestoreFailed
@@ -31,11 +30,6 @@ def memory(gpus: FakeCuda) -> Iterator[Memory]:
     assert [used(gpus, gpu) for gpu in range(3)] == [0, 0, 0]
     opened.close()
     eventually(lambda: own_threads() <= before)
-
-
-def used(gpus: FakeCuda, gpu: int) -> int:
-    """Bytes of memory."""
-    return int(ctypes.CDLL(gpus.library).fakeUsed(gpu)) << 10
 
 
 def wanted(*gpus: int) -> list[Wanted]:

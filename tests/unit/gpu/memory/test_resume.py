@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,15 +9,16 @@ from typing import Any
 
 import pytest
 from fakes.cuda import FakeCuda
+from fakes.gpu_conversation import Conversation
 from fakes.gpu_peer import CUDA, EMPTIED, RUNNING, Peer
 from fakes.nvml import H100, numbered
+from fakes.regions import used
 from fakes.settled import eventually
 from fakes.snapshots import CONFIG, write
 
 from shim.errors import Damaged, GpuFailed, RestoreFailed
 from shim.gpu.memory import index, resume, suspend
 from shim.gpu.memory.device import Memory, Region
-from shim.gpu.memory.library import Library, close_all
 from shim.gpu.memory.resume import Refill
 from shim.gpu.memory.suspend import Movement, ask
 from shim.snapshot.cuda import CudaProcess, CudaState
@@ -93,12 +93,8 @@ def restored(cuda: FakeCuda, memory: Memory, peers: list[Peer], tmp_path: Path) 
 
 def lose(peer: Peer) -> None:
     """As a process is that was dumped: without its memory, waiting for it."""
-    library = Library.of(peer.pid)
-    assert library is not None
-    with library:
-        library.hold(1.0)
-        close_all(library.export(1 << 30, 1))
-        library.empty()
+    with Conversation(peer.pid) as library:
+        library.emptied()
 
 
 @pytest.fixture
@@ -165,11 +161,6 @@ def test_there_is_no_room_for_all_of_it(restored: Restored, refill: Refill) -> N
     again.give(restored.pids)
     again.close()
     assert restored.now == restored.digests
-
-
-def used(cuda: FakeCuda) -> int:
-    """Bytes of the GPU that this process holds by itself."""
-    return int(ctypes.CDLL(cuda.library).fakeUsed(0)) << 10
 
 
 def test_onto_another_gpu(cuda: FakeCuda, restored: Restored, refill: Refill) -> None:

@@ -11,13 +11,14 @@ from fakes.cuda import FakeCuda
 from fakes.cufile import FakeCufile
 from fakes.gpu import Program
 from fakes.gpu_conversation import LIBRARY, Conversation
+from fakes.moving import movement
 from fakes.nvml import A100, GIB, H100, machine, numbered
 from fakes.settled import eventually
 from fakes.snapshots import CONFIG, HOST, write
 
 from shim.config import Config
 from shim.errors import GpuFailed, Unfit
-from shim.gpu.memory import cufile, index, suspend
+from shim.gpu.memory import cufile, index
 from shim.gpu.memory.device import Memory
 from shim.gpu.nvml import Gpu
 from shim.restore.gpu_memory import GpuMemory, certain
@@ -25,7 +26,6 @@ from shim.snapshot.config import Gpu as Kind
 from shim.snapshot.config import SnapshotConfig
 from shim.snapshot.cuda import CONTEXT, CudaProcess, CudaState
 from shim.snapshot.snapshot import Snapshot
-from shim.timeline import Timeline
 
 OLD = numbered(H100, 9).uuid  # of a GPU that is not here
 HERE = numbered(H100, 0).uuid
@@ -53,18 +53,13 @@ def snapshot(cuda: FakeCuda, program: Program, whole: str, tmp_path: Path) -> Sn
     """Of the program, which has lost its memory since."""
     pages = tmp_path / "pages"
     pages.mkdir()
-    found = suspend.ask([program.pid], lambda _: "none")
-    library, about = found[program.pid].library, found[program.pid].about
-    assert library is not None
-    assert about is not None
     memory = Memory.open(cuda.library)
-    with suspend.Movement(memory, {program.pid: (library, about)}, Timeline(), 5.0, GIB) as moved:
+    with movement(memory, [program], seconds=5.0) as moved:
         moved.save([pages], [program.pid])
         regions = [replace(region, gpu=OLD) for region in moved.regions(program.pid)]
         moved.give_back()
         saved = moved.finish()
     memory.close()
-    suspend.close(found.values())
     data = (pages / "gpu-1.img.0000").read_bytes()
     config = replace(
         CONFIG,

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu import Program
 from fakes.gpu_conversation import LIBRARY
+from fakes.moving import movement
 
 from shim.errors import GpuFailed, Unfit
 from shim.gpu.memory import suspend
 from shim.gpu.memory.device import Memory
-from shim.gpu.memory.suspend import Movement, ask
-from shim.timeline import Timeline
+from shim.gpu.memory.suspend import ask
 
 from .conftest import GPU, MIB
 
@@ -34,20 +33,6 @@ def sums(program: Program) -> list[str]:
     return [program.ask(f"sum {number + 1}") for number in range(len(MADE))]
 
 
-@contextmanager
-def moved(memory: Memory, program: Program, seconds: float = 10.0) -> Iterator[Movement]:
-    found = ask([program.pid], lambda _: "none")
-    [one] = found.values()
-    assert one.library is not None
-    assert one.about is not None
-    having = {program.pid: (one.library, one.about)}
-    try:
-        with Movement(memory, having, Timeline(), seconds, 1 << 40) as movement:
-            yield movement
-    finally:
-        suspend.close([one])
-
-
 @pytest.mark.parametrize("own_only", [False, True])
 def test_again_and_again(
     cuda: FakeCuda, memory: Memory, program: Program, tmp_path: Path, own_only: bool
@@ -59,12 +44,12 @@ def test_again_and_again(
     for count in range(3):
         folder = tmp_path / str(count)
         folder.mkdir()
-        with moved(memory, program) as movement:
-            regions = movement.regions(program.pid)
-            movement.save([folder], [program.pid])
-            movement.give_back()
+        with movement(memory, [program], seconds=10.0) as moved:
+            regions = moved.regions(program.pid)
+            moved.save([folder], [program.pid])
+            moved.give_back()
             assert sums(program) == before
-            saved = movement.finish()
+            saved = moved.finish()
         assert [region.size for region in regions] == [4 * MIB, 8 * MIB, 2 * MIB]
         assert {region.gpu for region in regions} == {GPU.uuid}
         assert (saved.stored, saved.total) == (6 * MIB, 14 * MIB)
@@ -94,10 +79,10 @@ def test_its_driver_refuses(memory: Memory, program: Program, cuda: FakeCuda, ca
     refusals = [999] * (2 if "Export" in call else 1)  # of a copy in other memory, too
     for count in range(3):
         cuda.answer(call, *([-1] * count), *refusals, pid=program.pid)
-        with pytest.raises(GpuFailed, match=call), moved(memory, program):
+        with pytest.raises(GpuFailed, match=call), movement(memory, [program], seconds=10.0):
             pytest.fail("it did not fail")
         assert sums(program) == before
-    with moved(memory, program):
+    with movement(memory, [program], seconds=10.0):
         pass
     assert sums(program) == before
 
@@ -106,7 +91,7 @@ def test_work_is_held(memory: Memory, program: Program) -> None:
     """A program that launches all the time is none the wiser."""
     before = sums(program)[1:]
     program.ask("spin 1")
-    with moved(memory, program):
+    with movement(memory, [program], seconds=10.0):
         pass
     assert int(program.ask("rest")) > 0
     assert sums(program)[1:] == before

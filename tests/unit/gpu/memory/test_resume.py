@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu_conversation import Conversation
 from fakes.gpu_peer import CUDA, EMPTIED, RUNNING, Peer
+from fakes.moving import movement
 from fakes.nvml import H100, numbered
 from fakes.regions import used
 from fakes.settled import eventually
 from fakes.snapshots import CONFIG, write
 
 from shim.errors import Damaged, GpuFailed, RestoreFailed
-from shim.gpu.memory import index, resume, suspend
+from shim.gpu.memory import index, resume
 from shim.gpu.memory.device import Memory, Region
 from shim.gpu.memory.resume import Refill
-from shim.gpu.memory.suspend import Movement, ask
 from shim.snapshot.cuda import CudaProcess, CudaState
 from shim.snapshot.snapshot import Snapshot
-from shim.timeline import Timeline
 
 from .conftest import GPU, MIB
 
@@ -64,14 +62,11 @@ def restored(cuda: FakeCuda, memory: Memory, peers: list[Peer], tmp_path: Path) 
     folder = tmp_path / "one"
     pages = folder / "pages"
     pages.mkdir(parents=True)
-    found = ask([peer.pid for peer in peers], lambda _: "none")
-    having: dict[int, Any] = {pid: (one.library, one.about) for pid, one in found.items()}
-    with Movement(memory, having, Timeline(), 1.0, 1 << 30) as moved:
+    with movement(memory, peers) as moved:
         moved.save([pages], [peer.pid for peer in peers])
         processes = [CudaProcess(n + 1, [], moved.regions(p.pid)) for n, p in enumerate(peers)]
         moved.give_back()
         saved = moved.finish()
-    suspend.close(found.values())
     data = {path.name: path.read_bytes() for path in pages.iterdir()}
     config = replace(
         CONFIG,

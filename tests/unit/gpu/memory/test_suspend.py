@@ -5,20 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from array import array
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu_peer import BUSY, CUDA, EMPTIED, RUNNING, Peer
+from fakes.moving import movement
 
 from shim.errors import CheckpointFailed, GpuFailed, GpuLost, Unfit
 from shim.gpu.memory import saving, suspend
 from shim.gpu.memory.device import Memory, laid_out
 from shim.gpu.memory.library import Library
-from shim.gpu.memory.suspend import Movement, ask
+from shim.gpu.memory.suspend import ask
 from shim.gpu.memory.wire import GIVEN
 from shim.gpu.processes import is_stopped
 from shim.snapshot.cuda import GpuRegion
@@ -27,24 +26,6 @@ from shim.snapshot.pieces import created
 from shim.timeline import Timeline
 
 from .conftest import GPU, MIB
-
-MOST = 1 << 30
-
-
-@contextmanager
-def movement(
-    memory: Memory, peers: list[Peer], timeline: Timeline | None = None, most: int = MOST
-) -> Iterator[Movement]:
-    """Of all of them, with their libraries."""
-    found = ask([peer.pid for peer in peers], lambda _: "none")
-    having = {}
-    for pid, one in found.items():
-        assert one.library is not None
-        assert one.about is not None
-        having[pid] = (one.library, one.about)
-    with ExitStack() as stack:
-        stack.callback(suspend.close, found.values())
-        yield stack.enter_context(Movement(memory, having, timeline or Timeline(), 1.0, most))
 
 
 def digests(peers: list[Peer]) -> list[list[str]]:

@@ -52,6 +52,13 @@ def build(folder: Path, way: str, *options: str) -> Path:
     return path
 
 
+def environment(cuda: FakeCuda, gpus: str) -> dict[str, str]:
+    """The environment of a program that finds the driver there, and sees GPUs of these numbers."""
+    env = {name: text for name, text in os.environ.items() if name != VARIABLE}
+    env |= {"LD_LIBRARY_PATH": str(cuda.folder), WORLD: str(cuda.folder)}
+    return env | {"THAW_FAKE_GPUS": gpus}
+
+
 class Refused(Exception):
     """What CUDA answered a program instead of doing what it asked for."""
 
@@ -66,8 +73,8 @@ class Program:
 
     It finds the fake driver by LD_LIBRARY_PATH, and its answers in the folder of `cuda`; its state
     lies in its own memory, as a worker's. `gpus`: the numbers of those that it sees. `memory`:
-    bytes that each has for it. `options` are more for the compiler; what has no name here goes into
-    the environment.
+    bytes that each has for it. `options` are more for the compiler; `more` goes into the
+    environment.
     """
 
     def __init__(
@@ -79,11 +86,9 @@ class Program:
         gpus: str = "0",
         memory: int | None = None,
         options: tuple[str, ...] = (),
-        **environment: str,
+        **more: str,
     ) -> None:
-        env = {name: text for name, text in os.environ.items() if name != VARIABLE}
-        env |= {"LD_LIBRARY_PATH": str(cuda.folder), WORLD: str(cuda.folder)}
-        env |= {"THAW_FAKE_GPUS": gpus, **environment}
+        env = environment(cuda, gpus) | more
         if memory is not None:
             env["THAW_FAKE_MEMORY"] = str(memory)
         if preload is not None:

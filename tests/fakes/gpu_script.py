@@ -12,14 +12,13 @@ has to go well, `alloc`, `free`, and `stop`, which waits for `go_on`.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fakes.cuda import VARIABLE, FakeCuda
-from fakes.gpu import WORLD
+from fakes.cuda import FakeCuda
+from fakes.gpu import environment
 from fakes.gpu_conversation import LIBRARY, Conversation
 
 BEGIN = """
@@ -79,13 +78,10 @@ class Script:
 
 @contextmanager
 def script(cuda: FakeCuda, body: str, before: str = "") -> Iterator[Script]:
-    env = {name: text for name, text in os.environ.items() if name != VARIABLE}
-    env |= {"LD_LIBRARY_PATH": str(cuda.folder), "LD_PRELOAD": LIBRARY}
-    env |= {WORLD: str(cuda.folder), "THAW_FAKE_GPUS": "0,1"}
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         [sys.executable, "-IS", "-c", BEGIN + before + INIT + body],
-        env=env,
+        env=environment(cuda, "0,1") | {"LD_PRELOAD": LIBRARY},
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,

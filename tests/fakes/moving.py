@@ -9,6 +9,7 @@ from fakes.gpu import Program
 from fakes.gpu_peer import Peer
 from shim.gpu.memory import suspend
 from shim.gpu.memory.device import Memory
+from shim.gpu.memory.keeper import Keeper
 from shim.gpu.memory.suspend import Movement
 from shim.timeline import Timeline
 
@@ -23,6 +24,7 @@ def movement(
     *,
     seconds: float = 1.0,
     most: int = MOST,
+    keeper: Keeper | None = None,
 ) -> Iterator[Movement]:
     """All of them have a library."""
     found = suspend.ask([process.pid for process in processes], lambda _: "none")
@@ -32,7 +34,7 @@ def movement(
         assert one.about is not None
         having[pid] = (one.library, one.about)
     try:
-        with Movement(memory, having, timeline or Timeline(), seconds, most) as moved:
+        with Movement(memory, having, timeline or Timeline(), seconds, most, keeper) as moved:
             yield moved
     finally:
         suspend.close(found.values())

@@ -45,3 +45,12 @@ def peers() -> Iterator[list[Peer]]:
         one.write(0, 100_000, b"first")
         one.write(1, 2 * MIB - 5, b"other")
         yield [one, other]
+
+
+def digests(peers: list[Peer]) -> list[list[str]]:
+    """Of what each has."""
+    return [peer.digest for peer in peers]
+
+
+def states(peers: list[Peer]) -> list[int]:
+    return [peer.state for peer in peers]

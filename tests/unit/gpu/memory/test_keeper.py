@@ -13,18 +13,16 @@ from resource import RLIMIT_NOFILE, prlimit
 import pytest
 from fakes.gpu_engine import UNTIL, Engine
 from fakes.gpu_peer import CUDA, EMPTIED, RUNNING, Peer
+from fakes.moving import movement
 
 from shim.errors import GpuFailed, GpuLost
 from shim.gpu.memory import keeper as keeping
-from shim.gpu.memory import suspend
 from shim.gpu.memory.device import Memory
 from shim.gpu.memory.keeper import Keeper, recover
 from shim.gpu.memory.library import Library, Piece, close_all
-from shim.gpu.memory.suspend import Movement, ask
 from shim.gpu.memory.wire import Memory as Record
-from shim.timeline import Timeline
 
-from .conftest import MIB
+from .conftest import MIB, digests, states
 
 
 @pytest.fixture
@@ -57,14 +55,6 @@ def _nothing_stays_open() -> Iterator[None]:
 
 def pids(peers: list[Peer]) -> list[int]:
     return [peer.pid for peer in peers]
-
-
-def states(peers: list[Peer]) -> list[int]:
-    return [peer.state for peer in peers]
-
-
-def digests(peers: list[Peer]) -> list[list[str]]:
-    return [peer.digest for peer in peers]
 
 
 def is_there(pid: int) -> bool:
@@ -139,20 +129,11 @@ def test_it_cannot_take_it(folder: Path, pieces: list[Piece]) -> None:
 
 def moved(memory: Memory, peers: list[Peer], keeper: Keeper) -> None:
     """Take everything, and give it back."""
-    found = ask(pids(peers), lambda _: "none")
-    having = {}
-    for pid, one in found.items():
-        assert one.library is not None
-        assert one.about is not None
-        having[pid] = (one.library, one.about)
-    try:
-        with Movement(memory, having, Timeline(), 1.0, 1 << 30, keeper) as movement:
-            assert states(peers) == [EMPTIED] * 2
-            assert is_there(keeper.pid)
-            movement.give_back()
-            assert not is_there(keeper.pid)
-    finally:
-        suspend.close(found.values())
+    with movement(memory, peers, keeper=keeper) as under_way:
+        assert states(peers) == [EMPTIED] * 2
+        assert is_there(keeper.pid)
+        under_way.give_back()
+        assert not is_there(keeper.pid)
 
 
 def test_with_a_movement(memory: Memory, peers: list[Peer], folder: Path) -> None:

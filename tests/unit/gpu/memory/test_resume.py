@@ -23,7 +23,7 @@ from shim.gpu.memory.resume import Refill
 from shim.snapshot.cuda import CudaProcess, CudaState
 from shim.snapshot.snapshot import Snapshot
 
-from .conftest import GPU, MIB
+from .conftest import GPU, MIB, digests, states
 
 HERE = {GPU.uuid: GPU.uuid}
 OUT_OF_MEMORY = 2
@@ -49,16 +49,16 @@ class Restored:
 
     @property
     def states(self) -> list[int]:
-        return [peer.state for peer in self.peers]
+        return states(self.peers)
 
     @property
     def now(self) -> list[list[str]]:
-        return [peer.digest for peer in self.peers]
+        return digests(self.peers)
 
 
 @pytest.fixture
 def restored(cuda: FakeCuda, memory: Memory, peers: list[Peer], tmp_path: Path) -> Restored:
-    before = [peer.digest for peer in peers]
+    before = digests(peers)
     folder = tmp_path / "one"
     pages = folder / "pages"
     pages.mkdir(parents=True)

@@ -25,15 +25,7 @@ from shim.snapshot.extents import Columns, check_regions
 from shim.snapshot.pieces import created
 from shim.timeline import Timeline
 
-from .conftest import GPU, MIB
-
-
-def digests(peers: list[Peer]) -> list[list[str]]:
-    return [peer.digest for peer in peers]
-
-
-def states(peers: list[Peer]) -> list[int]:
-    return [peer.state for peer in peers]
+from .conftest import GPU, MIB, digests, states
 
 
 @pytest.fixture

@@ -138,9 +138,9 @@ def test_no_room_for_other_memory(
     monkeypatch.setattr(resume, "_ROOM", 0.0)
     fake.answer("cuFileRead", 5)
     refill = refill_of(snapshot, gpus, fake)
-    refill.begin(HERE)
-    refill.made()
     with fake.held("cuFileRead"):
+        refill.begin(HERE)
+        refill.made()
         eventually(lambda: gpus.count("cuFileRead"))
         gpus.answer("cuMemCreate", OUT_OF_MEMORY, always=True)
     with pytest.raises(GpuFailed, match="OUT_OF_MEMORY"):

@@ -6,35 +6,39 @@ Without an index CRIU gets all pagemaps and pages files; with one, those of the 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from shim.restore.plan import Plan
 from shim.restore.sockets import NAME
+from shim.snapshot.images import is_pagemap
 from shim.snapshot.index import Index
 from shim.snapshot.pieces import link
 
 
-def lay(folder: Path, plan: Plan, index: Index | None, *, pagemaps: bool) -> None:
-    """Make the folder, or make it whole. Raises OSError.
+def lay(folder: Path, plan: Plan, index: Index | None) -> None:
+    """Make the folder, but for the pagemaps: without them CRIU cannot restore anything.
 
-    Without the pagemaps CRIU cannot restore anything: they come with a second call, once it is
-    known that CRIU stops for us.
+    Raises OSError.
     """
-    if index is not None:
-        index.link(folder, pagemaps=pagemaps)
-    else:
-        _link_all(plan.assembled or plan.images, folder, pagemaps)
+    _link(folder, plan, index, lambda name: not is_pagemap(name))
     if plan.sockets is not None and plan.sockets.changed:
         _put(folder / NAME, plan.sockets.data)
     for name, data in plan.rewritten.items():
         _put(folder / name, data)
 
 
-def _link_all(images: Path, folder: Path, pagemaps: bool) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name in os.listdir(images):
-        if pagemaps or not name.startswith("pagemap-"):
-            link(images / name, folder / name)
+def complete(folder: Path, plan: Plan, index: Index | None) -> None:
+    """Add the pagemaps, once it is known that CRIU stops for us. Raises OSError."""
+    _link(folder, plan, index, is_pagemap)
+
+
+def _link(folder: Path, plan: Plan, index: Index | None, wanted: Callable[[str], bool]) -> None:
+    if index is not None:
+        index.link(folder, wanted)
+        return
+    images = plan.assembled or plan.images
+    link(((images / name, name) for name in os.listdir(images) if wanted(name)), folder)
 
 
 def _put(path: Path, data: bytes) -> None:

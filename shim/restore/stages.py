@@ -39,8 +39,9 @@ class Stages:
         A runtime that does not hand our configuration to CRIU restores nothing: the pagemaps are
         put in their place at CRIU's `pre-restore` stage.
         """
-        self._lay(pagemaps=False)
-        return {"pre-restore": lambda _: self._lay(pagemaps=True), "post-restore": self._look}
+        about = linked_images(self._work), self._plan, self._memory.index
+        linked.lay(*about)
+        return {"pre-restore": lambda _: linked.complete(*about), "post-restore": self._look}
 
     def refuse_unseen(self) -> None:
         """Raise RestoreFailed if CRIU has gone on without us."""
@@ -49,10 +50,6 @@ class Stages:
                 "CRIU did not stop before the processes run",
                 hint="does something override its configuration?",
             )
-
-    def _lay(self, *, pagemaps: bool) -> None:
-        folder = linked_images(self._work)
-        linked.lay(folder, self._plan, self._memory.index, pagemaps=pagemaps)
 
     def _look(self, init: int) -> None:
         spec = self._work.bundle.spec()

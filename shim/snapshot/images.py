@@ -244,6 +244,11 @@ class Memfds:
         return not vma.status & _MEMFD or self._shmids.get(vma.shmid) in self.writable
 
 
+def is_pagemap(name: str) -> bool:
+    """Whether an image says which pages of a process, or of shared memory, there are."""
+    return name.startswith("pagemap-")
+
+
 def pagemaps(images: Path) -> tuple[dict[int, str], dict[int, str]]:
     """The names of the pagemaps that are there: of processes by pid, of shared memory by shmid."""
     private: dict[int, str] = {}
@@ -251,7 +256,7 @@ def pagemaps(images: Path) -> tuple[dict[int, str], dict[int, str]]:
     for name in os.listdir(images):
         if found := _NUMBERED.fullmatch(name):
             (shared if found[1] else private)[int(found[2])] = name
-        elif name.startswith("pagemap-"):
+        elif is_pagemap(name):
             raise NotIndexable(f"{name} is a pagemap of nobody")
     return private, shared
 

@@ -25,7 +25,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +40,7 @@ from shim.snapshot import extents as listed
 from shim.snapshot import pagemap
 from shim.snapshot.config import DAMAGED
 from shim.snapshot.extents import Columns, Range
-from shim.snapshot.images import NotIndexable, mappings
+from shim.snapshot.images import NotIndexable, is_pagemap, mappings
 from shim.snapshot.layout import Blob
 from shim.snapshot.pieces import Pieces, link, parse
 from shim.snapshot.tree import open_file
@@ -153,22 +153,18 @@ class Index:
     def _check_pagemaps(self, sizes: Mapping[str, int]) -> None:
         """CRIU would wait for pages beyond the end of their file for as long as it may."""
         for path, _ in self._read_by_criu():
-            if path.name.startswith("pagemap-"):
+            if is_pagemap(path.name):
                 found = pagemap.load(path.parent, path.name)
                 if found.size > sizes.get(found.pages, 0):
                     raise ValueError(f"{path.name} has more pages than {found.pages}")
 
-    def link(self, target: Path, *, pagemaps: bool = True) -> None:
+    def link(self, target: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
         """Make the folder from which CRIU restores: links to its images and to the skeleton.
 
-        Without the pagemaps CRIU cannot restore anything: they come with a second call, once it is
-        known that CRIU will stop for the memory that they lack.
+        To those whose names are `wanted`. Raises OSError.
         """
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path, _ in self._read_by_criu():
-            piece = parse(path.name)
-            if pagemaps or not path.name.startswith("pagemap-"):
-                link(path, target / (piece[0] if piece else path.name))
+        paths = [path for path, _ in self._read_by_criu() if wanted(path.name)]
+        link(((path, (parse(path.name) or (path.name,))[0]) for path in paths), target)
 
     def whole_pieces(self) -> Iterator[tuple[Path, tuple[int, int]]]:
         """The pieces of pages that CRIU reads as they are, and what checksum() said of them."""

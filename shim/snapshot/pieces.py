@@ -19,8 +19,8 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -160,13 +160,11 @@ class Pieces:
         are put together: with holes where the pieces have some, and sharing their blocks where the
         file system can do that. Raises Damaged if a piece is missing, and OSError.
         """
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name in os.listdir(images):
-            link(images / name, target / name)
-        for file, parts in self._files().items():
-            if len(parts) == 1:
-                link(parts[0], target / file)
-            else:
+        files = self._files()
+        link(((images / name, name) for name in os.listdir(images)), target)
+        link(((parts[0], file) for file, parts in files.items() if len(parts) == 1), target)
+        for file, parts in files.items():
+            if len(parts) > 1:
                 _join(parts, target / file)
 
     def _files(self) -> dict[str, list[Path]]:
@@ -184,15 +182,22 @@ class Pieces:
         return {file: [parts[n] for n in sorted(parts)] for file, parts in files.items()}
 
 
-def link(path: Path, target: Path) -> None:
-    """Make `target` a link to `path`, in the place of one that may be there.
+def link(files: Iterable[tuple[Path, str]], folder: Path) -> None:
+    """Make links in `folder`, and that, too, with these names, in the place of what may be there.
 
-    It is relative: CRIU opens some images in tasks that have the container's root already, by a
+    They are relative: CRIU opens some images in tasks that have the container's root already, by a
     descriptor of the folder. From there the way up leads through our own mounts.
     """
-    target.unlink(missing_ok=True)
-    there, here = os.path.realpath(path.parent), os.path.realpath(target.parent)
-    target.symlink_to(f"{os.path.relpath(there, here)}/{path.name}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    here = os.path.realpath(folder)
+    ways: dict[str, str] = {}  # to find one takes as long as to make ten links
+    for path, name in files:
+        there, file = os.path.split(path)
+        if there not in ways:
+            ways[there] = os.path.relpath(os.path.realpath(there), here)
+        with suppress(FileNotFoundError):
+            os.unlink(f"{here}/{name}")
+        os.symlink(f"{ways[there]}/{file}", f"{here}/{name}")
 
 
 @contextmanager

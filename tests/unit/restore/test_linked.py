@@ -32,9 +32,9 @@ def found(folder: Path) -> dict[str, bytes]:
 
 def test_pagemaps_come_last(plan: Plan, tmp_path: Path) -> None:
     folder = tmp_path / "links"
-    linked.lay(folder, plan, None, pagemaps=False)
+    linked.lay(folder, plan, None)
     assert found(folder).keys() == FILES.keys() - {"pagemap-1.img"}
-    linked.lay(folder, plan, None, pagemaps=True)
+    linked.complete(folder, plan, None)
     assert found(folder) == FILES
     assert all(path.is_symlink() for path in folder.iterdir())
 
@@ -43,7 +43,7 @@ def test_pages_files_that_were_put_together(plan: Plan, tmp_path: Path) -> None:
     other = tmp_path / "assembled"
     other.mkdir()
     (other / "pages-1.img").write_bytes(b"whole")
-    linked.lay(tmp_path / "links", replace(plan, assembled=other), None, pagemaps=True)
+    linked.lay(tmp_path / "links", replace(plan, assembled=other), None)
     assert found(tmp_path / "links") == {"pages-1.img": b"whole"}
 
 
@@ -51,7 +51,7 @@ def test_images_of_a_parent_are_found(plan: Plan, tmp_path: Path) -> None:
     (plan.images / "parent").symlink_to("../first")
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "inventory.img").write_bytes(b"first")
-    linked.lay(tmp_path / "links", plan, None, pagemaps=True)
+    linked.lay(tmp_path / "links", plan, None)
     assert (tmp_path / "links" / "parent" / "inventory.img").read_bytes() == b"first"
 
 
@@ -60,8 +60,8 @@ def test_rewritten_sockets(plan: Plan, tmp_path: Path, moved: int) -> None:
     """In the place of the link, not through it; also the second time."""
     plan = replace(plan, sockets=Rewritten(b"new", moved, 0, 0))
     folder = tmp_path / "links"
-    for pagemaps in (False, True):
-        linked.lay(folder, plan, None, pagemaps=pagemaps)
+    for lay in (linked.lay, linked.complete, linked.lay):
+        lay(folder, plan, None)
         assert (folder / "files.img").read_bytes() == (b"new" if moved else b"old")
         assert (folder / "files.img").is_symlink() == (not moved)
     if moved:
@@ -72,7 +72,7 @@ def test_rewritten_sockets(plan: Plan, tmp_path: Path, moved: int) -> None:
 def test_other_images_of_ours(plan: Plan, tmp_path: Path) -> None:
     plan = replace(plan, rewritten={"core-1.img": b"new"})
     folder = tmp_path / "links"
-    for pagemaps in (False, True):
-        linked.lay(folder, plan, None, pagemaps=pagemaps)
+    for lay in (linked.lay, linked.complete, linked.lay):
+        lay(folder, plan, None)
         assert (folder / "core-1.img").read_bytes() == b"new"
     assert (plan.images / "core-1.img").read_bytes() == b"core"

@@ -165,7 +165,7 @@ def test_links_are_relative(tmp_path: Path) -> None:
     (tmp_path / "store").symlink_to("disk/store")
     (tmp_path / "work").mkdir()
     for _ in range(2):
-        link(tmp_path / "store/file", tmp_path / "work/other")
+        link([(tmp_path / "store/file", "other")], tmp_path / "work")
     assert os.readlink(tmp_path / "work/other") == "../disk/store/file"
     assert (tmp_path / "work/other").read_bytes() == b"it"
 

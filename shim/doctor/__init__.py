@@ -81,6 +81,7 @@ CHECKS = (
     Check("stores", REQUIRED, storage.folders),
     Check("hard links", RECOMMENDED, storage.links),
     Check("direct I/O", RECOMMENDED, storage.direct),
+    Check("criu cache", RECOMMENDED, programs.criu_cache),
     Check("space", RECOMMENDED, storage.space),
     Check("state", RECOMMENDED, storage.state),
     Check("memory", RECOMMENDED, resources.memory),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from shim.doctor.node import Node
 from shim.doctor.verdict import Verdict, bad, ok
-from shim.snapshot.host import criu_version
+from shim.snapshot.host import criu_version, on_tmpfs
 
 _INSTALL = "runtimeclass/install.sh brings one"
 _COMPLAINTS = 3  # lines that are shown
@@ -43,6 +43,18 @@ def criu_check(node: Node) -> Iterator[Verdict]:
         )
     else:
         yield ok(said.splitlines()[-1] if said else "`criu check` has no complaints")
+
+
+def criu_cache(node: Node) -> Iterator[Verdict]:
+    """CRIU need not find out anew what this kernel can do whenever it dumps or restores."""
+    # criu/kerndat.c trusts no other file system: what is there may be older than the kernel.
+    if on_tmpfs(str(node.path("/run"))):
+        yield ok("/run is a tmpfs: it keeps criu.kdat there")
+    else:
+        yield bad(
+            "/run is not a tmpfs: CRIU probes the kernel at each restore (0.05 s and more)",
+            "mount a tmpfs at /run, as systemd does",
+        )
 
 
 def network_lock(node: Node) -> Iterator[Verdict]:

@@ -14,6 +14,15 @@ from shim.errors import Unavailable
 LOCK = "criu check --feature network_lock_nftables"
 
 
+@pytest.mark.parametrize(("tmpfs", "state"), [(True, "ok"), (False, "bad")])
+def test_where_criu_keeps_what_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmpfs: bool, state: str
+) -> None:
+    run = {str(tmp_path / "run")} if tmpfs else set()
+    monkeypatch.setattr(programs, "on_tmpfs", run.__contains__)
+    assert states(programs.criu_cache(FakeNode(tmp_path))) == [state]
+
+
 def test_root(tmp_path: Path) -> None:
     assert states(programs.root(FakeNode(tmp_path))) == ["ok"]
     assert states(programs.root(FakeNode(tmp_path, user=1000))) == ["bad"]

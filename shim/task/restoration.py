@@ -253,10 +253,9 @@ def _pass_on(container: Container) -> None:
     assert stdio is not None
     stdio.started()
     try:
-        stdio.release()
+        stdio.deliver(PASS_ON)
     except (ThawError, OSError) as error:  # a containerd that was restarted removes its FIFOs
         log.warning("its output is lost", container=container.id, error=error)
-    stdio.drain(PASS_ON)
     stdio.close()
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 from shim.errors import InvalidArgument
 from shim.task.copying import CHUNK, Copies
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # Bytes that whoever is held back can write before it has to wait: what a pipe may have without more
 # being allowed (fs.pipe-max-size). Only for a while, as all pipes of a user count together.
 _MOST = 1 << 20
+_PAUSE = 0.005  # seconds between two looks whether something was read
 
 
 class Streams:
@@ -101,6 +103,25 @@ class Stdio:
             self._copies.add(read, sink, output=True)
             del self._held[0]
         self._held = None
+
+    def deliver(self, seconds: float) -> None:
+        """Pass on what was held back, and wait until it was taken, at most `seconds`.
+
+        containerd opens its end in a thread that only wakes when we open ours. Should it hear of a
+        failed Start before that thread has come to it, it closes the FIFO unread.
+        """
+        ends = time.monotonic() + seconds
+        fifos: list[int] = []
+        try:
+            for _, name in self._held or ():
+                fifos.append(self._open_output(name))
+            self.release()
+        finally:
+            self.drain(seconds)
+            while any(map(_is_unread, fifos)) and time.monotonic() < ends:
+                time.sleep(_PAUSE)
+            for fd in fifos:
+                os.close(fd)
 
     def withheld(self, most: int) -> bytes:
         """The end of what was held back, out of each stream at most so many bytes."""
@@ -217,6 +238,16 @@ def _resize(pipe: int, size: int) -> None:
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
     except OSError:
         pass
+
+
+def _is_unread(fd: int) -> bool:
+    """Whether there is something in a FIFO; in anything else there never is."""
+    import fcntl
+    import termios
+
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return False
+    return any(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))
 
 
 def _path_of(name: str) -> tuple[str, bool]:

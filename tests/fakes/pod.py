@@ -159,6 +159,11 @@ class Behind:
         except BaseException as error:  # noqa: BLE001 - raised by `get`
             self._outcome.append((None, error))
 
+    @property
+    def done(self) -> bool:
+        """Whether it has returned or raised."""
+        return bool(self._outcome)
+
     def get(self) -> Any:
         """What it returned, or raises what it raised."""
         self._thread.join(PATIENCE)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
+import termios
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from fakes.host import open_fds
-from fakes.pod import Pod
+from fakes.pod import Behind, Pod
 
 from shim.errors import ThawError
+from shim.task import restoration
 
 NOTES = {"thaw.dev/snapshot": "warm"}
 STRICT = {**NOTES, "thaw.dev/on-failure": "fail"}
@@ -24,6 +29,11 @@ def reader(pod: Pod) -> Iterator[int]:
     fd = os.open(pod.folder / "out", os.O_RDONLY | os.O_NONBLOCK)
     yield fd
     os.close(fd)
+
+
+def unread(fd: int) -> int:
+    """Bytes."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def create(pod: Pod, plays: Any, words: str, notes: dict[str, str]) -> None:
@@ -40,14 +50,29 @@ def test_it_is_in_the_containers_log(
     """What a worker said before it crashed is all that tells why, and kubelet shows it."""
     before = open_fds()
     create(pod, plays, "last words\n", STRICT)
+    starting = Behind(lambda: pod.start("c"))
+    pod.node.until(lambda: unread(reader) > 0)
+    time.sleep(0.1)
+    assert not starting.done, "whoever reads may not have come to it yet"
+    assert os.read(reader, 99) == b"last words\n"
     with pytest.raises(ThawError, match="it crashed"):
-        pod.start("c")
-    assert os.read(reader, 99) == b"last words\n", "before Start has answered"
+        starting.get()
     pod.node.until(lambda: os.read(reader, 99) == b"")
     assert WROTE not in logged()
     pod.delete("c")
     pod.node.until(lambda: not pod.node._children())
     assert open_fds(before) == set()
+
+
+def test_nobody_waits_for_one_who_does_not_read(
+    pod: Pod, plays: Any, reader: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restoration, "PASS_ON", 0.1)
+    create(pod, plays, "last words\n", STRICT)
+    with pytest.raises(ThawError, match="it crashed"):
+        pod.start("c")
+    assert os.read(reader, 99) == b"last words\n"
+    pod.delete("c")
 
 
 def test_not_if_that_is_gone(pod: Pod, plays: Any, reader: int, logged: Callable[[], str]) -> None:

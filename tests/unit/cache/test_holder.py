@@ -26,15 +26,14 @@ from shim.cache.intake import Intake
 from shim.cache.reading import Reading
 from shim.cache.store import Store
 from shim.config import Config
-from shim.errors import Cancelled, Damaged, InvalidArgument, NoSuchSnapshot, NotFound, Unavailable
+from shim.errors import Cancelled, Damaged, InvalidArgument, NoSuchSnapshot, NotFound
 from shim.gpu.memory.device import Memory, Region
 from shim.gpu.memory.index import stored
 from shim.gpu.memory.making import Wanted
-from shim.gpu.nvml import Gpu
 from shim.snapshot import store as snapshots
 from shim.snapshot.snapshot import Snapshot
 
-from .conftest import SEGMENT, Saved, taken
+from .conftest import SEGMENT
 
 pytestmark = pytest.mark.usefixtures("nobody_is_left")
 
@@ -290,16 +289,6 @@ def test_the_socket_is_roots(running: Running) -> None:
     assert Path(wire.socket_path(running.config)).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_holder_that_hangs(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the driver, say."""
-    monkeypatch.setattr(client, "_WAITING", 0.05)
-    with (
-        closing(listening(wire.socket_path(config))),
-        pytest.raises(Unavailable, match=r"no cache answers at .*: timed out"),
-    ):
-        list(client.ask(config, {"verb": "list"}))
-
-
 class Refusing:
     """A listener that refuses once, as it does when there are no descriptors left."""
 
@@ -335,19 +324,6 @@ def test_nobody_can_connect_for_a_while(
             made.stop(refusing)
             serving.join()
             reading.close()
-
-
-def test_without_a_holder(config: Config, snapshot: Snapshot) -> None:
-    found = stored(snapshot)
-    assert found is not None
-    cached = client.of(config, snapshot, found)
-    assert cached is not None
-    assert not cached.has()
-    assert not cached.fill([], [])
-    cached.offer()
-    with pytest.raises(Unavailable, match="no cache answers"):
-        list(client.ask(config, {"verb": "list"}))
-    assert client.of(Config(), snapshot, found) is None
 
 
 def test_a_guess_lets_nobody_go_who_was_here_lately(
@@ -405,56 +381,3 @@ def test_who_waits_when_it_ends(
     monkeypatch.setattr(Intake, "run", run)
     with pytest.raises(Cancelled, match="on purpose"):
         running.warm(snapshot)
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_no_gpu_and_no_driver(cache: Store, save: Saved, cuda: FakeCuda, there: bool) -> None:
-    """Then it is memory like any other."""
-    look: Callable[[], list[Gpu]] = list if there else lambda: [numbered(H100, 0)]
-    driver = Driver(cuda.library if there else "/none/libcuda.so.1", look)
-    cache._pin = driver.pin
-    taken(cache, save("one", ("x", 1)))
-    assert cache.accounts().pinned == 0
-    driver.close()
-
-
-def test_it_is_pinned_later(cache: Store, save: Saved, cuda: FakeCuda) -> None:
-    cuda.answer("cuMemHostRegister_v2", OPERATING_SYSTEM)
-    driver = Driver(cuda.library, lambda: [numbered(H100, 0)])
-    cache._pin = driver.pin
-    taken(cache, save("one", ("x", 1)))
-    assert cache.accounts().pinned == 0
-    cache.pin_rest()
-    cache.pin_rest()
-    assert cache.accounts().pinned == SEGMENT
-    cache.close()
-    driver.close()
-
-
-def test_what_cannot_be_pinned_is_tried_once_for_all(
-    cache: Store, save: Saved, cuda: FakeCuda
-) -> None:
-    """Not each GiB in turn, while restores wait."""
-    taken(cache, save("one", ("x" * 100, 1)))
-    driver = Driver(cuda.library, lambda: [numbered(H100, 0)])
-    cache._pin = driver.pin
-    cuda.answer("cuMemHostRegister_v2", OPERATING_SYSTEM)
-    cuda.trace()
-    cache.pin_rest()
-    assert cuda.count("cuMemHostRegister_v2") == 1
-    assert cache.accounts().pinned == 0
-    cache.pin_rest()
-    assert cache.accounts().pinned == cache.accounts().held == 2 * SEGMENT
-    cache.close()
-    driver.close()
-
-
-def test_a_gpu_that_cannot_be_used(cache: Store, save: Saved, cuda: FakeCuda) -> None:
-    """As it is full, say: the next one will do for pinning."""
-    cuda.answer("cuDevicePrimaryCtxRetain", OPERATING_SYSTEM)
-    driver = Driver(cuda.library, lambda: [numbered(H100, gpu) for gpu in (0, 1)])
-    cache._pin = driver.pin
-    taken(cache, save("one", ("x", 1)))
-    assert cache.accounts().pinned == SEGMENT
-    cache.close()
-    driver.close()

@@ -16,7 +16,8 @@
     X(symbol, name, version, STREAM_LEGACY, parameters, arguments)                                 \
     X(symbol##suffix, name, version, STREAM_THREAD, parameters, arguments)
 
-/* Passed on as they are, once the gate is open: they have the GPU do something (calls.c). */
+/* Passed on as they are, once the gate is open: they have the GPU do something, or
+   ask it (calls.c). */
 #define LAUNCHES(X)                                                                                \
     X(cuLaunch, cuLaunch, 2000, STREAM_ANY, (void *f), (f))                                        \
     X(cuLaunchGrid, cuLaunchGrid, 2000, STREAM_ANY, (void *f, int w, int h), (f, w, h))            \
@@ -165,8 +166,31 @@
     X(cuMemGetAccess, cuMemGetAccess, 10020, STREAM_ANY,                                           \
       (flags64 * flags, const struct location *location, address at), (flags, location, at))
 
+/*
+ * While a process is checkpointed the driver lets nobody in, but for those that ask whether work is
+ * done: they read what it has mapped for that, which is gone then. A thread of JAX's that asks of
+ * its streams again and again ended in cuStreamQuery, where /dev/nvidiactl had been (H100,
+ * 580.159.04; one process in four, without this library, too). Whoever waits may ask the same way.
+ */
+#define WAITS(X)                                                                                   \
+    BOTH(X, _ptsz, cuStreamQuery, cuStreamQuery, 2000, (stream s), (s))                            \
+    BOTH(X, _ptsz, cuStreamSynchronize, cuStreamSynchronize, 2000, (stream s), (s))                \
+    BOTH(X, _ptsz, cuStreamWaitEvent, cuStreamWaitEvent, 3020,                                     \
+         (stream s, void *event, number flags), (s, event, flags))                                 \
+    BOTH(X, _ptsz, cuEventRecord, cuEventRecord, 2000, (void *event, stream s), (event, s))        \
+    BOTH(X, _ptsz, cuEventRecordWithFlags, cuEventRecordWithFlags, 11010,                          \
+         (void *event, stream s, number flags), (event, s, flags))                                 \
+    X(cuEventQuery, cuEventQuery, 2000, STREAM_ANY, (void *event), (event))                        \
+    X(cuEventSynchronize, cuEventSynchronize, 2000, STREAM_ANY, (void *event), (event))            \
+    X(cuEventElapsedTime, cuEventElapsedTime, 2000, STREAM_ANY,                                    \
+      (float *milliseconds, void *first, void *last), (milliseconds, first, last))                 \
+    X(cuEventElapsedTime_v2, cuEventElapsedTime, 12080, STREAM_ANY,                                \
+      (float *milliseconds, void *first, void *last), (milliseconds, first, last))                 \
+    X(cuCtxSynchronize, cuCtxSynchronize, 2000, STREAM_ANY, (void), ())                            \
+    X(cuCtxSynchronize_v2, cuCtxSynchronize, 13000, STREAM_ANY, (context one), (one))
+
 #define GATED(X)                                                                                   \
-    LAUNCHES(X) STREAM_WORDS(X) COPIES(X) COPIES_ASYNC(X) MEMSETS(X) RESERVATIONS(X)
+    LAUNCHES(X) STREAM_WORDS(X) COPIES(X) COPIES_ASYNC(X) MEMSETS(X) RESERVATIONS(X) WAITS(X)
 
 /* Looking up: lookup.c. */
 #define LOOKUPS(X)                                                                                 \
@@ -281,7 +305,6 @@
     X(cuCtxPushCurrent_v2, cuCtxPushCurrent, 4000, STREAM_ANY, (context wanted), )                 \
     X(cuCtxPopCurrent_v2, cuCtxPopCurrent, 4000, STREAM_ANY, (context * was), )                    \
     X(cuCtxGetDevice, cuCtxGetDevice, 2000, STREAM_ANY, (int *device), )                           \
-    X(cuCtxSynchronize, cuCtxSynchronize, 2000, STREAM_ANY, (void), )                              \
     X(cuCtxGetFlags, cuCtxGetFlags, 7000, STREAM_ANY, (number * flags), )                          \
     X(cuCtxSetFlags, cuCtxSetFlags, 12010, STREAM_ANY, (number flags), )                           \
     X(cuDeviceGetCount, cuDeviceGetCount, 2000, STREAM_ANY, (int *count), )                        \

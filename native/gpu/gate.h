@@ -1,7 +1,7 @@
 /*
- * The gate in front of every call that has the GPU do something or changes what memory there is.
- * While it is closed, they wait. Entering it costs two atomic additions to a counter that few
- * threads share.
+ * The gate in front of every call that has the GPU do something, waits for it, or changes what
+ * memory there is. While it is closed, they wait. Entering it costs two atomic additions to a
+ * counter that few threads share.
  *
  * A child of fork(2) has no CUDA (the driver refuses), and nobody who would open the gate: it goes
  * through.

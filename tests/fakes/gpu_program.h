@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 typedef uint64_t device_pointer, handle;
-typedef void *context, *stream, *function, *module, *graph;
+typedef void *context, *stream, *event, *function, *module, *graph;
 
 struct location {
     int type, id;
@@ -82,6 +82,10 @@ struct access {
     F(cuMemsetD8, cuMemsetD8_v2, (device_pointer to, unsigned char value, size_t count))           \
     F(cuStreamCreate, cuStreamCreate, (stream * out, unsigned flags))                              \
     F(cuStreamSynchronize, cuStreamSynchronize, (stream))                                          \
+    F(cuStreamQuery, cuStreamQuery, (stream))                                                      \
+    F(cuEventCreate, cuEventCreate, (event * out, unsigned flags))                                 \
+    F(cuEventRecord, cuEventRecord, (event, stream))                                               \
+    F(cuEventSynchronize, cuEventSynchronize, (event))                                             \
     F(cuStreamBeginCapture, cuStreamBeginCapture_v2, (stream, int mode))                           \
     F(cuStreamEndCapture, cuStreamEndCapture, (stream, graph * out))                               \
     F(cuGraphInstantiateWithFlags, cuGraphInstantiateWithFlags,                                    \

@@ -56,6 +56,35 @@ static int replay(char **words) {
     return tell("replayed");
 }
 
+/* Whether all is done. */
+static int query(char **words) {
+    (void)words;
+    TRY(cuStreamQuery, own_stream);
+    return tell("idle");
+}
+
+static int synchronize(char **words) {
+    (void)words;
+    TRY(cuCtxSynchronize);
+    return tell("idle");
+}
+
+static event made;
+
+static int record(char **words) {
+    (void)words;
+    if (made == NULL)
+        TRY(cuEventCreate, &made, 0);
+    TRY(cuEventRecord, made, own_stream);
+    return tell("recorded");
+}
+
+static int await(char **words) {
+    (void)words;
+    TRY(cuEventSynchronize, made);
+    return tell("over");
+}
+
 static void *spin(void *mine) {
     stream mine_alone;
 
@@ -185,6 +214,10 @@ const struct command work_commands[] = {
     {"launch", 2, launch},    /* the same without waiting for it */
     {"capture", 2, capture},  /* NUMBER SEED: a graph that fills it */
     {"replay", 0, replay},    /* the graph */
+    {"query", 0, query},      /* of the stream */
+    {"synchronize", 0, synchronize},
+    {"record", 0, record}, /* an event */
+    {"await", 0, await},   /* it, once it was recorded */
     {"spin", 1, start_spinning},
     {"rest", 0, stop_spinning}, /* ok LAUNCHES */
     {"count", 0, count_launches},

@@ -202,6 +202,31 @@ CALL(cuStreamSynchronize_ptsz, struct stream *stream) {
     return synchronize(__func__, stream);
 }
 
+static int query(const char *call, struct stream *stream) {
+    int result = SUCCESS;
+
+    ENTER_CONTEXT_AS(call, context);
+    (void)context;
+    stream = stream_of(stream);
+    if (stream == NULL)
+        return INVALID_HANDLE;
+    pthread_mutex_lock(&stream_guard);
+    if (stream->capture != NULL)
+        result = CAPTURE_UNSUPPORTED;
+    else if (stream->first != NULL)
+        result = NOT_READY;
+    pthread_mutex_unlock(&stream_guard);
+    return result;
+}
+
+CALL(cuStreamQuery, struct stream *stream) {
+    return query(__func__, stream);
+}
+
+CALL(cuStreamQuery_ptsz, struct stream *stream) {
+    return query(__func__, stream);
+}
+
 CALL(cuEventCreate, struct event **event, unsigned flags) {
     ENTER_CONTEXT(context);
     (void)context, (void)flags;

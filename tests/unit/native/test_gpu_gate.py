@@ -34,7 +34,7 @@ def silent(program: Program) -> bool:
 
 COMMANDS = """set 1 5|copy 1 3|replay|sum 1|launch 1 2|alloc 2M|alloc 4K|free 3|plain 2M|unmap 2
 map 2|retain 2|props 2|release 2|range 1|attr 1|async 1M|free 4|managed 1M|pitch 4096 512|ipc 1
-peer 1|nopeer 1|access 1 0"""
+peer 1|nopeer 1|access 1 0|query|synchronize|record|await"""
 
 
 def test_every_kind_of_call_waits(program: Program, library: Conversation) -> None:

@@ -46,9 +46,13 @@ class Timeline:
         """The spans by when they began, for a reply or a document that `thaw timeline` reads."""
         return [
             {"name": s.name, "start": round(s.start, 6), "seconds": round(s.seconds, 6)}
-            for s in sorted(self.spans, key=lambda s: (s.start, -s.seconds))
+            for s in self._sorted()
         ]
 
     def as_dict(self) -> dict[str, float]:
-        """Seconds per step, for a log line."""
-        return {span.name: round(span.seconds, 4) for span in self.spans}
+        """Seconds per step, in the same order, for a log line."""
+        return {span.name: round(span.seconds, 4) for span in self._sorted()}
+
+    def _sorted(self) -> list[Span]:
+        """By when they began, each before its parts."""
+        return sorted(self.spans, key=lambda span: (span.start, -span.seconds))

@@ -67,14 +67,14 @@ def restore(
     path = Path(work.details["snapshot"])
     with held(path), _letting_go(device):
         with timeline.span("plan"):
-            plan, memory = prepare(work, ahead, device)
+            plan, memory = prepare(work, ahead, device, timeline)
         try:
             named = Stores.of(work.config).at(path) if work.details["name"] else None
             memory.read_ahead()
             if plan.network:
                 adoption.start(work.config)
             work.remember()
-            _run(work, plan, steps_of(memory, adoption, device), timeline)
+            _run(work, plan, steps_of(memory, adoption, device, timeline), timeline)
         except BaseException:
             memory.close()
             raise
@@ -181,16 +181,21 @@ def take_back(steps: Sequence[Step], work: Work, plan: Plan) -> None:
 
 
 def prepare(
-    work: Work, ahead: ReadAhead | None = None, device: Device | None = None
+    work: Work,
+    ahead: ReadAhead | None = None,
+    device: Device | None = None,
+    timeline: Timeline | None = None,
 ) -> tuple[Plan, Memory]:
     """What a restore of this container would do, and where its memory comes from.
 
     Raises Unfit if it cannot be done here.
     """
-    require_criu(work.config)
-    spec = work.bundle.spec()
-    name = work.details["name"]
-    snapshot, images = _open(work.config, Path(work.details["snapshot"]), name)
+    timeline = timeline or Timeline()
+    with timeline.span("open"):
+        require_criu(work.config)
+        spec = work.bundle.spec()
+        name = work.details["name"]
+        snapshot, images = _open(work.config, Path(work.details["snapshot"]), name)
     device = device or Device()
     if snapshot is not None:
         device.expect(work.config, snapshot.config, snapshot)
@@ -199,12 +204,15 @@ def prepare(
         contract.withdraw(spec, str(work.folder))
     gpus: Sequence[tuple[str, str]] = ()
     if snapshot is not None:
-        _judge(work, spec, snapshot)
-        preload.put(spec, _bring_library(work, snapshot))
-        gpus = device.judge(work, spec, snapshot.config, snapshot)
+        with timeline.span("judge"):
+            _judge(work, spec, snapshot)
+            preload.put(spec, _bring_library(work, snapshot))
+        with timeline.span("gpus"):
+            gpus = device.judge(work, spec, snapshot.config, snapshot)
     memory = memory_of(work, snapshot, images, ahead or ReadAhead())
     try:
-        plan = planned(work, spec, snapshot, images, memory, uncontrolled=uncontrolled)
+        with timeline.span("files"):
+            plan = planned(work, spec, snapshot, images, memory, uncontrolled=uncontrolled)
         staging = snapshot.config.gpu.processes if snapshot is not None else ()
         rewritten = huge.images(images, work.config, staging)
         plan = replace(plan, gpus=tuple(gpus), rewritten=rewritten)

@@ -9,6 +9,7 @@ them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from shim.errors import RestoreFailed
@@ -20,17 +21,22 @@ from shim.restore.frozen import check_mounts, set_limits
 from shim.restore.plan import Plan, linked_images
 from shim.task.dumping import mark
 from shim.task.restoration import RUNS
+from shim.timeline import Timeline
 from shim.work import Work
 
 
 class Stages:
     """The stages of one restore."""
 
-    def __init__(self, work: Work, plan: Plan, memory: Memory, device: Device) -> None:
+    def __init__(
+        self, work: Work, plan: Plan, memory: Memory, device: Device, timeline: Timeline
+    ) -> None:
         self._work = work
         self._plan = plan
         self._memory = memory
         self._device = device
+        self._timeline = timeline
+        self._began = time.monotonic()
         self._seen = False
 
     def actions(self) -> dict[str, Callable[[int], None]]:
@@ -52,11 +58,14 @@ class Stages:
             )
 
     def _look(self, init: int) -> None:
+        self._timeline.note("processes", self._began)
         spec = self._work.bundle.spec()
         check_mounts(spec, self._plan, init)
         set_limits(spec, init)
         exchange(self._plan.devices, init)
-        self._memory.fill(init)
-        self._device.ready(self._work)
+        with self._timeline.span("memory"):
+            self._memory.fill(init)
+        with self._timeline.span("room"):
+            self._device.ready(self._work)
         self._seen = True
         mark(str(self._work.folder), RUNS)

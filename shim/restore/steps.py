@@ -36,6 +36,7 @@ from shim.snapshot.tree import open_directory
 from shim.task import contract
 from shim.task.dumping import unmark
 from shim.task.restoration import RUNS
+from shim.timeline import Timeline
 from shim.work import Work
 
 
@@ -174,14 +175,14 @@ def remove_assembled(work: Work, plan: Plan) -> None:
                 os.close(lock)
 
 
-def run_criu(work: Work, plan: Plan, memory: Memory, device: Device) -> None:
+def run_criu(work: Work, plan: Plan, memory: Memory, device: Device, timeline: Timeline) -> None:
     """`runc restore`: CRIU makes the processes in the new pod's namespaces, cgroup and mounts.
 
     What is looked at, set and filled before any of them runs: stages.py.
     """
     log = work.folder / "criu-work"
     log.mkdir(mode=0o700, exist_ok=True)
-    stages = Stages(work, plan, memory, device)
+    stages = Stages(work, plan, memory, device, timeline)
     steering = Steering(work.folder, list(plan.criu_options), stages.actions())
     try:
         with steering:
@@ -242,8 +243,14 @@ def _cgroup(work: Work) -> Cgroup | None:
         return None
 
 
-def steps_of(memory: Memory, adoption: Adoption, device: Device) -> tuple[Step, ...]:
-    """The steps of a restore, in order: CRIU leaves the bulk of memory to `memory`."""
+def steps_of(
+    memory: Memory, adoption: Adoption, device: Device, timeline: Timeline | None = None
+) -> tuple[Step, ...]:
+    """The steps of a restore, in order: CRIU leaves the bulk of memory to `memory`.
+
+    `timeline`: what a step is made of is noted there.
+    """
+    criu = partial(run_criu, memory=memory, device=device, timeline=timeline or Timeline())
     return (
         Step("control", withdraw_control, give_control_again),
         Step("library", exchange_library, provide_library_again),
@@ -252,7 +259,7 @@ def steps_of(memory: Memory, adoption: Adoption, device: Device) -> tuple[Step, 
         Step("rootfs", mount_rootfs, unmount_rootfs),
         Step("assemble", assemble, remove_assembled),
         Step("hold", adoption.hold, adopting.release),
-        Step("criu", partial(run_criu, memory=memory, device=device), end_processes),
+        Step("criu", criu, end_processes),
         Step("device", device.resume, nothing),  # the processes end with CRIU's step
         Step("disassemble", remove_assembled, nothing),
         Step("hostname", name_host, name_host_again),

@@ -220,7 +220,9 @@ def whole(
     said: list[str] = []
     real = steps_of
 
-    def quiet(memory: Memory, adoption: Adoption, device: Device) -> tuple[Step, ...]:
+    def quiet(
+        memory: Memory, adoption: Adoption, device: Device, _timeline: object
+    ) -> tuple[Step, ...]:
         def noted(step: Step) -> Step:
             do = step.do if step.name == "device" else lambda *_: None
 
@@ -241,7 +243,7 @@ def whole(
     snapshot = snapshot_of(workers.pids)
 
     def prepared(
-        asked: Work, _ahead: object = None, device: Device | None = None
+        asked: Work, _ahead: object, device: Device | None, _timeline: object
     ) -> tuple[Plan, Memory]:
         assert device is not None
         return plan_of(asked, snapshot, device), Memory(None, "on purpose")

@@ -54,6 +54,9 @@ from shim.work import Work
 ID = "0123456789abcdef"
 
 STEPS = steps_of(Memory(None), Adoption(), Device())
+# What the timeline shows of two of them.
+PLANNED = ("open", "judge", "gpus", "files")
+PARTS = (*PLANNED, "processes", "memory", "room")
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
 
@@ -437,7 +440,7 @@ def test_all_steps(work: Work, snapshot: Path, monkeypatch: pytest.MonkeyPatch) 
     reply = restore(work)
     assert steps.said == ["do a", "do b", "do c"]
     assert reply["pid"] == 42
-    assert list(reply["timeline"]) == ["plan", "a", "b", "c"]
+    assert list(reply["timeline"]) == ["plan", *PLANNED, "a", "b", "c"]
     assert work.marker.exists(), "until the daemon has heard of it"
     json.dumps(reply)
 
@@ -527,7 +530,10 @@ def test_there_and_gone(work: Work, snapshot: Path, tmp_path: Path) -> None:
     assert os.path.exists(f"/proc/{reply['pid']}")
     assert Path(work.bundle.rootfs, "changed").read_text() == "by the worker"
     assert (tmp_path / "shm" / "mapped").exists()
-    assert list(reply["timeline"]) == ["plan", *(step.name for step in STEPS)]
+    spans = [span["name"] for span in reply["spans"]]
+    assert spans == list(reply["timeline"])
+    assert [name for name in spans if name not in PARTS] == ["plan", *(s.name for s in STEPS)]
+    assert [name for name in spans if name in PARTS] == list(PARTS)
     work.remember()
     undo(work)
     assert not mount_points(str(tmp_path))

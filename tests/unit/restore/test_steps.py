@@ -28,6 +28,7 @@ from shim.snapshot.archive import Archive, pack
 from shim.snapshot.store import Store
 from shim.task.dumping import is_marked, mark
 from shim.task.restoration import RUNS
+from shim.timeline import Timeline
 from shim.work import Work
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and owners need root")
@@ -249,7 +250,7 @@ def test_a_root_file_system_that_somebody_else_mounted(work: Work, plan: Plan) -
 
 def test_criu_and_the_end_of_what_it_made(work: Work, plan: Plan, tmp_path: Path) -> None:
     steps.assemble(work, plan)
-    steps.run_criu(work, plan, Memory(None), Device())
+    steps.run_criu(work, plan, Memory(None), Device(), Timeline())
     assert is_marked(str(work.folder), RUNS), "what is written from now on may be theirs"
     pid = read_pid(work.bundle.pid_file)
     verb, *words = runc_calls(tmp_path)[-1]
@@ -277,7 +278,7 @@ def test_criu_is_told_its_options_for_this_once(
     monkeypatch.setattr(Runc, "restore", lambda *_: told.append(configuration.read_text()))
     plan = replace(plan, assembled=None, criu_options=("tcp-close", "link-remap"))
     with pytest.raises(RestoreFailed, match="CRIU did not stop"):
-        steps.run_criu(work, plan, Memory(None), Device())
+        steps.run_criu(work, plan, Memory(None), Device(), Timeline())
     assert told == [f"tcp-close\nlink-remap\naction-script {work.folder}/hook\n"]
     assert configuration.read_text() == ""
 
@@ -296,7 +297,7 @@ def test_what_is_refused_before_a_process_runs(
 
     monkeypatch.setattr(stages, "check_mounts", refuse)
     with pytest.raises(RestoreFailed, match="mounts differ") as caught:
-        steps.run_criu(work, replace(plan, assembled=None), Memory(None), Device())
+        steps.run_criu(work, replace(plan, assembled=None), Memory(None), Device(), Timeline())
     assert caught.value.hint == "a hole"
     [(init, there)] = seen
     assert there
@@ -315,7 +316,7 @@ def test_criu_fails(work: Work, plan: Plan, tmp_path: Path, log: str) -> None:
     if log:
         (work.folder / "criu-work" / "restore.log").write_text(log)
     with pytest.raises(RestoreFailed, match="criu failed: type NOTIFY") as caught:
-        steps.run_criu(work, plan, Memory(None), Device())
+        steps.run_criu(work, plan, Memory(None), Device(), Timeline())
     assert ("Error (mem.c:1): no pages" in caught.value.message) == bool(log)
     assert ("criu check" in caught.value.hint) != bool(log)
     assert (work.folder / "criu.conf").read_text() == ""

@@ -13,7 +13,7 @@ from typing import Any
 from gpu.cells import GIB, Row, gib, number, of, rate, ratio, seconds
 
 Document = Mapping[str, Any]
-WARM, COLD, HELD = "warm", "cold", "held"
+WARM, COLD, HELD, LATER = "warm", "cold", "held", "later"
 
 
 def overview(found: Document) -> list[Row]:

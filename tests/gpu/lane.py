@@ -78,12 +78,22 @@ class GpuLane(Lane):
         )
 
     def boot(
-        self, subject: Subject, pod_name: str, annotations: Mapping[str, str], device: str = "all"
+        self,
+        subject: Subject,
+        pod_name: str,
+        annotations: Mapping[str, str],
+        device: str = "all",
+        pause: float = 0.0,
     ) -> tuple[Boot, Pod, Container]:
-        """Run a pod with the worker and ask it; cold and restored go exactly the same way."""
+        """Run a pod with the worker and ask it; cold and restored go exactly the same way.
+
+        `pause`: seconds between the pod's sandbox and its container, which count for nothing.
+        """
         began = time.monotonic()
         pod = self.run_pod_for(subject, pod_name, annotations)
         there = time.monotonic() - began
+        time.sleep(pause)
+        began += pause
         container = self.container_in(pod, subject, device)
         created = time.monotonic() - began
         container.start(STARTING)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpu.cells import GIB, Row, gib, number, of, rate, ratio, seconds
-from gpu.figures import COLD, HELD, WARM, Document, best, by_driver, moved, on_gpu, workers
+from gpu.figures import COLD, HELD, LATER, WARM, Document, best, by_driver, moved, on_gpu, workers
 
 DRIVER = "-driver"
 
@@ -21,7 +21,7 @@ def beside(found: Document) -> list[Row]:
         (
             *("create → first token, seconds", "cold", "from the node's cache"),
             *("from the page cache", "by the driver", "stock CRIU", "driver / moved"),
-            *("stock / moved", "restore alone"),
+            "stock / moved",
         )
     ]
     everybody = dict(workers(found))
@@ -31,13 +31,33 @@ def beside(found: Document) -> list[Row]:
         fastest = best(worker["thaw"], WARM)
         held = best(worker["thaw"], HELD)
         ours = (held or fastest).get("answered")
-        alone = (held or fastest).get("restored", {}).get("seconds")
         other = everybody.get(f"{name}{DRIVER}", {})
         theirs = best(other.get("thaw", {}), WARM).get("answered")
         stock = best(worker.get("stock", {}) or other.get("stock", {}), WARM).get("answered")
         cold = worker["thaw"].get("cold", {}).get("answered")
         times = map(seconds, (cold, held.get("answered"), fastest.get("answered"), theirs, stock))
-        rows.append((name, *times, ratio(theirs, ours), ratio(stock, ours), seconds(alone)))
+        rows.append((name, *times, ratio(theirs, ours), ratio(stock, ours)))
+    return rows
+
+
+def alone(found: Document) -> list[Row]:
+    """The restores without pods, and without the first answer: until the worker may run."""
+    rows: list[Row] = [
+        (
+            *("restore alone, seconds", "stock CRIU + driver", "from the node's cache, at once"),
+            *("stock / moved", "0.5 s after the sandbox", "stock / moved"),
+        )
+    ]
+    for name, worker in workers(found):
+        stock = best(worker.get("stock", {}), WARM)
+        theirs = sum(stock[part] for part in _THEIRS) if _THEIRS[0] in stock else None
+        held, later = (
+            best(worker.get("thaw", {}), cache).get("restored", {}).get("seconds")
+            for cache in (HELD, LATER)
+        )
+        if held is not None:
+            both = (seconds(held), ratio(theirs, held), seconds(later), ratio(theirs, later))
+            rows.append((name, seconds(theirs), *both))
     return rows
 
 
@@ -136,6 +156,7 @@ _UNITS = {
     "small copies": "copy of 4 KiB, µs",
     "memory": "a model's memory, MiB",
 }
+_THEIRS = ("criu", "restore", "unlock")
 _AWAY = ("hold", "export", "empty", "lock", "device")
 
 

@@ -11,7 +11,12 @@ def report(found: Document) -> list[str]:
     """All that there is to say of a run."""
     tables = (
         *(figures.overview(found), figures.starts(found), figures.phases(found)),
-        *(memory_figures.beside(found), memory_figures.moving(found), memory_figures.kept(found)),
+        *(
+            memory_figures.beside(found),
+            memory_figures.alone(found),
+            memory_figures.moving(found),
+            memory_figures.kept(found),
+        ),
         *(memory_figures.rounds(found), memory_figures.overhead(found)),
         *(figures.checkpoints(found), figures.rates(found), figures.faults(found)),
     )

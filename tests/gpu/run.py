@@ -74,7 +74,12 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--cache", type=float, default=0.0, help="GiB of zeros beside each of these")
     add("--workers", default="everything,expandable,jax", help="of the part memory")
     add("--paths", default="library", help="library, driver: how GPU memory is moved; or both")
-    add("--held", type=int, default=0, help="restores with the node's cache")
+    add(
+        "--held",
+        type=int,
+        default=0,
+        help="restores with the node's cache, at once and after a while",
+    )
     add("--rounds", type=int, default=0, help="then so often: restored, and snapshotted again")
     add("--store", default="", help="huge: snapshots lie on a tmpfs of huge pages")
     add("--cold", type=int, default=1, help="restores with the page cache cold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,9 +91,11 @@ def jaxed(gib: float, device: str) -> Subject:
     words = ("-m", "gpu.jax_worker", f"{gib:g}", str(PORT))
     chosen = {
         "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_pool(gib):.2f}",
-        # There is no CUDA toolkit in the pod: the driver compiles.
-        "XLA_FLAGS": "--xla_gpu_unsafe_fallback_to_driver_on_ptxas_not_found=true",
+        "XLA_FLAGS": _XLA,
     }
+    toolkit = _toolkit()
+    if toolkit is not None:
+        chosen["XLA_FLAGS"] += f" --xla_gpu_cuda_data_dir={toolkit}"
     chosen |= {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
     return Subject(f"jax-{gib:g}g", words, ("memory", "network", "platform"), environment=chosen)
 
@@ -104,12 +107,20 @@ def by_driver(subject: Subject) -> Subject:
 
 
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the old name, and the new one
+# Without a CUDA toolkit the driver compiles, where it can.
+_XLA = "--xla_gpu_unsafe_fallback_to_driver_on_ptxas_not_found=true"
 _GPU = 79.0  # GiB of the smallest GPU that these figures are of
 
 
 def _pool(gib: float) -> float:
     """Of the GPU's memory: what is computed in one go takes as much again as an array of it."""
     return min(0.9, (1.5 * gib + 1) / _GPU)
+
+
+def _toolkit() -> Path | None:
+    """Where CUDA's toolkit lies, by its real name: the links to it are not in a pod."""
+    found = Path(shutil.which("ptxas") or "/usr/local/cuda/bin/ptxas").resolve()
+    return found.parents[1] if found.exists() else None
 
 
 def compare(who: str, subject: Subject, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -33,12 +33,14 @@ class Lane:
         self.clear = self.forget = lambda *_: None
         self.machine = SimpleNamespace(library=None)
         self.asked: list[tuple[str, ...]] = []
+        self.pauses: list[float] = []
         self.restored: dict[str, Any] = {}
 
     def thaw(self, verb: str, *words: str) -> None:
         self.asked.append((verb, words[-3] if verb == "checkpoint" else words[0]))
 
-    def boot(self, *_: object) -> tuple[Boot, Pod, Pod]:
+    def boot(self, *_: object, pause: float = 0.0) -> tuple[Boot, Pod, Pod]:
+        self.pauses.append(pause)
         return Boot(0.1, 0.2, 0.3, next(self.seconds), ANSWER, self.restored), Pod(), Pod()
 
 
@@ -77,7 +79,7 @@ def test_snapshots_of_what_was_restored(tmp_path: Path, monkeypatch: Any) -> Non
 
 
 def test_the_node_s_cache_is_there_for_some(tmp_path: Path, monkeypatch: Any) -> None:
-    record, lane = prepared(tmp_path, monkeypatch), Lane(tmp_path, [9.0, 2.0, 1.0])
+    record, lane = prepared(tmp_path, monkeypatch), Lane(tmp_path, [9.0, 2.0, 1.0, 0.5])
     sizes: list[float] = []
 
     @contextmanager
@@ -90,7 +92,9 @@ def test_the_node_s_cache_is_there_for_some(tmp_path: Path, monkeypatch: Any) ->
     lane.restored = {"gpu": {"from": "cache"}}
     through_containerd(cast("Any", lane), pytorch(1), Restores(0, 1, held=1), record)
     restores = record.found["workers"]["pytorch-1g"]["thaw"]["restores"]
-    assert [(one["cache"], one["answered"]) for one in restores] == [("warm", 2.0), ("held", 1.0)]
+    seen = [(one["cache"], one["answered"]) for one in restores]
+    assert seen == [("warm", 2.0), ("held", 1.0), ("later", 0.5)]
+    assert lane.pauses == [0.0, 0.0, 0.0, 0.5]
     assert lane.asked == [("checkpoint", "pytorch-1g"), ("warm", "pytorch-1g"), ("gone", "")]
     assert len(sizes) == 1
     lane = Lane(tmp_path, [9.0, 1.0])

@@ -8,7 +8,7 @@ import pytest
 from gpu.cells import GIB
 from gpu.figures import by_driver, moved, on_gpu, parts
 from gpu.lane import fields
-from gpu.memory_figures import beside, kept, moving, overhead, rounds
+from gpu.memory_figures import alone, beside, kept, moving, overhead, rounds
 from gpu.report import report
 
 RESTORED = fields(
@@ -71,8 +71,8 @@ def test_what_is_moved_and_what_is_not() -> None:
 def test_it_stands_beside_the_driver_and_stock() -> None:
     _, first, second = beside(FOUND)
     assert first[:6] == ("8b", "20.00", "-", "1.50", "6.00", "30.00")
-    assert first[6:] == ("4.0 \u00d7", "20.0 \u00d7", "1.00")
-    assert second == ("alone", "20.00", "-", "1.00", "-", "-", "-", "-", "1.00")
+    assert first[6:] == ("4.0 \u00d7", "20.0 \u00d7")
+    assert second == ("alone", "20.00", "-", "1.00", "-", "-", "-", "-")
 
 
 def test_the_node_s_cache_is_what_is_compared() -> None:
@@ -80,9 +80,22 @@ def test_the_node_s_cache_is_what_is_compared() -> None:
     found = {"workers": {"8b": worker(REGIONS, 2.0), "8b-driver": worker([], 6.0)}}
     found["workers"]["8b"]["thaw"]["restores"].append(restore(1.0, "held", told))
     _, row = beside(found)
-    assert row == ("8b", "20.00", "1.00", "2.00", "6.00", "-", "6.0 \u00d7", "-", "0.75")
+    assert row == ("8b", "20.00", "1.00", "2.00", "6.00", "-", "6.0 \u00d7", "-")
     _, row, _ = moving(found)
     assert row[5:7] == ("32.0", "20.0")
+
+
+def test_the_restore_alone() -> None:
+    """Without pods, and without the first answer."""
+    stock = {"cache": "warm", "criu": 18.0, "restore": 5.75, "unlock": 0.25, "answered": 25.0}
+    one = worker(REGIONS, 2.0)
+    for cache, took in (("held", 1.0), ("later", 0.5)):
+        told = {**RESTORED, "seconds": took}
+        one["thaw"]["restores"].append(restore(2.0, cache, told))
+    found = {"workers": {"8b": {**one, "stock": {"restores": [stock]}}, "without": one, "warm": {}}}
+    _, first, second = alone(found)
+    assert first == ("8b", "24.00", "1.00", "24.0 \u00d7", "0.50", "48.0 \u00d7")
+    assert second == ("without", "-", "1.00", "-", "0.50", "-")
 
 
 def test_how_fast_it_is() -> None:

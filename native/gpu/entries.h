@@ -170,7 +170,7 @@
  * While a process is checkpointed the driver lets nobody in, but for those that ask whether work is
  * done: they read what it has mapped for that, which is gone then. A thread of JAX's that asks of
  * its streams again and again ended in cuStreamQuery, where /dev/nvidiactl had been (H100,
- * 580.159.04; one process in four, without this library, too). Whoever waits may ask the same way.
+ * 580.159.04; one of 26 processes without this library). Whoever waits may ask the same way.
  */
 #define WAITS(X)                                                                                   \
     BOTH(X, _ptsz, cuStreamQuery, cuStreamQuery, 2000, (stream s), (s))                            \

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -88,6 +89,29 @@ def gpus() -> list[Gpu]:
         raise _failed(error) from error
     found = (_usable(index, driver) for index in range(count))
     return [gpu for gpu in found if gpu is not None]
+
+
+def refreshed(known: Iterable[Gpu]) -> list[Gpu]:
+    """The same GPUs with the memory that is free now, which takes two calls each, not ten.
+
+    Those that cannot be asked any more are left out. Raises Unfit as `gpus`.
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise _failed(error) from error
+    found = []
+    for gpu in known:
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+            memory = _told(pynvml.nvmlDeviceGetMemoryInfo, handle, None)
+        except pynvml.NVMLError as error:
+            log.warning("a GPU cannot be used", index=gpu.index, reason=str(error))
+        else:
+            found.append(replace(gpu, free=int(memory.free) if memory else 0))
+    return found
 
 
 def _failed(error: Any) -> Unfit:

@@ -91,27 +91,35 @@ def pairs(old: Sequence[str], new: Sequence[Gpu]) -> list[tuple[str, str]]:
 
 
 def wait_for_memory(
-    needed: Mapping[str, int], gpus: Callable[[], Sequence[Gpu]], seconds: float
+    needed: Mapping[str, int],
+    gpus: Callable[[], Sequence[Gpu]],
+    seconds: float,
+    who: Callable[[], Sequence[Gpu]] | None = None,
 ) -> None:
     """Return once every GPU has as many bytes free as `needed` says of its UUID.
 
     `gpus` is asked anew each time: memory comes back a while after its owner has ended. Raises
-    Unfit after `seconds`, or at once if waiting cannot help; it says who has the memory.
+    Unfit after `seconds`, or at once if waiting cannot help; it says who has the memory, as `who`
+    has it, if `gpus` need not.
     """
     end = time.monotonic() + seconds
-    while True:
-        now = {gpu.uuid: gpu for gpu in gpus()}
-        lacking = [_lacking(now.get(uuid), uuid, size) for uuid, size in needed.items()]
-        said = "; ".join(text for text in lacking if text)
-        if not said:
-            return
+    while said := _lack(needed, gpus()):
         left = end - time.monotonic()
         if left <= 0:
+            said = _lack(needed, who()) if who is not None else said
+            if not said:
+                return
             raise Unfit(
                 f"{said} (after {seconds:g} s)",
                 hint="end what else runs there, or give the container another GPU",
             )
         time.sleep(min(_PAUSE, left))
+
+
+def _lack(needed: Mapping[str, int], here: Sequence[Gpu]) -> str:
+    now = {gpu.uuid: gpu for gpu in here}
+    lacking = [_lacking(now.get(uuid), uuid, size) for uuid, size in needed.items()]
+    return "; ".join(text for text in lacking if text)
 
 
 def _models(made_with: Iterable[Kind]) -> list[str]:

@@ -9,9 +9,7 @@ before there is a container.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +23,7 @@ from shim.snapshot.config import SnapshotConfig
 from shim.work import Work
 
 if TYPE_CHECKING:
+    from shim.gpu.node import Node
     from shim.gpu.resumption import Resumption
     from shim.restore.gpu_memory import GpuMemory
     from shim.snapshot.snapshot import Snapshot
@@ -36,7 +35,7 @@ class Device:
     def __init__(self) -> None:
         self._resumption: Resumption | None = None
         self._memory: GpuMemory | None = None
-        self._asking = threading.Thread(target=_ask_nvml, daemon=True)
+        self._node: Node | None = None
 
     def expect(
         self, config: Config, snapshot: SnapshotConfig, folder: Snapshot | None = None
@@ -47,17 +46,19 @@ class Device:
         """
         if snapshot.gpu.processes and self._resumption is None:
             from shim.gpu.driver import Driver
+            from shim.gpu.node import Node
             from shim.gpu.resumption import Resumption
 
+            self._node = Node()
+            self._node.begin()
             library = config.text("gpu.library")
             self._resumption = Resumption(partial(Driver.open, library))
             self._resumption.prepare()
-            self._asking.start()
         if snapshot.gpu.regions and folder is not None and self._memory is None:
-            from shim.gpu.nvml import gpus
             from shim.restore.gpu_memory import GpuMemory
 
-            self._memory = GpuMemory(config, folder, gpus)
+            assert self._node is not None, "what has regions has processes"
+            self._memory = GpuMemory(config, folder, self._node)
             self._memory.expect()
 
     def judge(
@@ -80,16 +81,16 @@ class Device:
             self._memory = None
         self.expect(work.config, snapshot, folder)
         assert self._resumption is not None
+        assert self._node is not None
         from shim.gpu import rules
         from shim.gpu.given import given
-        from shim.gpu.nvml import gpus
 
-        self._asking.join()
+        node = self._node.gpus()
         runtime = work.config.text("BinaryName")
-        for reason in fit.gpu_reasons(snapshot, spec, runtime):
+        for reason in fit.gpu_reasons(snapshot, spec, runtime, node):
             raise Unfit(reason, hint="give the pod GPUs as the snapshot was made with")
         old, kinds = snapshot.gpu.uuids, snapshot.host.gpus
-        new = rules.successors(old, given(spec, gpus(), runtime), kinds) if old else []
+        new = rules.successors(old, given(spec, node, runtime), kinds) if old else []
         taken_up = [(uuid, gpu.uuid) for uuid, gpu in zip(old, new, strict=True)]
         moved = rules.pairs(old, new)
         seconds = work.config.number("gpu.wait")
@@ -97,7 +98,7 @@ class Device:
             self._memory.judge(taken_up, seconds)
         else:
             needed = {now: snapshot.gpu.memory.get(then, 0) for then, now in taken_up}
-            rules.wait_for_memory(needed, gpus, seconds)
+            rules.wait_for_memory(needed, self._node.now, seconds, self._node.anew)
         self._resumption.check()
         return moved
 
@@ -148,11 +149,3 @@ def restored(init: int, inside: tuple[int, ...]) -> list[int]:
             hint="has it been killed? Its pod's events may tell",
         )
     return [found[pid] for pid in inside]
-
-
-def _ask_nvml() -> None:
-    """The first question costs the most. What is wrong is told to whoever wants the answer."""
-    from shim.gpu.nvml import gpus
-
-    with suppress(Exception):
-        gpus()

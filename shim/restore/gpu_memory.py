@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from shim.cache import client
@@ -23,6 +23,7 @@ from shim.gpu.memory.cufile import Storage
 from shim.gpu.memory.device import Memory
 from shim.gpu.memory.index import Stored, stored
 from shim.gpu.memory.resume import Refill
+from shim.gpu.node import Node
 from shim.gpu.nvml import Gpu
 from shim.snapshot.config import SnapshotConfig
 from shim.snapshot.snapshot import Snapshot
@@ -30,16 +31,14 @@ from shim.snapshot.snapshot import Snapshot
 GIB = 1 << 30
 _PAUSE = 0.05  # seconds between two looks at a GPU's memory
 
-Look = Callable[[], Sequence[Gpu]]
-
 
 class GpuMemory:
     """That of one restore, in the engine's process."""
 
-    def __init__(self, config: Config, snapshot: Snapshot, look: Look) -> None:
+    def __init__(self, config: Config, snapshot: Snapshot, node: Node) -> None:
         self._snapshot = snapshot
         self._open = partial(Memory.open, config.text("gpu.library"))
-        self._look = look
+        self._node = node
         self._cached = partial(client.of, config)
         self._storage = Storage(config.text("gpu.storage"))
         self._stored: Stored | None = None
@@ -81,7 +80,7 @@ class GpuMemory:
             self._begin(gpus, seconds).made()
         state = self._snapshot.config.gpu
         needed = {gpus[uuid]: size for uuid, size in state.memory.items()}
-        rules.wait_for_memory(needed, self._look, seconds)
+        rules.wait_for_memory(needed, self._node.now, seconds, self._node.anew)
 
     def give(self, pids: Mapping[int, int]) -> None:
         """Hand it to the restored processes: their pids inside → ours."""
@@ -112,9 +111,8 @@ class GpuMemory:
     def _begin(self, gpus: Mapping[str, str], seconds: float) -> Refill:
         refill = self._new()
         needed = self._snapshot.config.gpu.needed
-        rules.wait_for_memory(
-            {gpus[uuid]: size for uuid, size in needed.items()}, self._look, seconds
-        )
+        taken = {gpus[uuid]: size for uuid, size in needed.items()}
+        rules.wait_for_memory(taken, self._node.now, seconds, self._node.anew)
         refill.begin(gpus)
         return refill
 
@@ -141,14 +139,16 @@ class GpuMemory:
         try:
             refill = self._new()
             refill.prefetch()
-            gpus = certain(self._snapshot.config, self._look())
+            here = self._node.gpus()
+            gpus = certain(self._snapshot.config, here)
             while gpus and not self._enough.is_set():
-                free = {gpu.uuid: gpu.free for gpu in self._look()}
+                free = {gpu.uuid: gpu.free for gpu in here}
                 needed = self._snapshot.config.gpu.needed
                 if all(free.get(gpus[uuid], 0) >= size for uuid, size in needed.items()):
                     refill.begin(gpus)
                     return
                 self._enough.wait(_PAUSE)
+                here = self._node.now()
         except (ThawError, OSError, ValueError):
             pass  # none of it matters before there is a container
 

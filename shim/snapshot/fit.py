@@ -10,14 +10,17 @@ options) is not told, only that it differs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shim.config import Config
 from shim.errors import OtherContainer, Unfit
 from shim.gpu import preload
 from shim.snapshot.config import Host, Origin, SnapshotConfig, SpecMount
+
+if TYPE_CHECKING:
+    from shim.gpu.nvml import Gpu
 
 LIBRARY_HINT = "make the snapshot anew; see thaw.dev/gpu-memory, gpu.memory and gpu.preloaded"
 _SHOWN = frozenset(("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "huge"))
@@ -66,12 +69,15 @@ def _machine(config: SnapshotConfig, _live: Origin, host: Host) -> Iterator[str]
 
 
 def gpu_reasons(
-    config: SnapshotConfig, spec: Mapping[str, Any] | None, runtime: str = ""
+    config: SnapshotConfig,
+    spec: Mapping[str, Any] | None,
+    runtime: str = "",
+    node: Sequence[Gpu] | None = None,
 ) -> Iterator[str]:
     """Every reason why the GPUs of a container with this spec are none for the snapshot's worker.
 
-    `runtime` is what creates it (BinaryName). Without a spec: those of this machine. They are only
-    asked for if it was on any.
+    `runtime` is what creates it (BinaryName). Without a spec: those of this machine, which are
+    `node`, or else asked for if it was on any.
     """
     if not config.gpu.processes:
         return
@@ -79,7 +85,8 @@ def gpu_reasons(
     from shim.gpu.given import given
     from shim.gpu.nvml import gpus
 
-    here = gpus() if spec is None else given(spec, gpus(), runtime)
+    here = gpus() if node is None else node
+    here = here if spec is None else given(spec, here, runtime)
     every = config.gpu.needed
     needed = [every.get(uuid, 0) for uuid in config.gpu.uuids]
     yield from rules.reasons(config.host.gpus, here, needed)

@@ -116,6 +116,25 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
     return find("nvmlDeviceGetHandleByIndex_v2", *handle, &gpu);
 }
 
+struct named { int index, seen; const char *uuid; };
+
+static int with_uuid(const char *line, void *what) {
+    struct named *named = what;
+    char uuid[96];
+    if (sscanf(line, "gpu %*u %*u %*u %*u %*u %95s", uuid) != 1) return 0;
+    named->index = named->seen++;
+    return !strcmp(uuid, named->uuid);
+}
+
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **handle) {
+    struct named named = {0, 0, uuid};
+    int code = scripted(__func__, -1);
+    if (code) return code;
+    if (!ready || !look(with_uuid, &named)) return ready ? 6 : UNINITIALIZED;  // NOT_FOUND
+    *handle = (void *)(intptr_t)(named.index + 1);
+    return SUCCESS;
+}
+
 int nvmlDeviceGetUUID(void *handle, char *buffer, unsigned size) {
     struct gpu gpu;
     int code = find(__func__, handle, &gpu);

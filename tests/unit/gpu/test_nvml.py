@@ -179,6 +179,19 @@ def test_an_old_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert nvml.gpus() == [H100]
 
 
+def test_what_is_free_now(fake: FakeNvml) -> None:
+    """The rest is not asked for again, and one that is gone is left out."""
+    first, second = machine(H100, A100)
+    fake.has([first, second])
+    known = nvml.gpus()
+    fake.has([replace(first, free=GIB, processes=(7,)), second])
+    fake.fail("nvmlDeviceGetMemoryInfo", 999, index=1)
+    assert nvml.refreshed(known) == [replace(first, free=GIB)]
+    fake.fail("nvmlInitWithFlags", 999)
+    with pytest.raises(Unfit):
+        nvml.refreshed(known)
+
+
 def test_many_processes(fake: FakeNvml) -> None:
     pids = tuple(range(100, 140))
     fake.has([replace(H100, processes=pids[::-1])])

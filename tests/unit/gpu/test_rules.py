@@ -248,6 +248,15 @@ def test_memory_that_does_not_come(seconds: float) -> None:
     assert (asked.times == 1) == (seconds == 0)
 
 
+def test_who_has_the_memory_is_asked_last() -> None:
+    """And it may have come back by then."""
+    poor, who = replace(FULL, processes=()), Asked([FULL], [H100])
+    with pytest.raises(Unfit, match="its processes: 41 42"):
+        wait_for_memory({H100.uuid: 22 * GIB}, Asked([poor]), 0, who)
+    wait_for_memory({H100.uuid: 22 * GIB}, Asked([poor]), 0, who)
+    assert who.times == 2
+
+
 def test_all_that_lack_memory_are_named() -> None:
     other = replace(ELSEWHERE[0], free=0)
     with pytest.raises(Unfit, match=r"GPU 0 .*41 42; GPU 16 .* 0.0 GiB free.* processes: unknown"):

@@ -132,7 +132,6 @@ def test_it_is_begun_early(cuda: FakeCuda, nvml: FakeNvml, tmp_path: Path) -> No
     begun.ahead.begin({**request, "name": "one", "namespace": "others"}, begun.device.expect)
     assert begun.device.report() == {}, "it may not have that one"
     begun.ahead.begin({**request, "name": "one"}, begun.device.expect)
-    begun.device._asking.join()
     ends = time.monotonic() + 15
     while "cuInit" not in {call.name for call in cuda.calls}:
         assert time.monotonic() < ends

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from shim.config import Config
 from shim.errors import GpuFailed, Unfit
 from shim.gpu.memory import cufile, index
 from shim.gpu.memory.device import Memory
+from shim.gpu.node import Node
 from shim.gpu.nvml import Gpu
 from shim.restore.gpu_memory import GpuMemory, certain
 from shim.snapshot.config import Gpu as Kind
@@ -75,19 +76,26 @@ def snapshot(cuda: FakeCuda, program: Program, whole: str, tmp_path: Path) -> Sn
     return Snapshot(folder)
 
 
-class Node:
-    """Its GPUs, as they are asked for."""
+class FakeNode(Node):
+    """One whose GPUs are `there`."""
 
     def __init__(self, *gpus: Gpu) -> None:
-        self.gpus = machine(*gpus)
+        super().__init__()
+        self.there = machine(*gpus)
         self.asked = 0
 
-    def __call__(self) -> list[Gpu]:
+    def gpus(self) -> Sequence[Gpu]:
+        return self.now()
+
+    def now(self) -> Sequence[Gpu]:
         self.asked += 1
-        return self.gpus
+        return self.there
+
+    def anew(self) -> Sequence[Gpu]:
+        return self.now()
 
 
-def of(snapshot: Snapshot, cuda: FakeCuda, node: Node) -> GpuMemory:
+def of(snapshot: Snapshot, cuda: FakeCuda, node: FakeNode) -> GpuMemory:
     return GpuMemory(Config({"gpu.library": cuda.library}), snapshot, node)
 
 
@@ -110,7 +118,7 @@ def _traced(cuda: FakeCuda) -> None:
 def test_early(snapshot: Snapshot, cuda: FakeCuda, program: Program, whole: str) -> None:
     """There is one GPU, and it is free: there is nothing to wait for."""
     before = made(cuda)
-    memory = of(snapshot, cuda, Node(H100))
+    memory = of(snapshot, cuda, FakeNode(H100))
     memory.expect()
     eventually(lambda: made(cuda) > before)
     bring_back(memory, program)
@@ -120,7 +128,7 @@ def test_early(snapshot: Snapshot, cuda: FakeCuda, program: Program, whole: str)
 
 
 def test_what_is_said_of_it(snapshot: Snapshot, cuda: FakeCuda, program: Program) -> None:
-    memory = of(snapshot, cuda, Node(H100))
+    memory = of(snapshot, cuda, FakeNode(H100))
     assert memory.report() == ""
     bring_back(memory, program)
     words = [word.partition("=")[0] for word in memory.report().split()]
@@ -139,7 +147,7 @@ def test_what_is_said_of_cufile(
     """It is tried if the operator says so; what it could not do is in the log."""
     monkeypatch.setattr(cufile, "MODULES", str(tmp_path))
     config = Config({"gpu.library": cuda.library, "gpu.storage": "cufile"})
-    memory = GpuMemory(config, snapshot, Node(H100))
+    memory = GpuMemory(config, snapshot, FakeNode(H100))
     memory._storage = memory._storage._replace(library="/nowhere/libcufile.so.0")
     memory.judge([(OLD, HERE)], 0.0)
     memory.give({1: program.pid})
@@ -157,7 +165,7 @@ def test_by_cufile(
 ) -> None:
     monkeypatch.setattr(cufile, "MODULES", str(tmp_path))
     config = Config({"gpu.library": cuda.library, "gpu.storage": "cufile"})
-    memory = GpuMemory(config, snapshot, Node(H100))
+    memory = GpuMemory(config, snapshot, FakeNode(H100))
     memory._storage = memory._storage._replace(library=FakeCufile(cuda).library)
     memory.judge([(OLD, HERE)], 0.0)
     memory.give({1: program.pid})
@@ -169,7 +177,7 @@ def test_by_cufile(
 def test_not_before_it_is_known_where(snapshot: Snapshot, cuda: FakeCuda, program: Program) -> None:
     """Of two it could be either: the container is waited for."""
     before = made(cuda)
-    node = Node(H100, H100)
+    node = FakeNode(H100, H100)
     memory = of(snapshot, cuda, node)
     memory.expect()
     memory._end_early()
@@ -182,14 +190,14 @@ def test_not_before_it_is_known_where(snapshot: Snapshot, cuda: FakeCuda, progra
 def test_not_before_there_is_room(snapshot: Snapshot, cuda: FakeCuda, program: Program) -> None:
     """For all of it: also what the driver needs, and a context of our own."""
     before = made(cuda)
-    node = Node(replace(H100, free=GIB + CONTEXT))
+    node = FakeNode(replace(H100, free=GIB + CONTEXT))
     memory = of(snapshot, cuda, node)
     memory.expect()
     eventually(lambda: node.asked >= 4)
     assert made(cuda) == before
     with pytest.raises(Unfit, match=r"has 1\.5 GiB free, 1\.5 GiB are needed"):
         memory.judge([(OLD, HERE)], 0.0)
-    node.gpus = machine(H100)
+    node.there = machine(H100)
     bring_back(memory, program)
     memory.close()
 
@@ -197,7 +205,7 @@ def test_not_before_there_is_room(snapshot: Snapshot, cuda: FakeCuda, program: P
 def test_begun_on_another(snapshot: Snapshot, cuda: FakeCuda, program: Program) -> None:
     """What was begun is given up, and made where it shall be."""
     before = made(cuda)
-    memory = of(snapshot, cuda, Node(H100))
+    memory = of(snapshot, cuda, FakeNode(H100))
     memory.expect()
     eventually(lambda: made(cuda) > before)
     with pytest.raises(Unfit, match="no GPU"):
@@ -213,7 +221,7 @@ def test_somebody_was_quicker(
     """It is tried anew, once it is known that there is room."""
     cuda.answer("cuMemCreate", OUT_OF_MEMORY)
     before = made(cuda)
-    memory = of(snapshot, cuda, Node(H100))
+    memory = of(snapshot, cuda, FakeNode(H100))
     memory.expect()
     eventually(lambda: made(cuda) > before)
     bring_back(memory, program)
@@ -223,7 +231,7 @@ def test_somebody_was_quicker(
 
 def test_no_room_after_all(snapshot: Snapshot, cuda: FakeCuda, program: Program) -> None:
     cuda.answer("cuMemCreate", OUT_OF_MEMORY, OUT_OF_MEMORY)
-    memory = of(snapshot, cuda, Node(H100))
+    memory = of(snapshot, cuda, FakeNode(H100))
     memory.judge([(OLD, HERE)], 0.0)
     with pytest.raises(GpuFailed, match="OUT_OF_MEMORY"):
         memory.ready(0.0)
@@ -232,10 +240,10 @@ def test_no_room_after_all(snapshot: Snapshot, cuda: FakeCuda, program: Program)
 
 def test_none_for_the_driver(snapshot: Snapshot, cuda: FakeCuda, program: Program) -> None:
     """What is ours is there, and somebody has taken the rest meanwhile."""
-    node = Node(H100)
+    node = FakeNode(H100)
     memory = of(snapshot, cuda, node)
     memory.judge([(OLD, HERE)], 0.0)
-    node.gpus = machine(replace(H100, free=GIB - 1))
+    node.there = machine(replace(H100, free=GIB - 1))
     with pytest.raises(Unfit, match=r"1\.0 GiB are needed"):
         memory.ready(0.0)
     memory.close()
@@ -248,7 +256,7 @@ def test_a_process_that_takes_none_makes_it_itself(
     what were taken out of such a process could not be given back.
     """
     cuda.answer("cuMemImportFromShareableHandle", INVALID_DEVICE, pid=program.pid, always=True)
-    memory = of(snapshot, cuda, Node(H100))
+    memory = of(snapshot, cuda, FakeNode(H100))
     bring_back(memory, program)
     memory.close()
     assert program.ask("sum 1") == whole
@@ -261,7 +269,7 @@ def test_a_process_that_takes_none_makes_it_itself(
 def test_no_room_for_a_piece_more(snapshot: Snapshot, cuda: FakeCuda, program: Program) -> None:
     cuda.answer("cuMemImportFromShareableHandle", INVALID_DEVICE, pid=program.pid, always=True)
     cuda.answer("cuMemCreate", OUT_OF_MEMORY, pid=program.pid)
-    memory = of(snapshot, cuda, Node(H100))
+    memory = of(snapshot, cuda, FakeNode(H100))
     memory.judge([(OLD, HERE)], 0.0)
     memory.ready(0.0)
     with pytest.raises(GpuFailed, match="cuMemCreate: CUDA_ERROR_OUT_OF_MEMORY"):
@@ -270,7 +278,7 @@ def test_no_room_for_a_piece_more(snapshot: Snapshot, cuda: FakeCuda, program: P
 
 
 def test_it_is_of_that_snapshot(snapshot: Snapshot, cuda: FakeCuda, tmp_path: Path) -> None:
-    memory = of(snapshot, cuda, Node(H100))
+    memory = of(snapshot, cuda, FakeNode(H100))
     assert memory.is_of(Snapshot(snapshot.path))
     other = write(tmp_path / "other", snapshot.config)
     assert not memory.is_of(Snapshot(other))

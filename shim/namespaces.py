@@ -11,14 +11,16 @@ from typing import TypeVar
 # linux/sched.h
 CLONE = {"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000, "mnt": 0x00020000}
 
+_CLONE_FS = 0x00000200
+
 T = TypeVar("T")
 
 
 def inside(namespace: str, kind: str, function: Callable[[], T]) -> T:
     """What `function` returns (or raises) when it is called in the namespace at a path.
 
-    `kind` is "net", "uts" or "ipc": those that one thread may join alone. A socket that is made
-    there stays of that namespace. Raises OSError naming the path if it cannot be joined.
+    A socket that is made in a "net" stays of that one. In a "mnt" all paths are that one's, those
+    of Python's own modules, too. Raises OSError naming the path if it cannot be joined.
     """
 
     def enter() -> T:
@@ -72,6 +74,8 @@ def join(namespace: str, kind: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        if kind == "mnt":
+            libc.unshare(_CLONE_FS)  # or the other threads would go along, which is refused
         if libc.setns(fd, CLONE[kind]):
             number = ctypes.get_errno()
             raise OSError(number, f"setns: {os.strerror(number)}", namespace)

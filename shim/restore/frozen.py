@@ -10,15 +10,21 @@ import resource
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from shim._native import ffi, lib
 from shim.errors import RestoreFailed
+from shim.mount import BIND, REMOUNT, Options
+from shim.namespaces import inside as inside_of
+from shim.namespaces import is_own
 from shim.processes import processes_below
 from shim.restore.plan import Plan
 from shim.snapshot import capabilities
 from shim.snapshot.config import MountPoint
 from shim.snapshot.mounts import differences, inside, missing, mounts_of, unexpected, without
 
+_BINDING = frozenset(("ro", "nosuid", "nodev", "noexec"))
 _HINT = "a volume with other rights than the pod's spec says would be a hole"
 
 
@@ -38,6 +44,40 @@ def check_mounts(spec: Mapping[str, Any], plan: Plan, init: int) -> None:
         complaints += differences(without(list(plan.mounts), masked), without(found, masked))
     if complaints:
         raise RestoreFailed(f"mounts differ: {'; '.join(complaints[:4])}", hint=_HINT)
+
+
+def tighten(plan: Plan, init: int) -> None:
+    """Forbid what CRIU has let mounts do that they could not do at the dump. Raises RestoreFailed.
+
+    Of what is mounted twice from one source, CRIU 4.2 makes the second a bind of the first before
+    that one is read-only, and leaves it so. Nothing is ever allowed here; `check_mounts` judges.
+    """
+    namespace = f"/proc/{init}/ns/mnt"
+    wanted = _looser(plan.mounts, mounts_of(init))
+    if not wanted or is_own(namespace, "mnt"):
+        return
+    for path, flags in wanted:
+        # One call alone: Python must not take a file of the image's for one of its own in there.
+        mount = partial(lib.thaw_mount, ffi.NULL, b"", path, b"", flags, ffi.NULL)
+        done = inside_of(namespace, "mnt", mount)
+        if done < 0:
+            raise RestoreFailed(
+                f"cannot bind the mount at {os.fsdecode(path)!a:.200} to what it was: "
+                f"{os.strerror(-done)}",
+                hint=_HINT,
+            )
+
+
+def _looser(then: Sequence[MountPoint], now: Sequence[MountPoint]) -> list[tuple[bytes, int]]:
+    """Mounts by path, with the flags that they shall have, where one lacks some that it had."""
+    before = {point.path: set(point.options) & _BINDING for point in then}
+    found = []
+    for point in now:
+        lacking = before.get(point.path, set()) - set(point.options)
+        if lacking:
+            options = Options({*point.options, *lacking} - {"rw"})
+            found.append((os.fsencode(point.path), BIND | REMOUNT | options.flags))
+    return found
 
 
 def masked_files(spec: Mapping[str, Any], found: Sequence[MountPoint]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from shim.restore import linked
 from shim.restore.bulk import Memory
 from shim.restore.device import Device
 from shim.restore.devices import exchange
-from shim.restore.frozen import check_mounts, set_limits
+from shim.restore.frozen import check_mounts, set_limits, tighten
 from shim.restore.plan import Plan, linked_images
 from shim.task.dumping import mark
 from shim.task.restoration import RUNS
@@ -60,6 +60,7 @@ class Stages:
     def _look(self, init: int) -> None:
         self._timeline.note("processes", self._began)
         spec = self._work.bundle.spec()
+        tighten(self._plan, init)
         check_mounts(spec, self._plan, init)
         set_limits(spec, init)
         exchange(self._plan.devices, init)

@@ -206,6 +206,24 @@ def test_what_is_refused_at_the_last_moment_has_never_run(lane: Lane, tmp_path: 
     assert os.listdir(tmp_path / "new") == []
 
 
+def test_a_folder_that_is_mounted_twice(lane: Lane, tmp_path: Path) -> None:
+    """CRIU binds the second to the first before that one is read-only."""
+    mounts = [Mount(tmp_path, "/one"), Mount(tmp_path, "/two"), Mount(tmp_path, "/three", False)]
+
+    def made(pod: Pod) -> Container:
+        return pod.container("app", BUSYBOX_IMAGE, COMMAND, mounts=mounts).start()
+
+    with lane.pod("cold") as pod:
+        container = made(pod)
+        container.wait_for_log("booted")
+        checkpoint(lane, container, "twice")
+    with lane.pod("twice", annotations=wants("twice")) as pod:
+        container = made(pod)
+        assert outcome(lane, container).message == "restored"
+        for place, status in (("one", 1), ("two", 1), ("three", 0)):
+            assert container.exec(["touch", f"/{place}/file"]).exit_code == status
+
+
 def test_the_oom_score_is_the_new_pods(lane: Lane) -> None:
     """Which differs from node to node for one and the same pod."""
     with lane.pod("spared") as pod:

@@ -58,6 +58,72 @@ def test_mounts_as_they_must_not_be(
         frozen.check_mounts(SPEC, replace(plan, mounts=change(plan.mounts)), HERE)
 
 
+# In a mount namespace of its own: a folder bound twice, as CRIU leaves it.
+BOUND = """\
+mount --bind {0} {1} && mount -o remount,bind,nosuid,noexec {1} && mount --bind {0} {2} &&
+echo ready && exec sleep 60
+"""
+
+
+@pytest.fixture
+def bound(tmp_path: Path) -> Iterator[tuple[int, Path, Path]]:
+    """A process that sees two mounts, and where."""
+    folders = [tmp_path / name for name in ("source", "with space", "other")]
+    for folder in folders:
+        folder.mkdir()
+    script = BOUND.format(*(f"'{folder}'" for folder in folders))
+    command = ["unshare", "--mount", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process.pid, folders[1], folders[2]
+        process.kill()
+
+
+def options(pid: int, path: Path) -> set[str]:
+    [point] = [point for point in mounts_of(pid) if point.path == str(path)]
+    return set(point.options)
+
+
+def test_mounts_that_may_do_more_than_they_could(
+    tmp_path: Path, bound: tuple[int, Path, Path]
+) -> None:
+    """They are forbidden what they were; what they have lost they do not get back."""
+    pid, first, second = bound
+    then = [
+        MountPoint(str(first), "ext4", ["nodev", "noexec", "relatime", "ro"], "private"),
+        MountPoint(str(second), "ext4", ["relatime", "rw"], "private"),
+        MountPoint("/thaw-none", "ext4", ["ro"], "private"),
+    ]
+    plan = replace(planning.bare(make_work(tmp_path), tmp_path), mounts=tuple(then))
+    before = options(pid, second)
+    frozen.tighten(plan, pid)
+    assert options(pid, first) >= {"ro", "nosuid", "nodev", "noexec", "relatime"}
+    assert options(pid, second) == before
+    with pytest.raises(OSError, match="Read-only"):
+        Path(f"/proc/{pid}/root{first}", "file").touch()
+    Path(f"/proc/{pid}/root{second}", "file").touch()
+
+
+def test_a_mount_that_cannot_be_forbidden(
+    tmp_path: Path, bound: tuple[int, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid, first, _ = bound
+    there = MountPoint(f"{first}-gone", "ext4", ["relatime", "rw"], "private")
+    monkeypatch.setattr(frozen, "mounts_of", lambda _: [there])
+    plan = planning.bare(make_work(tmp_path), tmp_path)
+    with pytest.raises(RestoreFailed, match="-gone' to what it was: No such file"):
+        frozen.tighten(replace(plan, mounts=(replace(there, options=["ro"]),)), pid)
+
+
+def test_the_machine_s_own_mounts_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = MountPoint(str(tmp_path), "ext4", ["rw"], "private")
+    monkeypatch.setattr(frozen, "mounts_of", lambda _: [there])
+    plan = planning.bare(make_work(tmp_path), tmp_path)
+    frozen.tighten(replace(plan, mounts=(replace(there, options=["ro"]),)), HERE)
+    (tmp_path / "file").touch()
+
+
 def test_mounts_that_the_pod_does_not_ask_for(tmp_path: Path) -> None:
     """The snapshot knows them, and they are there: that is not enough."""
     plan = planning.bare(make_work(tmp_path), tmp_path)

@@ -63,7 +63,9 @@ class GpuLane(Lane):
     def container_in(self, pod: Pod, subject: Subject, device: str = "all") -> Container:
         """The worker's container, created and not started; `device`: see machine.described."""
         machine = self.machine
+        mounts = [mount for mount in machine.mounts if mount.host not in subject.elsewhere.values()]
         own = [Mount(path, str(path)) for path in (TESTS / "gpu", *subject.folders)]
+        own += [Mount(path, at) for at, path in subject.elsewhere.items()]
         own += [Mount(path, str(path), readonly=False) for path in subject.writable]
         if subject.shared_memory:
             volume = memory_volume(pod.folder / "shm", subject.shared_memory)
@@ -73,7 +75,7 @@ class GpuLane(Lane):
             HOST_IMAGE,
             [machine.python, *subject.words],
             env={**machine.environment, "PYTHONPATH": str(TESTS), **subject.environment},
-            mounts=[*machine.mounts, *own],
+            mounts=[*mounts, *own],
             annotations=annotations_of(device) if machine.library is not None else {},
         )
 

@@ -32,6 +32,7 @@ class Subject:
     port: int = PORT
     environment: Mapping[str, str] = field(default_factory=dict)
     folders: tuple[Path, ...] = ()  # more of this machine's that it needs, at their own paths
+    elsewhere: Mapping[str, Path] = field(default_factory=dict)  # and at others alone
     writable: tuple[Path, ...] = ()  # and those in which it may write
     shared_memory: str = ""  # size of its /dev/shm, as mount(8) takes it; "": what pods have
     annotations: Mapping[str, str] = field(default_factory=dict)  # of its pod
@@ -91,13 +92,18 @@ def jaxed(gib: float, device: str) -> Subject:
     words = ("-m", "gpu.jax_worker", f"{gib:g}", str(PORT))
     chosen = {
         "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_pool(gib):.2f}",
-        "XLA_FLAGS": _XLA,
+        # Without a toolkit the driver compiles, where it can.
+        "XLA_FLAGS": "--xla_gpu_unsafe_fallback_to_driver_on_ptxas_not_found=true",
     }
-    toolkit = _toolkit()
-    if toolkit is not None:
-        chosen["XLA_FLAGS"] += f" --xla_gpu_cuda_data_dir={toolkit}"
     chosen |= {"JAX_PLATFORMS": "cpu"} if device == "cpu" else {}
-    return Subject(f"jax-{gib:g}g", words, ("memory", "network", "platform"), environment=chosen)
+    toolkit = _toolkit()
+    return Subject(
+        f"jax-{gib:g}g",
+        words,
+        same=("memory", "network", "platform"),
+        environment=chosen,
+        elsewhere={_OPT: toolkit} if toolkit is not None else {},
+    )
 
 
 def by_driver(subject: Subject) -> Subject:
@@ -107,8 +113,7 @@ def by_driver(subject: Subject) -> Subject:
 
 
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the old name, and the new one
-# Without a CUDA toolkit the driver compiles, where it can.
-_XLA = "--xla_gpu_unsafe_fallback_to_driver_on_ptxas_not_found=true"
+_OPT = "/opt/cuda"  # one of the places where XLA looks for a toolkit; JAX overrides its flag
 _GPU = 79.0  # GiB of the smallest GPU that these figures are of
 
 
@@ -118,7 +123,7 @@ def _pool(gib: float) -> float:
 
 
 def _toolkit() -> Path | None:
-    """Where CUDA's toolkit lies, by its real name: the links to it are not in a pod."""
+    """Where CUDA's toolkit lies: the links to it in /usr/local are not in a pod."""
     found = Path(shutil.which("ptxas") or "/usr/local/cuda/bin/ptxas").resolve()
     return found.parents[1] if found.exists() else None
 

@@ -192,6 +192,33 @@ def test_files_are_checked(made: Made) -> None:
     made.index.check_files()
 
 
+def test_files_are_read_again_if_they_have_changed(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or might have without its being seen: such a change shows a moment later."""
+    seen: list[str] = []
+    whole = indices.checksum
+
+    def noted(path: Path) -> tuple[int, int]:
+        seen.append(path.name)
+        return whole(path)
+
+    monkeypatch.setattr(indices, "checksum", noted)
+    monkeypatch.setattr(indices, "_SETTLED", 10**18)
+    made.index.check_files()
+    everything = len(seen)
+    made.index.check_files()
+    assert len(seen) == 2 * everything, "they are too new"
+    monkeypatch.setattr(indices, "_SETTLED", 0)
+    made.index.check_files()
+    seen.clear()
+    made.index.check_files()
+    assert seen == []
+    os.utime(made.images / "pages-3.img")
+    made.index.check_files()
+    assert seen == ["pages-3.img"]
+
+
 @pytest.mark.parametrize("name", ["pages-1.img", "pages-3.img"])
 def test_a_pagemap_that_goes_beyond_its_pages(made: Made, name: str) -> None:
     """With checksums that are right: CRIU would wait for the pages."""

@@ -148,8 +148,15 @@ def _account(folder: Path) -> dict[str, Any]:
         "steps": {span["name"]: round(span["seconds"], 3) for span in document["spans"]},
         "spans": document["spans"],
         "bytes": sum(document["sizes"].values()),
-        "gpu": document["gpu"],
+        "gpu": {**document["gpu"], "processes": [_brief(p) for p in document["gpu"]["processes"]]},
     }
+
+
+def _brief(process: dict[str, Any]) -> dict[str, Any]:
+    """With all of its regions as one, which are hundreds, and without the driver's staging."""
+    whole = {"size": sum(region["size"] for region in process.get("regions", []))}
+    told = {name: value for name, value in process.items() if name not in ("regions", "staging")}
+    return {**told, "regions": [whole] if whole["size"] else []}
 
 
 def stock(lane: GpuLane, subject: Subject, restores: Restores, record: Record) -> None:

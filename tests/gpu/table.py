@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gpu.drawing import Bar, svg
-from gpu.figures import COLD, HELD, WARM, parts
+from gpu.figures import COLD, HELD, LATER, WARM, parts
 from gpu.report import report
 
 _TITLE = "Seconds from the pod's creation (stock CRIU: from its start) to the first token"
+_WHENCE = {HELD: "node's cache", LATER: "after 0.5 s", WARM: "page cache", COLD: "disk"}
 _STOCK = (("criu", "CRIU"), ("restore", "CUDA restore"), ("unlock", "unlock"))
 
 
@@ -22,19 +23,22 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m gpu.table", description=__doc__)
     parser.add_argument("document", type=Path, help="what run.sh --json has written")
     parser.add_argument("--svg", type=Path, help="a file for the picture")
+    known = ",".join(_WHENCE)
+    parser.add_argument("--caches", default=known, help=f"what is in it, of {known}")
     args = parser.parse_args(words)
     found = json.loads(args.document.read_text())
     print("\n".join(report(found)))
     if args.svg:
-        args.svg.write_text(svg(list(bars(found)), _TITLE))
+        args.svg.write_text(svg(list(bars(found, args.caches.split(","))), _TITLE))
     return 0
 
 
-def bars(found: Mapping[str, Any]) -> Iterator[Bar]:
-    """For each worker the fastest restore of each kind, and the one of stock CRIU."""
+def bars(found: Mapping[str, Any], caches: Sequence[str]) -> Iterator[Bar]:
+    """For each worker the fastest restore of each of these kinds, and the one of stock CRIU."""
     for name, worker in found.get("workers", {}).items():
         first = True
-        for cache, word in ((HELD, "node's cache"), (WARM, "page cache"), (COLD, "disk")):
+        for cache in caches:
+            word = _WHENCE[cache]
             best = _fastest(worker.get("thaw", {}), cache)
             if best:
                 yield Bar(f"{name}, {word}", parts(best), apart=first)

@@ -16,6 +16,7 @@ from gpu.record import Record
 from gpu.subject import Wrong, pytorch
 
 ANSWER = {"memory": [1], "graph": [2]}
+PROCESS = {"pid": 1, "regions": [{"id": 1, "size": 2}, {"id": 2, "size": 3}], "staging": [1, 2]}
 
 
 class Pod:
@@ -47,7 +48,11 @@ class Lane:
 def prepared(folder: Path, monkeypatch: Any) -> Record:
     """A snapshot there, and workers that answer."""
     monkeypatch.setattr("gpu.subject.ask", lambda *_: ANSWER)
-    told = {"spans": [{"name": "dump", "seconds": 1.0}], "sizes": {"pages": 5}, "gpu": {}}
+    told = {
+        "spans": [{"name": "dump", "seconds": 1.0}],
+        "sizes": {"pages": 5},
+        "gpu": {"processes": [PROCESS]},
+    }
     (folder / "config.json").write_text(json.dumps(told))
     return Record("")
 
@@ -61,6 +66,7 @@ def test_restores_of_one_snapshot_stand_together(tmp_path: Path, monkeypatch: An
     thaw = record.found["workers"]["pytorch-1g"]["thaw"]
     assert thaw["cold"]["answered"] == 8.0
     assert [one["answered"] for one in thaw["restores"]] == [3.0, 4.0]
+    assert thaw["snapshot"]["gpu"]["processes"] == [{"pid": 1, "regions": [{"size": 5}]}]
 
 
 def test_snapshots_of_what_was_restored(tmp_path: Path, monkeypatch: Any) -> None:

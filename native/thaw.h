@@ -69,6 +69,12 @@ uint32_t thaw_crc32c(uint32_t crc, const void *data, size_t size);
 /* The same over a whole file, read from its start: its checksum and its size in bytes. */
 int thaw_crc32c_file(int fd, uint32_t *crc, uint64_t *size);
 
+/* pagemap.c ---------------------------------------------------------------------------------- */
+
+/* How many pages the entries of a CRIU pagemap have, all that follows its head. -EBADMSG: one of
+   them is none that CRIU 4.2 would write. */
+int64_t thaw_pagemap_pages(const void *data, size_t size);
+
 /* extents: what fill.c and save.c have in common --------------------------------------------- */
 
 /*

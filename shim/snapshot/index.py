@@ -159,9 +159,9 @@ class Index:
         """CRIU would wait for pages beyond the end of their file for as long as it may."""
         for path, _ in self._read_by_criu():
             if is_pagemap(path.name):
-                found = pagemap.load(path.parent, path.name)
-                if found.size > sizes.get(found.pages, 0):
-                    raise ValueError(f"{path.name} has more pages than {found.pages}")
+                pages, size = pagemap.sized(path.parent, path.name)
+                if size > sizes.get(pages, 0):
+                    raise ValueError(f"{path.name} has more pages than {pages}")
 
     def link(self, target: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
         """Make the folder from which CRIU restores: links to its images and to the skeleton.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from shim.proto import criu_pb as pb
 from shim.snapshot import images as criu
+from shim.snapshot import pagemap
 from shim.snapshot.images import PAGE, TOP, NotIndexable
-from shim.snapshot.pagemap import Entry, Pagemap, encode, load
+from shim.snapshot.pagemap import Entry, Pagemap, encode, load, sized
 
 HEAD = image(criu.PAGEMAP, pb.PagemapHead(pages_id=3))
 # vaddr 0x7f0000000000, compat_nr_pages 0, flags 6, nr_pages 256, as CRIU 4.2 writes it.
@@ -23,7 +25,24 @@ OLD = bytes.fromhex("0c000000 08 8080808080e01f 10 02 20 04")
 def read(folder: Path, *entries: bytes, head: bytes = HEAD) -> Pagemap:
     records = b"".join(len(entry).to_bytes(4, "little") + entry for entry in entries)
     (folder / "pagemap-1.img").write_bytes(head + records)
-    return load(folder, "pagemap-1.img")
+    return both(folder)
+
+
+def both(folder: Path) -> Pagemap:
+    """As both ways of reading have it."""
+    with suppress(NotIndexable):
+        made = load(folder, "pagemap-1.img")
+        assert sized(folder, "pagemap-1.img") == (made.pages, made.size)
+        return made
+    sized(folder, "pagemap-1.img")
+    raise AssertionError("one takes what the other does not")
+
+
+def test_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without looking at the entries one by one, unless something is wrong with one."""
+    monkeypatch.setattr(pagemap, "_entries", lambda *_: pytest.fail("it was not needed"))
+    (tmp_path / "pagemap-1.img").write_bytes(HEAD + REAL)
+    assert sized(tmp_path, "pagemap-1.img") == ("pages-3.img", 256 * PAGE)
 
 
 def test_an_entry_of_criu_4_2(tmp_path: Path) -> None:
@@ -84,7 +103,7 @@ def test_entries_that_are_refused(tmp_path: Path, entry: str, words: str) -> Non
 def test_an_entry_that_reaches_into_the_next(tmp_path: Path) -> None:
     (tmp_path / "pagemap-1.img").write_bytes(HEAD + b"\x0f" + REAL[1:] + REAL)
     with pytest.raises(NotIndexable, match=r"pagemap-1\.img: "):
-        load(tmp_path, "pagemap-1.img")
+        both(tmp_path)
 
 
 def test_entries_out_of_order(tmp_path: Path) -> None:
@@ -127,7 +146,14 @@ def test_what_is_written_is_read(
     folder = tmp_path_factory.mktemp("pagemap")
     first = Pagemap("pagemap-1.img", "pages-3.img", HEAD, wide and bool(made), made)
     (folder / first.name).write_bytes(encode(first, made))
-    assert load(folder, first.name) == first
+    assert both(folder) == first
+
+
+@given(st.lists(st.sampled_from(range(256)) | st.sampled_from([8, 16, 32, 40]), max_size=24))
+def test_entries_of_noise(tmp_path_factory: pytest.TempPathFactory, data: list[int]) -> None:
+    """Whatever one of them says of an entry, the other says."""
+    with suppress(NotIndexable):
+        read(tmp_path_factory.mktemp("pagemap"), bytes(data), REAL[4:])
 
 
 @given(st.binary(max_size=64))
@@ -135,7 +161,7 @@ def test_noise(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     folder = tmp_path_factory.mktemp("pagemap")
     (folder / "pagemap-1.img").write_bytes(HEAD + data)
     try:
-        made = load(folder, "pagemap-1.img")
+        made = both(folder)
     except NotIndexable:
         return
     assert list(made.pieces())[-1:] == [] or made.size > 0

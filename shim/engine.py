@@ -131,7 +131,7 @@ def _serve(requests: _Requests, daemon: socket.socket, begun: Begun) -> int:
         request, fds = requests.next()
         if request["verb"] == "read-ahead":  # wants no answer; what is wrong, the restore will say
             begun.adoption.start(Config(request["config"]))  # before we volunteer to be killed
-            begun.ahead.begin(request, begun.device.expect, requests.pending)
+            begun.ahead.begin(request, begun.device.expect)
             continue
         if "ahead" in vars(begun):
             begun.ahead.called()

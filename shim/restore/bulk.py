@@ -8,7 +8,9 @@ the restore see of it.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,15 @@ SWITCHED_OFF = "restore.engine is criu"
 class Memory:
     """The bulk of memory in one restore. Without a filling CRIU brings it, for a `reason`."""
 
-    def __init__(self, filling: Filling | None, reason: str = "") -> None:
+    def __init__(
+        self,
+        filling: Filling | None,
+        reason: str = "",
+        checking: threading.Thread | None = None,
+    ) -> None:
         self.filling = filling
         self.reason = reason
+        self._checking = checking  # its files already
         self._timeline = Timeline()
         self._filled: Progress | None = None
 
@@ -45,6 +53,8 @@ class Memory:
 
     def check_files(self) -> None:
         """Raise Unfit unless all that CRIU will read is what it was."""
+        if self._checking is not None:
+            self._checking.join()
         if self.index is not None:
             self.index.check_files()
 
@@ -85,18 +95,17 @@ class ReadAhead:
         self._filling: Filling | None = None
         # Held open, so that no other folder can get its inode number.
         self._folder = -1
+        self._checking: threading.Thread | None = None
         self._oom_score = ""
 
     def begin(
         self,
         request: Mapping[str, Any],
         opened: Callable[[Config, SnapshotConfig, Snapshot], None] = lambda *_: None,
-        waited_for: Callable[[], bool] = lambda: False,
     ) -> None:
         """Begin with the snapshot that is named; what is wrong with it, the restore will say.
 
-        `opened` is told what snapshot it is, once it is known that the pod may have it. If
-        `waited_for`, only what goes on by itself is begun.
+        `opened` is told what snapshot it is, once it is known that the pod may have it.
         """
         config = Config(request["config"])
         shared_by = max(1, int(request.get("shared_by", 1)))
@@ -117,8 +126,8 @@ class ReadAhead:
                 snapshot.config.gpu.processes,
             )
             memory.read_ahead()
-            if not waited_for():
-                memory.check_files()  # for CRIU's sake: they are in the page cache then
+            self._checking = threading.Thread(target=_check, args=(memory,), daemon=True)
+            self._checking.start()
             if memory.filling is not None:
                 self._folder = open_directory(snapshot.index)
                 self._filling = memory.filling
@@ -142,7 +151,7 @@ class ReadAhead:
         """
         begun = self._begun(folder)
         if begun is not None:
-            return Memory(begun)
+            return Memory(begun, checking=self._checking)
         if config.text("restore.engine") != "native":
             return Memory(None, SWITCHED_OFF)
         if not folder.is_dir():
@@ -176,6 +185,12 @@ class ReadAhead:
             os.close(held)
         begun.close()  # of another snapshot, or of one that had this name
         return None
+
+
+def _check(memory: Memory) -> None:
+    """Read what CRIU will: it is in the page cache then, and need not be looked at again."""
+    with suppress(Exception):  # whoever needs it will see
+        memory.check_files()
 
 
 _OOM_SCORE = "/proc/self/oom_score_adj"

@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -355,16 +356,26 @@ def test_what_a_pod_may_not_have_is_not_read_for_it(
     assert taken == [(made / "index", [CudaProcess(1, [Staging(BASE, LARGE)])])]
 
 
-@pytest.mark.parametrize("waited_for", [False, True])
-def test_a_container_that_waits_does_not_wait_for_crius_files_twice(
-    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, waited_for: bool
+def test_crius_files_are_read_meanwhile(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are read by the restore itself anyway."""
+    """What is wrong with them is nobody's business yet."""
     done: list[str] = []
+    enough = threading.Event()
+
+    def check_files() -> None:
+        enough.wait(60)
+        done.append("files")
+        raise Damaged("on purpose")
+
     memory = Memory(None)
-    monkeypatch.setattr(memory, "check_files", lambda: done.append("files"))
+    monkeypatch.setattr(memory, "check_files", check_files)
     monkeypatch.setattr(memory, "read_ahead", lambda: done.append("ahead"))
     monkeypatch.setattr(ReadAhead, "take", lambda *_: memory)
-    request = {**asked, "namespace": "theirs"}
-    ReadAhead().begin(request, waited_for=lambda: waited_for)
-    assert done == ["ahead"] + ["files"] * (not waited_for)
+    ahead = ReadAhead()
+    ahead.begin({**asked, "namespace": "theirs"})
+    assert done == ["ahead"]
+    enough.set()
+    assert ahead._checking is not None
+    Memory(None, checking=ahead._checking).check_files()
+    assert done == ["ahead", "files"], "it was waited for"

@@ -8,7 +8,7 @@
 #include <errno.h>
 #include <stdbool.h>
 
-enum { IN_PARENT = 3, ADDRESS = 1, NARROW = 2, FLAGS = 4, WIDE = 5, FIELDS };
+enum { ADDRESS = 1, NARROW, IN_PARENT, FLAGS, WIDE, FIELDS }; /* numbers of fields */
 enum { LAZY = 2, PRESENT = 4 };
 
 #define PAGE UINT64_C(4096)

@@ -10,7 +10,6 @@ from typing import TypeVar
 
 # linux/sched.h
 CLONE = {"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000, "mnt": 0x00020000}
-
 _CLONE_FS = 0x00000200
 
 T = TypeVar("T")

@@ -16,8 +16,7 @@
     X(symbol, name, version, STREAM_LEGACY, parameters, arguments)                                 \
     X(symbol##suffix, name, version, STREAM_THREAD, parameters, arguments)
 
-/* Passed on as they are, once the gate is open: they have the GPU do something, or
-   ask it (calls.c). */
+/* Passed on as they are, once the gate is open: they give the GPU work or ask it (calls.c). */
 #define LAUNCHES(X)                                                                                \
     X(cuLaunch, cuLaunch, 2000, STREAM_ANY, (void *f), (f))                                        \
     X(cuLaunchGrid, cuLaunchGrid, 2000, STREAM_ANY, (void *f, int w, int h), (f, w, h))            \

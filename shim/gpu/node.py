@@ -40,7 +40,7 @@ class Node:
         with self._lock:
             assert self._thread is not None
             self._thread.join()
-            if time.monotonic() - self._when > _FRESH:
+            if self._failure is not None or time.monotonic() - self._when > _FRESH:
                 self._look()
             if self._failure is not None:
                 raise self._failure

@@ -41,7 +41,7 @@ class Memory:
     ) -> None:
         self.filling = filling
         self.reason = reason
-        self._checking = checking  # its files already
+        self._checking = checking  # who looks at its files already
         self._timeline = Timeline()
         self._filled: Progress | None = None
 

@@ -41,14 +41,17 @@ def test_once() -> None:
 
 def test_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container may come long after its sandbox; and what was wrong may be mended."""
-    asked = Asked(failures=1)
+    asked = Asked(failures=3)
     here = Node(asked)
-    for _ in range(2):
+    for times in (2, 3):
         with pytest.raises(Unfit, match="on purpose"):
             here.gpus()
-    assert asked.times == 1
+        assert asked.times == times
+    assert here.gpus() == here.gpus() == machine(H100)
+    assert asked.times == 4
     monkeypatch.setattr(node, "_FRESH", 0.0)
     assert here.gpus() == machine(H100)
+    assert asked.times == 5
 
 
 def test_with_what_is_free_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

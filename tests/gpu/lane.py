@@ -62,20 +62,16 @@ class GpuLane(Lane):
 
     def container_in(self, pod: Pod, subject: Subject, device: str = "all") -> Container:
         """The worker's container, created and not started; `device`: see machine.described."""
-        machine = self.machine
-        mounts = [mount for mount in machine.mounts if mount.host not in subject.elsewhere.values()]
-        own = [Mount(path, str(path)) for path in (TESTS / "gpu", *subject.folders)]
-        own += [Mount(path, at) for at, path in subject.elsewhere.items()]
-        own += [Mount(path, str(path), readonly=False) for path in subject.writable]
+        machine, mounts = self.machine, mounts_for(self.machine, subject)
         if subject.shared_memory:
             volume = memory_volume(pod.folder / "shm", subject.shared_memory)
-            own.append(Mount(volume, "/dev/shm", readonly=False))
+            mounts.append(Mount(volume, "/dev/shm", readonly=False))
         return pod.container(
             "worker",
             HOST_IMAGE,
             [machine.python, *subject.words],
             env={**machine.environment, "PYTHONPATH": str(TESTS), **subject.environment},
-            mounts=[*mounts, *own],
+            mounts=mounts,
             annotations=annotations_of(device) if machine.library is not None else {},
         )
 
@@ -166,6 +162,17 @@ def opened(installation: Installation, machine: Machine) -> Iterator[GpuLane]:
         yield lane
     finally:
         lane.take_down()
+
+
+def mounts_for(machine: Machine, subject: Subject) -> list[Mount]:
+    """What of this machine a worker sees: what it has elsewhere it has there alone."""
+    elsewhere = subject.elsewhere.values()
+    return [
+        *(mount for mount in machine.mounts if mount.host not in elsewhere),
+        *(Mount(path, str(path)) for path in (TESTS / "gpu", *subject.folders)),
+        *(Mount(path, at) for at, path in subject.elsewhere.items()),
+        *(Mount(path, str(path), readonly=False) for path in subject.writable),
+    ]
 
 
 def memory_volume(folder: Path, size: str) -> Path:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from bed.pod import Mount
+from gpu.lane import mounts_for
+from gpu.machine import Machine
 from gpu.subject import Wrong, by_driver, compare, everything, jaxed, pytorch, transformers
 
 from shim.annotations import TABLE
@@ -58,3 +63,22 @@ def test_allocators() -> None:
     assert float(jaxed(4, "cuda").environment["XLA_PYTHON_CLIENT_MEM_FRACTION"]) * 79 > 4
     assert jaxed(70, "cuda").environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.90"
     assert jaxed(1, "cpu").environment["JAX_PLATFORMS"] == "cpu"
+
+
+def test_the_toolkit_is_where_xla_looks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its real name, and nowhere else."""
+    toolkit = tmp_path / "cuda-13.0"
+    (toolkit / "bin").mkdir(parents=True)
+    (toolkit / "bin" / "ptxas").touch()
+    (tmp_path / "cuda").symlink_to(toolkit)
+    monkeypatch.setattr("shutil.which", lambda _: str(tmp_path / "cuda" / "bin" / "ptxas"))
+    subject = jaxed(1, "cuda")
+    machine = SimpleNamespace(mounts=[Mount(toolkit, str(toolkit)), Mount("/usr", "/usr")])
+    mounts = mounts_for(cast("Machine", machine), subject)
+    assert [mount.container for mount in mounts if mount.host == toolkit] == ["/opt/cuda"]
+    assert Mount("/usr", "/usr") in mounts
+    assert all(mount.readonly for mount in mounts)
+    monkeypatch.setattr("shutil.which", lambda _: str(tmp_path / "none" / "bin" / "ptxas"))
+    assert not jaxed(1, "cuda").elsewhere

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fakes.settled import eventually
 
 from shim import cgroup, stats
 from shim.cgroup import Cgroup
@@ -56,12 +57,19 @@ def busy(group: Cgroup) -> subprocess.Popen[bytes]:
     return child
 
 
+def periods(group: Cgroup) -> int:
+    """In which it was looked at whether it has had its share of CPU time."""
+    with open(f"{group.paths['cpu']}/cpu.stat") as file:
+        return int(dict(map(str.split, file))["nr_periods"])
+
+
 @only_v1
 def test_v1_of_a_living_group(group: Cgroup) -> None:
     Path(group.paths["pids"], "pids.max").write_text("50")
     Path(group.paths["memory"], "memory.limit_in_bytes").write_text("64M")
     Path(group.paths["cpu"], "cpu.cfs_quota_us").write_text("1000")
     with busy(group) as child:
+        eventually(lambda: periods(group))  # the first takes 0.1 seconds to end
         metrics = group.stats()
         child.kill()
     assert isinstance(metrics, v1.Metrics)

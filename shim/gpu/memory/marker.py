@@ -5,6 +5,7 @@ Whoever has it mapped may be lying, as everything else in a worker may; see libr
 
 from __future__ import annotations
 
+import errno
 import os
 
 from shim.errors import GpuFailed
@@ -20,14 +21,10 @@ def find(pid: int) -> Marker | None:
     Raises GpuFailed if there is one that is not ours to read.
     """
     try:
-        address = _address(pid)
-        if address is None:
+        data = _page(pid)
+        if data is None:
             return None
-        fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            found = Marker.parse(os.pread(fd, MARKER.size, address))
-        finally:
-            os.close(fd)
+        found = Marker.parse(data)
         own = _own_pid(pid)
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -35,6 +32,20 @@ def find(pid: int) -> Marker | None:
         raise GpuFailed(f"process {pid}: the GPU memory library: {error}", hint=_OLD) from error
     # A child that has got it in some way of its own is not who would answer.
     return found if found.pid == own else None
+
+
+def _page(pid: int) -> bytes | None:
+    """The marker as it is; None if there is none, or none any more. Raises OSError."""
+    while (address := _address(pid)) is not None:
+        fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(fd, MARKER.size, address)
+        except OSError as error:  # a library that can speak for nothing any more takes it away
+            if error.errno != errno.EIO or _address(pid) == address:
+                raise
+        finally:
+            os.close(fd)
+    return None
 
 
 def _address(pid: int) -> int | None:

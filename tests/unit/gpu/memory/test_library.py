@@ -66,6 +66,17 @@ def test_the_marker(peer: Peer) -> None:
     assert Library.of(peer.pid) is None
 
 
+def test_a_marker_that_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between our finding it and reading it; one that stays and cannot be read is not ours."""
+    nowhere = 4096
+    answers = iter([nowhere, None])
+    monkeypatch.setattr(marker, "_address", lambda _: next(answers, None))
+    assert marker.find(os.getpid()) is None
+    monkeypatch.setattr(marker, "_address", lambda _: nowhere)
+    with pytest.raises(GpuFailed, match="Input/output error"):
+        marker.find(os.getpid())
+
+
 def test_all_of_it(peer: Peer, library: Library) -> None:
     peer.write(1, 5, b"there")
     before = peer.digest

@@ -69,11 +69,23 @@ uint32_t thaw_crc32c(uint32_t crc, const void *data, size_t size);
 /* The same over a whole file, read from its start: its checksum and its size in bytes. */
 int thaw_crc32c_file(int fd, uint32_t *crc, uint64_t *size);
 
-/* pagemap.c ---------------------------------------------------------------------------------- */
+/* images.c ----------------------------------------------------------------------------------- */
 
 /* How many pages the entries of a CRIU pagemap have, all that follows its head. -EBADMSG: one of
    them is none that CRIU 4.2 would write. */
 int64_t thaw_pagemap_pages(const void *data, size_t size);
+
+/* A mapping as CRIU's mm-*.img has it (criu.Vma). */
+struct thaw_vma {
+    uint64_t start, end, pgoff, shmid;
+    uint32_t prot, flags, status, unused;
+};
+
+/* How many mappings the message criu.Mm in `data` has; the first `most` of them go to `list`, and
+   the number of the executable's file to `executable`. -EBADMSG: it is no such message, or one that
+   CRIU 4.2 would not write. */
+int64_t thaw_mm_vmas(const void *data, size_t size, uint32_t *executable, struct thaw_vma *list,
+                     size_t most);
 
 /* extents: what fill.c and save.c have in common --------------------------------------------- */
 

@@ -1,4 +1,4 @@
-"""C code by itself and under the compiler's sanitizers: the filler's, and the driver's calls."""
+"""C code by itself and under the compiler's sanitizers: filler, driver, and readers of images."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ PROGRAM_PARTS = {
     "stress": FILLER,
     "driver": ["cuda"],
     "copies": [*FILLER, *SAVER, "scan"],
+    "damaged": ["images"],
 }
 SECONDS = 2  # of each; who looks for a rare race has time for more
 
@@ -110,6 +111,13 @@ def test_copies(programs: dict[str, Path], tmp_path: Path) -> None:
     ran = run(programs["copies"], cuda.library, str(SECONDS), "1")
     assert ran.returncode == 0, ran.stderr
     assert sum(int(line.split()[0]) for line in ran.stdout.splitlines()) > 0
+
+
+def test_images_that_are_damaged(programs: dict[str, Path]) -> None:
+    ran = run(programs["damaged"], str(SECONDS))
+    assert ran.returncode == 0, ran.stderr
+    tried, taken = map(int, ran.stdout.split())
+    assert 0 < taken < tried
 
 
 @pytest.mark.parametrize("program", ["layout", "layout_memory"])

@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 from fakes.images import BASE, FLAGS, STATUS, Images, image, noise, single, vma
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shim.proto import criu_pb as pb
+from shim.proto.wire import WireError, varint
 from shim.snapshot import images as criu
 from shim.snapshot.images import PAGE, NotIndexable
 
 MEMORY = {BASE: noise(2 * PAGE)}
+# Of mappings, and of what there is besides; the last one is CRIU's fd of -1.
+NUMBERS = st.integers(0, (1 << 64) - 1) | st.sampled_from([0, 1, PAGE, (1 << 32) + 3])
+OTHERS = (b"\x48\x05", b"\x51" + bytes(8), b"\x5a\x02\x08\x01", b"\x55" + bytes(4))
+MINUS_ONE = b"\x40" + b"\xff" * 9 + b"\x01"
 
 
 @pytest.mark.parametrize("kind", STATUS)
@@ -229,3 +236,45 @@ def test_an_image_that_is_too_large(tmp_path: Path) -> None:
     os.truncate(tmp_path / "pstree.img", 1 << 40)
     with pytest.raises(NotIndexable, match="is not a file of less than"):
         criu.tree(tmp_path)
+
+
+@st.composite
+def memories(draw: st.DrawFn) -> bytes:
+    """A criu.Mm as anybody might write it."""
+    parts = []
+    for _ in range(draw(st.integers(0, 6))):
+        fields = [
+            bytes([number << 3]) + varint(draw(NUMBERS))
+            for number in draw(st.lists(st.integers(1, 9), max_size=9))
+        ]
+        one = b"".join([*fields, *draw(st.lists(st.sampled_from([*OTHERS, MINUS_ONE])))])
+        parts.append(b"\x72" + varint(len(one)) + one)
+    parts.append(b"\x60" + varint(draw(NUMBERS)))
+    return b"".join([*parts, *draw(st.lists(st.sampled_from(OTHERS), max_size=3))])
+
+
+@given(memories())
+def test_mappings_are_read_as_protobuf_has_them(data: bytes) -> None:
+    assert criu._memory(data, "mm-1.img") == pb.Mm.decode(data)
+
+
+@given(memories(), st.integers(0, 400), st.integers(0, 255), st.booleans())
+def test_mappings_that_are_damaged(data: bytes, place: int, byte: int, cut: bool) -> None:
+    """Refused where protobuf refuses them, and the same where it does not."""
+    place = min(place, len(data) - 1)
+    damaged = data[:place] if cut else data[:place] + bytes([byte]) + data[place + 1 :]
+    try:
+        wanted = pb.Mm.decode(damaged)
+    except WireError:
+        with pytest.raises(NotIndexable, match=r"mm-1\.img: "):
+            criu._memory(damaged, "mm-1.img")
+    else:
+        assert criu._memory(damaged, "mm-1.img") == wanted
+
+
+def test_thousands_of_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the quick way that is gone."""
+    made = pb.Mm(exe_file_id=7, vmas=[vma(BASE + n * PAGE, PAGE, shmid=n) for n in range(3000)])
+    data = made.encode()
+    monkeypatch.setattr(criu, "_decoded", lambda *_: pytest.fail("it was not needed"))
+    assert criu._memory(data, "mm-1.img") == made

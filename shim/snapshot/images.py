@@ -138,10 +138,10 @@ def _process(images: Path, entry: pb.Process) -> Process | None:
     name = f"mm-{entry.pid}.img"
     if not os.path.lexists(images / name):  # dead: nobody waited for it yet
         return None
-    record = next(records(read(images, name, MM), 8, name), None)
-    if record is None:
+    found = [_memory(record, name) for record in records(read(images, name, MM), 8, name)]
+    if not found:
         return None
-    mm = _memory(record, name)
+    mm = found[0]
     # Guards lie in mappings that are listed before; no page of theirs is in a pagemap.
     vmas = sorted((v for v in mm.vmas if not v.status & GUARD), key=lambda vma: vma.start)
     end = 0

@@ -272,6 +272,16 @@ def test_mappings_that_are_damaged(data: bytes, place: int, byte: int, cut: bool
         assert criu._memory(damaged, "mm-1.img") == wanted
 
 
+@pytest.mark.parametrize("more", [b"\x05\0\0\0\x60", b"\x01\0\0\0\x60", b"\x05\0"])
+def test_something_wrong_behind_the_mappings(tmp_path: Path, more: bytes) -> None:
+    """CRIU reads one message; what comes after it is damage all the same."""
+    single(tmp_path, MEMORY, vma(BASE, 2 * PAGE))
+    with open(tmp_path / "mm-1.img", "ab") as file:
+        file.write(more)
+    with pytest.raises(NotIndexable, match=r"mm-1\.img"):
+        criu.mappings(tmp_path, 1)
+
+
 def test_thousands_of_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the quick way that is gone."""
     made = pb.Mm(exe_file_id=7, vmas=[vma(BASE + n * PAGE, PAGE, shmid=n) for n in range(3000)])

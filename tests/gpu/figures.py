@@ -13,7 +13,10 @@ from typing import Any
 from gpu.cells import GIB, Row, gib, number, of, rate, ratio, seconds
 
 Document = Mapping[str, Any]
-WARM, COLD, HELD, LATER = "warm", "cold", "held", "later"
+COLD, WARM = "cold", "warm"  # what the page cache is, of the snapshot's files
+HELD = "held"  # warm, and the node's cache has what is for the GPU
+LATER = "later"  # the same, and the container comes a while after its sandbox
+STOCK = {"criu": "CRIU", "restore": "CUDA restore", "unlock": "unlock"}  # its parts, and our words
 
 
 def overview(found: Document) -> list[Row]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from bed import fetch
 from bed.lane import CRI_NAMESPACE
 from bench.disk import cool, files_below, warm
+from gpu.figures import COLD, HELD, LATER, WARM
 from gpu.held import holding
 from gpu.lane import GpuLane
 from gpu.machine import Machine
@@ -29,9 +30,6 @@ from gpu.subject import TESTS, Subject, Wrong, compare
 from shim.gpu.spec import ENVIRONMENT
 
 _IO_URING = Path("/proc/sys/kernel/io_uring_disabled")
-COLD, WARM = "cold", "warm"  # what the page cache is, of the snapshot's files
-HELD = "held"  # warm, and the node's cache has what is for the GPU
-LATER = "later"  # the same, and the container comes a while after its sandbox
 _WHILE = 0.5  # seconds: a kubelet looks for images and mounts volumes in between
 _ROOM = 2.0  # GiB that it has beside that
 

@@ -10,7 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpu.cells import GIB, Row, gib, number, of, rate, ratio, seconds
-from gpu.figures import COLD, HELD, LATER, WARM, Document, best, by_driver, moved, on_gpu, workers
+from gpu.figures import (
+    COLD,
+    HELD,
+    LATER,
+    STOCK,
+    WARM,
+    Document,
+    best,
+    by_driver,
+    moved,
+    on_gpu,
+    workers,
+)
 
 DRIVER = "-driver"
 
@@ -50,7 +62,7 @@ def alone(found: Document) -> list[Row]:
     ]
     for name, worker in workers(found):
         stock = best(worker.get("stock", {}), WARM)
-        theirs = sum(stock[part] for part in _THEIRS) if _THEIRS[0] in stock else None
+        theirs = sum(map(stock.__getitem__, STOCK)) if stock.keys() >= STOCK.keys() else None
         held, later = (
             best(worker.get("thaw", {}), cache).get("restored", {}).get("seconds")
             for cache in (HELD, LATER)
@@ -156,7 +168,6 @@ _UNITS = {
     "small copies": "copy of 4 KiB, µs",
     "memory": "a model's memory, MiB",
 }
-_THEIRS = ("criu", "restore", "unlock")
 _AWAY = ("hold", "export", "empty", "lock", "device")
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from gpu.drawing import Bar, svg
-from gpu.figures import COLD, HELD, LATER, WARM, parts
+from gpu.figures import COLD, HELD, LATER, STOCK, WARM, Document, best, parts, workers
 from gpu.report import report
 
 _TITLE = "Seconds from the pod's creation (stock CRIU: from its start) to the first token"
 _WHENCE = {HELD: "node's cache", LATER: "after 0.5 s", WARM: "page cache", COLD: "disk"}
-_STOCK = (("criu", "CRIU"), ("restore", "CUDA restore"), ("unlock", "unlock"))
 
 
 def main(words: Sequence[str]) -> int:
@@ -33,26 +31,21 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def bars(found: Mapping[str, Any], caches: Sequence[str]) -> Iterator[Bar]:
+def bars(found: Document, caches: Sequence[str]) -> Iterator[Bar]:
     """For each worker the fastest restore of each of these kinds, and the one of stock CRIU."""
-    for name, worker in found.get("workers", {}).items():
+    for name, worker in workers(found):
         first = True
         for cache in caches:
             word = _WHENCE[cache]
-            best = _fastest(worker.get("thaw", {}), cache)
-            if best:
-                yield Bar(f"{name}, {word}", parts(best), apart=first)
+            ours = best(worker.get("thaw", {}), cache)
+            if ours:
+                yield Bar(f"{name}, {word}", parts(ours), apart=first)
                 first = False
-            theirs = _fastest(worker.get("stock", {}), cache)
+            theirs = best(worker.get("stock", {}), cache)
             if theirs:
-                phases = [(shown, theirs[key]) for key, shown in _STOCK]
+                phases = [(shown, theirs[key]) for key, shown in STOCK.items()]
                 phases.append(("first token", theirs["first answer"]))
                 yield Bar(f"stock CRIU, {word}", phases)
-
-
-def _fastest(side: Mapping[str, Any], cache: str) -> dict[str, Any]:
-    there = [one for one in side.get("restores", []) if one["cache"] == cache]
-    return min(there, key=lambda one: float(one["answered"]), default={})
 
 
 if __name__ == "__main__":

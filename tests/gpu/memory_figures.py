@@ -158,6 +158,15 @@ def overhead(found: Document) -> list[Row]:
     return rows
 
 
+def sanitized(found: Document) -> list[Row]:
+    """What compute-sanitizer found while memory was away and back; see sanitizer.py."""
+    rows: list[Row] = [("compute-sanitizer", "errors", "without the library", "GiB away and back")]
+    for name, told in found.get("sanitizer", {}).items():
+        moved = f"{told['moved'] / (1 << 30):.1f}"
+        rows.append((name, str(told["errors"]), str(told["without"]), moved))
+    return rows
+
+
 _UNITS = {
     "launch": "launch, µs",
     "graph": "graph of 20, µs",

@@ -18,9 +18,13 @@ _WHERE = "from shim.gpu.preload import installed; print(installed())"
 
 def measured(machine: Machine, installation: Installation, device: str) -> dict[str, Any]:
     """What it tells, by `driver` and `library`."""
-    library = _output([str(installation.bin / "python"), "-c", _WHERE], dict(os.environ))
-    given = {"driver": {}, "library": {"LD_PRELOAD": library}}
+    given = {"driver": {}, "library": {"LD_PRELOAD": preloaded(installation)}}
     return {name: _told(machine, device, more) for name, more in given.items()}
+
+
+def preloaded(installation: Installation) -> str:
+    """What goes into LD_PRELOAD: the library of that installation."""
+    return _output([str(installation.bin / "python"), "-c", _WHERE], dict(os.environ))
 
 
 def _told(machine: Machine, device: str, more: Mapping[str, str]) -> dict[str, float]:

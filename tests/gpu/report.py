@@ -18,6 +18,7 @@ def report(found: Document) -> list[str]:
             memory_figures.kept(found),
         ),
         *(memory_figures.rounds(found), memory_figures.overhead(found)),
+        memory_figures.sanitized(found),
         *(figures.checkpoints(found), figures.rates(found), figures.faults(found)),
     )
     lines = [_machine(found)] if found.get("machine") else []

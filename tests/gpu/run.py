@@ -23,7 +23,7 @@ from bed.dismantle import sweep
 from bed.install import installed
 from bed.lane import Installation
 from bench.disk import files_below
-from gpu import faults, moved_faults, overheads, two
+from gpu import faults, moved_faults, overheads, sanitizer, two
 from gpu.ceilings import about, ceilings
 from gpu.flow import Restores, stock, through_containerd
 from gpu.lane import GpuLane, opened
@@ -87,6 +87,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--stock", default="1,1", help="stock CRIU's, cold and warm; 0,0: none")
     add("--vllm", default="0.6B:sleep,8B", help="shapes; with :sleep, with its sleep and wake-up")
     add("--vllm-site", default="", help="a folder with vLLM, for PYTHONPATH")
+    add("--sanitizer", default="compute-sanitizer", help="NVIDIA's, of the CUDA toolkit")
     add("--faults", default="", help="only those of (moved_)faults.py; all by default")
     add("--limit", type=int, default=420, help="seconds that a part may take")
     add("--set", action="append", default=[], help="KEY=VALUE of Thaw's configuration, as TOML")
@@ -186,6 +187,12 @@ def _overhead(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
     record.put(overheads.measured(lane.machine, lane.installation, args.device), "overhead")
 
 
+def _sanitizer(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
+    assert lane.installation is not None
+    found = sanitizer.found_by(args.sanitizer, lane.machine, lane.installation, args.device)
+    record.put(found, "sanitizer")
+
+
 def _vllm(lane: GpuLane, args: argparse.Namespace, record: Record) -> None:
     for chosen in args.vllm.split(","):
         shape, _, sleep = chosen.partition(":")
@@ -223,6 +230,7 @@ PARTS: dict[str, Part] = {
     "vllm": _vllm,
     "memory": _memory,
     "overhead": _overhead,
+    "sanitizer": _sanitizer,
     "faults": _faults(faults.ALL),
     "moved-faults": _faults(moved_faults.ALL),
     "moved": _moved,

@@ -9,6 +9,7 @@
 #   vllm           a real vLLM with random weights, with and without its sleep (--vllm, --vllm-site)
 #   memory         every kind of GPU memory, in PyTorch and JAX (--workers): see everything.py, jax_worker.py
 #   overhead       what a program pays for the library in it: see overhead.py
+#   sanitizer      NVIDIA's compute-sanitizer (--sanitizer) over a program whose memory comes and goes
 #   faults         what can go wrong: see faults.py
 #   moved-faults   the same, where GPU memory is moved past the driver: see moved_faults.py
 #   moved          with two GPUs: saved on one, restored on the other

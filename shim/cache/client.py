@@ -1,37 +1,34 @@
 """What engines and the command line ask of the holder.
 
 A restore never depends on it: where there is no holder, or it does not have what is wanted, the
-engine fills GPU memory by itself.
+engine makes GPU memory and fills it by itself.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from shim import log
-from shim.cache.records import with_data
 from shim.cache.wire import (
     BATCH,
     key_of,
     raise_error,
     receive,
+    receive_files,
     send,
-    send_files,
     socket_path,
 )
 from shim.config import Config
 from shim.errors import ThawError, Unavailable
 from shim.gpu.memory.index import Stored
-from shim.gpu.memory.making import Batch, Wanted
+from shim.gpu.memory.making import Delivered, Wanted
 from shim.snapshot.snapshot import Snapshot
 
 _ASKING = 1.0  # seconds for an answer that needs no work
@@ -42,17 +39,16 @@ _START = "systemctl start thaw-cache; cache.size must not be 0"
 
 
 class Lost(Exception):
-    """The holder is gone while it had regions: it may write to them yet."""
+    """The holder is gone, or not to be understood, while it had regions: it may have them yet."""
 
 
 class Cached:
-    """What the cache may have of one snapshot, for one restore; `needed`: regions with data."""
+    """What the cache may have of one snapshot, for one restore."""
 
-    def __init__(self, address: str, key: str, path: Path, needed: Collection[int]) -> None:
+    def __init__(self, address: str, key: str, path: Path) -> None:
         self._address = address
         self._key = key
         self._path = path
-        self._needed = needed
         self._lock = threading.Lock()  # of the two that follow
         self._filling: socket.socket | None = None
         self._cancelled = False
@@ -66,28 +62,23 @@ class Cached:
         except (OSError, ValueError):
             return False
 
-    def fill(self, wanted: Sequence[Wanted], coming: Iterable[Batch]) -> bool:
-        """Have regions, which are all zeros, filled as they come; True if all is in its place.
+    def fill(self, wanted: Sequence[Wanted], made: Callable[[], None]) -> list[Delivered] | None:
+        """Have regions made and filled; all of them, by number, once all is in its place.
 
-        `coming` are those of `wanted`, with their numbers; what has no data is not waited for. If
-        it is False, others may fill them. Raises Lost, and whatever `coming` does or GpuFailed if a
-        region cannot be handed over: then they are of no use to anybody.
+        `made` is called when all have come, filled or not. None if the cache cannot do it: it has
+        no region then. Raises Lost.
         """
-        batches = iter(coming)
-        first = next(batches, [])  # the holder waits for nobody who has yet to load a driver
         try:
             sock = _connected(self._address, _ASKING)
         except OSError:
-            return False
+            return None
         with closing(sock):
             with self._lock:
                 if self._cancelled:
-                    return False
+                    return None
                 self._filling = sock
             try:
-                return self._is_here(sock, wanted) and _filled(
-                    sock, wanted, self._needed, chain([first], batches)
-                )
+                return _delivered(sock, wanted, made) if self._is_here(sock, wanted) else None
             finally:
                 with self._lock:
                     self._filling = None
@@ -117,7 +108,7 @@ class Cached:
                     "verb": "fill",
                     "key": self._key,
                     "gpus": [uuid.hex() for uuid in gpus],
-                    "regions": [[gpus.index(region.uuid), region.size] for region in wanted],
+                    "regions": [[gpus.index(one.uuid), one.size, one.rdma] for one in wanted],
                 },
             )
             answer = receive(sock) or {}
@@ -132,8 +123,7 @@ def of(config: Config, snapshot: Snapshot, stored: Stored) -> Cached | None:
     """The cache's for a restore of that snapshot; None if there shall be no cache."""
     if config.number("cache.size") <= 0:
         return None
-    needed = with_data(stored.extents)
-    return Cached(socket_path(config), key_of(snapshot.path, stored), snapshot.path, needed)
+    return Cached(socket_path(config), key_of(snapshot.path, stored), snapshot.path)
 
 
 def ask(config: Config, message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -157,53 +147,61 @@ def answer(config: Config, message: Mapping[str, Any]) -> dict[str, Any]:
     raise Unavailable(f"the cache at {socket_path(config)} has hung up", hint="try again")
 
 
-def _filled(
-    sock: socket.socket, wanted: Sequence[Wanted], needed: Collection[int], coming: Iterable[Batch]
-) -> bool:
-    """Hand the regions over and wait. Raises Lost if it cannot be known what becomes of them."""
+def _delivered(
+    sock: socket.socket, wanted: Sequence[Wanted], made: Callable[[], None]
+) -> list[Delivered] | None:
+    """Take all regions, and wait. Raises Lost if it cannot be known what becomes of them."""
     began = time.monotonic()
     sock.settimeout(_FILLING + sum(region.size for region in wanted) / _GIB)
-    _send_all(sock, set(needed), coming)
+    come: dict[int, Delivered] = {}
+    try:
+        while (answer := _next(sock)).get("filled") is None:
+            raise_error(answer)
+            _take(sock, answer, wanted, come)
+            if len(come) == len(wanted):
+                made()
+        if len(come) < len(wanted):
+            raise Lost
+    except BaseException as error:
+        for region in come.values():
+            region.close()
+        if isinstance(error, ThawError):
+            log.warning("the cache could not fill GPU memory", reason=str(error))
+            return None
+        raise
+    log.debug("filled from the cache", answer=json.dumps(answer), waited=time.monotonic() - began)
+    return [come[number] for number in range(len(wanted))]
+
+
+def _next(sock: socket.socket) -> dict[str, Any]:
     try:
         answer = receive(sock)
     except (OSError, ValueError) as error:  # also a JSON document that is none
         raise Lost from error
     if answer is None:
         raise Lost
+    return answer
+
+
+def _take(
+    sock: socket.socket,
+    answer: Mapping[str, Any],
+    wanted: Sequence[Wanted],
+    come: dict[int, Delivered],
+) -> None:
+    """The regions of one message. Raises Lost if they are none of those that are to come."""
+    numbers = answer.get("made")
+    if not isinstance(numbers, list) or not 0 < len(numbers) <= BATCH:
+        raise Lost
+    left = [n for n in numbers if type(n) is int and 0 <= n < len(wanted) and n not in come]
+    if len(set(left)) < len(numbers):
+        raise Lost
     try:
-        raise_error(answer)
-    except ThawError as error:
-        log.warning("the cache could not fill GPU memory", reason=str(error))
-        return False
-    log.debug("filled from the cache", answer=json.dumps(answer), waited=time.monotonic() - began)
-    return True
-
-
-def _send_all(sock: socket.socket, left: set[int], coming: Iterable[Batch]) -> None:
-    """Hand over those that are `left`, as they come. Raises Lost if the holder does not listen."""
-    for batch in coming:
-        given = [(number, region) for number, region in batch if number in left]
-        left.difference_update(number for number, _ in given)
-        try:
-            for at in range(0, len(given), BATCH):
-                _send_some(sock, given[at : at + BATCH])
-        except TimeoutError as error:
-            raise Lost from error
-        except OSError:
-            return  # it has hung up, and may have said why
-        if not left:
-            return
-
-
-def _send_some(sock: socket.socket, given: Batch) -> None:
-    files: list[int] = []
-    try:
-        files.extend(region.descriptor() for _, region in given)
-        send(sock, {"made": [number for number, _ in given]})
-        send_files(sock, files)
-    finally:
-        for fd in files:
-            os.close(fd)
+        files = receive_files(sock, len(numbers))
+    except (OSError, ValueError) as error:
+        raise Lost from error
+    for number, fd in zip(numbers, files, strict=True):
+        come[number] = Delivered(wanted[number].uuid, wanted[number].size, fd)
 
 
 def _connected(address: str, seconds: float) -> socket.socket:

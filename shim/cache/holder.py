@@ -1,4 +1,4 @@
-"""The holder: the process that has the node's cache, and copies from it to GPUs.
+"""The holder: the process that has the node's cache, and makes GPU memory with what is there.
 
     python -m shim.cache.holder [--config FILE]
 
@@ -33,6 +33,7 @@ from shim.cache.store import HUGE, Store
 from shim.cache.wire import as_error, receive, send, socket_path
 from shim.config import Config, load
 from shim.errors import FailedPrecondition, GpuFailed, InvalidArgument, ThawError
+from shim.gpu.memory.making import Wanted
 from shim.gpu.nvml import Gpu, gpus
 
 _GIB = 1 << 30
@@ -171,19 +172,22 @@ class Holder:
 
     def _fill(self, connection: socket.socket, request: Mapping[str, Any]) -> None:
         uuids = [bytes.fromhex(uuid) for uuid in request["gpus"]]
-        wanted = [(uuids[int(gpu)], int(size)) for gpu, size in request["regions"]]
+        wanted = [
+            Wanted(uuids[int(gpu)], int(size), rdma is True)
+            for gpu, size, rdma in request["regions"]
+        ]
         with self._store.using(str(request["key"])) as record:
-            if record is None or [size for _, size in wanted] != record.regions:
+            if record is None or [region.size for region in wanted] != record.regions:
                 send(connection, {"here": False})
                 return
             memory = self._driver.memory
             send(connection, {"here": True})
             began = time.monotonic()
-            copying.copy(connection, memory, wanted, record, self._store.memory(record))
-            seconds = time.monotonic() - began
+            with copying.copied(connection, memory, wanted, record, self._store.memory(record)):
+                seconds = time.monotonic() - began
+                send(connection, {"filled": record.bytes, "seconds": seconds})
         rate = record.bytes / _GIB / seconds if seconds else 0.0
         log.info("filled from the cache", path=record.path, bytes=record.bytes, gib_s=f"{rate:.1f}")
-        send(connection, {"filled": record.bytes, "seconds": seconds})
 
     def _take(self, connection: socket.socket, request: Mapping[str, Any]) -> None:
         waits = request["wait"] is True

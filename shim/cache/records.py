@@ -77,11 +77,6 @@ def placed(extents: bytes, segments: list[int], places: list[int]) -> bytes:
     return quarters.tobytes()
 
 
-def with_data(extents: bytes) -> frozenset[int]:
-    """The numbers of the regions for which there are extents."""
-    return frozenset(array("I", extents)[6::8])
-
-
 def by_region(extents: bytes) -> dict[int, bytes]:
     """The extents of each region, as if it were the only one: number 0."""
     parts: dict[int, list[bytes]] = {}

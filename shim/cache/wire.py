@@ -4,21 +4,21 @@ Every message is a JSON object behind its length (four bytes, the lowest first).
 after a message that says whose they are, all of them with one byte.
 
     has     {"key"}                       → {"here": bool}
-    fill    {"key", "gpus", "regions"}    → {"here": bool}; if it is, then,
-              {"made": [number, …]} and     as often as it takes until all regions for which there
-              their descriptors             is data have come, in any order
-                                          → {"filled": bytes, "seconds"}
+    fill    {"key", "gpus", "regions"}    → {"here": bool}; if it is, then, as often as it takes
+                                            until all regions have come, in any order, {"made":
+                                            [number, …]} and their descriptors; and at the end
+                                            {"filled": bytes, "seconds"}
     take    {"path", "wait"}              → {"queued": true}; with `wait`, {"done", "total"} now and
                                             then, and at the end {"taken": true}
     list    {}                            → store.Accounts, by the names of its fields
     drop    {"key"}                       → {"dropped": true}
 
-A region is filled as soon as it has come, while the engine makes the others. It comes with the
-number that it has in `regions`, each of which is [number in `gpus`, bytes]; once; and at most BATCH
-of them in a message. One for which there is no data, as it is all zeros, does not come.
+The holder makes the regions, and fills them while the engine gets them. A region comes with the
+number that it has in `regions`, each of which is [number in `gpus`, bytes, whether network cards
+are to reach it]; once; and at most BATCH of them in a message. An engine that hangs up wants none.
 
 Anything may be answered with {"error": {"class", "message", "hint"}} instead, also before all has
-been said; after that, nothing that was asked for is done any more, and nobody touches the regions.
+been said; after that, nothing that was asked for is done any more, and the holder has no region.
 """
 
 from __future__ import annotations

@@ -34,12 +34,16 @@ class Node:
                 self._thread = threading.Thread(target=self._look, daemon=True)
                 self._thread.start()
 
+    def settle(self) -> None:
+        """Wait until NVML has answered what `begin` has asked, or cannot."""
+        self.begin()
+        assert self._thread is not None
+        self._thread.join()
+
     def gpus(self) -> Sequence[Gpu]:
         """All of them, as they were a moment ago. Raises Unfit if NVML cannot tell."""
-        self.begin()
+        self.settle()
         with self._lock:
-            assert self._thread is not None
-            self._thread.join()
             if self._failure is not None or time.monotonic() - self._when > _FRESH:
                 self._look()
             if self._failure is not None:

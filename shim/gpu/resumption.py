@@ -34,10 +34,13 @@ class Resumption:
         self._opened = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def prepare(self) -> None:
-        """Load the driver and have it initialized in a thread, unless that has begun."""
+    def prepare(self, after: Callable[[], object] = lambda: None) -> None:
+        """Load the driver and have it initialized in a thread, unless that has begun.
+
+        It is initialized when `after` has returned.
+        """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._begin, daemon=True)
+            self._thread = threading.Thread(target=self._begin, args=(after,), daemon=True)
             self._thread.start()
 
     def check(self) -> None:
@@ -71,10 +74,11 @@ class Resumption:
         assert self._driver is not None
         return self._driver
 
-    def _begin(self) -> None:
+    def _begin(self, after: Callable[[], object]) -> None:
         try:
             self._driver = self._open()
             self._opened.set()
+            after()
             self._driver.init()
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             self._failure = error

@@ -2,8 +2,7 @@
 
 A snapshot of noise is read into a cache in huge pages (as root; otherwise wherever `--folder` is),
 whose memory is pinned; then regions are filled from it, by themselves and as an engine asks for it,
-over the socket: regions that are there, and such as are made meanwhile, as in a restore. No worker,
-no CRIU. Every figure is GiB/s.
+over the socket, when they are made as well. No worker, no CRIU. Every figure is GiB/s.
 
 Needs an NVIDIA driver and a GPU (`--uuid`, by default NVML's first), or a library that looks like
 one, which tells nothing about a GPU.
@@ -20,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 from shim.cache import place
@@ -29,7 +27,6 @@ from shim.cache.holder import Driver, Holder, listening
 from shim.cache.intake import Intake
 from shim.cache.pinned import put
 from shim.cache.reading import Reading
-from shim.cache.records import with_data
 from shim.cache.segments import SEGMENT, Segment
 from shim.cache.store import Store
 from shim.config import Config
@@ -82,16 +79,14 @@ def _run(folder: Path, args: argparse.Namespace, uuid: bytes) -> list[Case]:
         stack.callback(memory.close)
         wanted = [Wanted(uuid, size) for size in found.regions]
         address = stack.enter_context(_listening(folder, store, driver))
-        cached = Cached(address, intake.key, folder, with_data(found.extents))
+        cached = Cached(address, intake.key, folder)
         with closing(Making(memory, wanted, range(len(wanted)))) as making:
             making.wait()
             for _ in range(_TIMES):
                 measured("put", 1, lambda: _put(store, intake.key, making.regions))
-                measured("asked for", 1, lambda: _fill(cached, wanted, making))
-        for _, first in product(range(_TIMES), (True, False)):
-            kind = "made, then asked for" if first else "asked for as made"
-            with ExitStack() as made:
-                measured(kind, 1, partial(_make_and_fill, cached, memory, wanted, made, first))
+        for _ in range(_TIMES):
+            with ExitStack() as come:
+                measured("asked for", 1, partial(_fill, cached, wanted, come))
     kinds = dict.fromkeys((case.kind, case.threads) for case in cases)
     best = {kind: max(c.gib_s for c in cases if c.kind == kind[0]) for kind in kinds}
     return [Case(*kind, rate) for kind, rate in best.items()]
@@ -154,19 +149,13 @@ def _put(store: Store, key: str, regions: Sequence[Region]) -> None:
         put(regions, store.memory(record), record.extents)
 
 
-def _fill(cached: Cached, wanted: Sequence[Wanted], making: Making) -> None:
-    if not cached.fill(wanted, making.batches()):
+def _fill(cached: Cached, wanted: Sequence[Wanted], come: ExitStack) -> None:
+    """Regions that go with `come`."""
+    regions = cached.fill(wanted, lambda: None)
+    if regions is None:
         raise OSError("the cache did not fill the regions")
-
-
-def _make_and_fill(
-    cached: Cached, memory: Memory, wanted: Sequence[Wanted], made: ExitStack, first: bool
-) -> None:
-    """Regions that go with `made`; `first`: all are there before anything is asked for."""
-    making = made.enter_context(closing(Making(memory, wanted, range(len(wanted)))))
-    if first:
-        making.wait()
-    _fill(cached, wanted, making)
+    for region in regions:
+        come.callback(region.close)
 
 
 def _named(uuid: bytes) -> Gpu:

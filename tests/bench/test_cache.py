@@ -11,7 +11,7 @@ from bench import cache
 from fakes.cuda import VARIABLE, FakeCuda
 from fakes.nvml import H100
 
-KINDS = ["taken in", "pinned", "put", "asked for", "made, then asked for", "asked for as made"]
+KINDS = ["taken in", "pinned", "put", "asked for"]
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(120)]
 
 

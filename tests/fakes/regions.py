@@ -17,7 +17,7 @@ from fakes.settled import eventually, own_threads
 from shim.cache.client import Cached
 from shim.gpu.memory.copyin import CopyIn, Source
 from shim.gpu.memory.device import CHUNK, GRANULARITY, CopyOut, Memory, Region, laid_out
-from shim.gpu.memory.making import Wanted
+from shim.gpu.memory.making import Shared, Wanted
 from shim.gpu.nvml import uuid_bytes
 from shim.snapshot.layout import Run
 
@@ -26,7 +26,7 @@ PATIENCE = 60.0  # seconds
 UUIDS = [uuid_bytes(numbered(H100, index).uuid) for index in range(4)]
 
 
-def content(region: Region) -> bytes:
+def content(region: Shared) -> bytes:
     """All of it."""
     fd = region.descriptor()
     try:
@@ -156,10 +156,19 @@ def start(copy: CopyIn, regions: Sequence[Region]) -> None:
         copy.add(number, region)
 
 
-def fill(cached: Cached, regions: Sequence[Region]) -> bool:
-    """From the cache, into regions that are there already."""
-    wanted = [Wanted(region.uuid, region.size) for region in regions]
-    return cached.fill(wanted, [list(enumerate(regions))])
+def fill(cached: Cached, wanted: Sequence[Wanted]) -> list[bytes] | None:
+    """What comes from the cache, of each region; None if it cannot."""
+    made: list[None] = []
+    regions = cached.fill(wanted, lambda: made.append(None))
+    if regions is None:
+        return None
+    try:
+        assert made == [None], "it is told once that all are there"
+        assert [(one.uuid, one.size) for one in regions] == [one[:2] for one in wanted]
+        return [content(region) for region in regions]
+    finally:
+        for region in regions:
+            region.close()
 
 
 def copied_in(

@@ -7,6 +7,7 @@ and descriptors are made while they are being filled.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,32 @@ class Wanted(NamedTuple):
     uuid: bytes  # of its GPU, 16 bytes
     size: int  # bytes
     rdma: bool = False  # network cards are to reach it
+
+
+class Delivered:
+    """A region that another process has made, for us: a descriptor, and no context is needed."""
+
+    def __init__(self, uuid: bytes, size: int, fd: int) -> None:
+        self.uuid = uuid  # the GPU's
+        self.size = size  # bytes
+        self._fd = fd
+
+    def descriptor(self) -> int:
+        """A new one, the caller's to close: see Region."""
+        return os.dup(self._fd)
+
+    def opened(self, memory: Memory) -> Region:
+        """Here, to be worked with: the caller's to close. Raises GpuFailed."""
+        return memory.take(self.uuid, self.size, self._fd)
+
+    def close(self) -> None:
+        """Let go of it; again is fine."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+Shared = Region | Delivered  # what can be handed on
 
 
 class Making:

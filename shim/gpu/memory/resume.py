@@ -5,8 +5,9 @@ needs that is when the sandbox is made, for others when the container is. Readin
 earlier. A process that has not got all of its memory never gets to use it: its library holds its
 GPU work until all processes have theirs.
 
-Filling begins with the first region: they are made in the order in which their bytes come, and
-those that have none come last.
+Where the node's cache has it, its holder makes the memory and fills it: it has a context on the GPU
+already, and we need none. Otherwise filling begins with the first region: they are made in the
+order in which their bytes come, and those that have none come last.
 
 Any failure is raised where it is waited for; the restore is undone then. Nothing of what was made
 is kept.
@@ -26,12 +27,11 @@ from shim.cache.client import Cached, Lost
 from shim.errors import GpuFailed, RestoreFailed, ThawError
 from shim.gpu.memory.copyin import CopyIn, Source
 from shim.gpu.memory.cufile import RING, Direct, NotDirect, Storage
-from shim.gpu.memory.device import Memory, Region
+from shim.gpu.memory.device import Memory
+from shim.gpu.memory.handing import give, library_of
 from shim.gpu.memory.index import Stored
-from shim.gpu.memory.library import Library, NotTaken, Piece, close_all
-from shim.gpu.memory.making import MAKERS, Making, Wanted
-from shim.gpu.memory.wire import Memory as Record
-from shim.gpu.memory.wire import State
+from shim.gpu.memory.library import Library
+from shim.gpu.memory.making import MAKERS, Delivered, Making, Shared, Wanted
 from shim.gpu.nvml import uuid_bytes
 from shim.gpu.processes import all_of, each
 from shim.snapshot.cuda import CudaState, GpuRegion
@@ -42,7 +42,6 @@ from shim.timeline import Timeline
 GIB = 1 << 30
 _ROOM = 10.0  # seconds that memory may stay taken whose holder is dead
 _PAUSE = 0.05
-_HINT = "what the process was restored from is not what it was, or its library is another one"
 
 
 class Figures(NamedTuple):
@@ -59,8 +58,8 @@ class Figures(NamedTuple):
 class Refill:
     """The GPU memory of one snapshot, on its way onto GPUs. Nothing is begun by making one.
 
-    With `cached`, the node's cache fills it, if it can; else cuFile, if `storage` has it; else the
-    engine itself. Raises Damaged or Unfit if that is of no use.
+    With `cached`, it comes from the node's cache, if it can; else cuFile fills it, if `storage` has
+    it; else the engine itself. Raises Damaged or Unfit if that is of no use.
     """
 
     def __init__(
@@ -76,14 +75,15 @@ class Refill:
         self._state = state
         self._stored = stored.bytes
         self._cached = cached if stored.count else None
-        self._came_cached = False
+        self._delivered: list[Delivered] = []  # all, if they came from there
+        self._lost = False  # they were to come from one who may still have them
         self._direct: Direct | None = None
         self._came_direct = False
         self._refused = ""
         self._kept = ExitStack()
         self._gpus: dict[str, str] = {}
+        self._lock = threading.Lock()  # of the three that follow
         self._memory: Memory | None = None
-        self._lock = threading.Lock()  # of the two that follow
         self._making: Making | None = None
         self._closed = False
         self._order: list[int] = []  # of making the regions, by their numbers
@@ -144,21 +144,22 @@ class Refill:
             self._thread.join()
             if self._failure is not None:
                 raise self._failure
-        self._all().settle()
+        if self._making is not None:
+            self._making.settle()
         with self.timeline.span("give"), ExitStack() as stack:
             libraries = {}
             for inside, pid in pids.items():
-                libraries[inside] = stack.enter_context(_library(pid, inside))
+                libraries[inside] = stack.enter_context(library_of(pid, inside))
             self._do(libraries, self._give)
             self._do(libraries, lambda _, library: library.open())
-        if self._cached is not None and not self._came_cached:
+        if self._cached is not None and not self._delivered:
             self._cached.offer()
 
     def figures(self) -> Figures:
         """How much there was, and how long it took to make and fill it: until the last byte."""
         total = sum(region.size for region in self._state.regions)
         seconds = self.timeline.seconds("fill")
-        came = (self._came_cached, self._came_direct, self._refused)
+        came = (bool(self._delivered), self._came_direct, self._refused)
         return Figures(self._stored, total, seconds, *came)
 
     def close(self) -> None:
@@ -190,20 +191,36 @@ class Refill:
     def _run(self) -> None:
         copy = self._copy
         try:
-            with self.timeline.span("context"):
-                self._memory = self._open_memory()
-                for uuid in dict.fromkeys(self._gpus[region.gpu] for region in self._state.regions):
-                    self._memory.use(uuid_bytes(uuid))
-            with self.timeline.span("fill"):
-                self._make()
-                if copy is not None and not (self._from_cache() or self._by_cufile()):
-                    self._from_files(copy)
-                self._all().wait()
+            if not self._from_cache():
+                self._by_ourselves(copy)
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             self._failure = error
             self._give_up(copy)
         finally:
             self._made.set()
+
+    def _by_ourselves(self, copy: CopyIn | None) -> None:
+        with self.timeline.span("context"):
+            memory = self._opened()
+            for uuid in dict.fromkeys(self._gpus[region.gpu] for region in self._state.regions):
+                memory.use(uuid_bytes(uuid))
+        with self.timeline.span("fill"):
+            if self._lost:
+                self._make_again()
+            else:
+                self._make()
+            if copy is not None and not self._by_cufile():
+                self._from_files(copy)
+            self._all().wait()
+
+    def _opened(self) -> Memory:
+        """The driver's memory calls, of which a restore from the cache may need none."""
+        with self._lock:
+            if self._closed:
+                raise _not_wanted()
+            if self._memory is None:
+                self._memory = self._open_memory()
+            return self._memory
 
     def _from_files(self, copy: CopyIn) -> None:
         copy.start([region.size for region in self._state.regions])
@@ -213,14 +230,19 @@ class Refill:
         copy.wait()
 
     def _from_cache(self) -> bool:
-        """Whether all has come from there. Afterwards nobody else writes to the regions."""
+        """Whether all has come from there."""
         if self._cached is None:
             return False
+        began = time.monotonic()
         try:
-            self._came_cached = self._cached.fill(self._wanted(), self._all().batches())
+            found = self._cached.fill(self._wanted(), lambda: self._all_made(began))
         except Lost:
-            self._make_again()
-        return self._came_cached
+            self._lost = True
+            return False
+        if found is not None:
+            self._delivered = found
+            self.timeline.note("fill", began)
+        return found is not None
 
     def _by_cufile(self) -> bool:
         """Whether all has come so; if not, there is nothing of it in the regions."""
@@ -255,18 +277,17 @@ class Refill:
 
     def _make(self) -> None:
         """Begin to make all of them."""
-        began = time.monotonic()
-
-        def made() -> None:
-            self.timeline.note("make", began)
-            self._made.set()
-
+        began, memory = time.monotonic(), self._opened()
+        made = lambda: self._all_made(began)  # noqa: E731
         with self._lock:
             if self._closed:
-                raise RestoreFailed("GPU memory is not wanted any more")
-            assert self._memory is not None
+                raise _not_wanted()
             wanted = self._wanted()
-            self._making = Making(self._memory, wanted, self._order, makers=MAKERS, made=made)
+            self._making = Making(memory, wanted, self._order, makers=MAKERS, made=made)
+
+    def _all_made(self, began: float) -> None:
+        self.timeline.note("make", began)
+        self._made.set()
 
     def _all(self) -> Making:
         assert self._making is not None, "it has begun"
@@ -278,10 +299,16 @@ class Refill:
             for region in self._state.regions
         ]
 
+    def _regions(self) -> Sequence[Shared]:
+        """All, by number, once all are there."""
+        return self._delivered or self._all().regions
+
     def _let_go(self) -> None:
         """Of all regions, if nobody copies into them any more."""
         if self._making is not None:
             self._making.close()
+        for region in self._delivered:
+            region.close()
 
     def _give_up(self, copy: CopyIn | None) -> None:
         """What was made may be what others wait for, long before somebody asks for the failure."""
@@ -297,64 +324,17 @@ class Refill:
             raise all_of(failures)
 
     def _give(self, inside: int, library: Library) -> None:
-        listed, regions = self._of(inside)
-        library.hello()
-        if library.state is not State.EMPTIED:
-            raise GpuFailed(
-                f"process {library.pid} has no room for its GPU memory: its library is "
-                f"{library.state.name.lower()}",
-                hint=_HINT,
-            )
-        records = [Record(entry.id, entry.size, entry.device) for entry in listed]
-        try:
-            _hand_over(library, records, regions)
-        except NotTaken:
-            self._have_made(library, records, regions)
+        give(library, *self._of(inside), self._opened)
 
-    def _have_made(
-        self, library: Library, records: Sequence[Record], regions: Sequence[Region]
-    ) -> None:
-        """The other way round: it makes its memory, and we copy there what we have.
-
-        A process that the driver has restored on another GPU takes none that others have made
-        (580.159.04 answers INVALID_DEVICE). Room is needed for one more piece at a time.
-        """
-        assert self._memory is not None, "there are regions"
-        for record, region in zip(records, regions, strict=True):
-            made = library.make(record)
-            if made is not None:
-                try:
-                    with self._memory.take(region.uuid, region.size, made.fd) as theirs:
-                        region.copy_to(theirs)
-                finally:
-                    close_all([made])
-            region.close()
-
-    def _of(self, inside: int) -> tuple[list[GpuRegion], Sequence[Region]]:
+    def _of(self, inside: int) -> tuple[Sequence[GpuRegion], Sequence[Shared]]:
         """What a process had, and what it gets."""
         at = 0
         for process in self._state.processes:
             if process.pid == inside:
-                return process.regions, self._all().regions[at : at + len(process.regions)]
+                return process.regions, self._regions()[at : at + len(process.regions)]
             at += len(process.regions)
         return [], ()
 
 
-def _hand_over(library: Library, records: Sequence[Record], regions: Sequence[Region]) -> None:
-    pieces: list[Piece] = []
-    try:
-        for record, region in zip(records, regions, strict=True):
-            pieces.append(Piece(record, region.descriptor()))
-        library.give(pieces)
-    finally:
-        close_all(pieces)
-
-
-def _library(pid: int, inside: int) -> Library:
-    found = Library.of(pid)
-    if found is None:
-        raise RestoreFailed(
-            f"process {inside} of the container has GPU memory to get, and nobody to take it",
-            hint=_HINT,
-        )
-    return found
+def _not_wanted() -> RestoreFailed:
+    return RestoreFailed("GPU memory is not wanted any more")

@@ -33,7 +33,7 @@ def test_without_a_holder(config: Config, stores: snapshots.Store) -> None:
     cached = client.of(config, snapshot, found)
     assert cached is not None
     assert not cached.has()
-    assert not cached.fill([], [])
+    assert cached.fill([], lambda: None) is None
     cached.offer()
     with pytest.raises(Unavailable, match="no cache answers"):
         list(client.ask(config, {"verb": "list"}))

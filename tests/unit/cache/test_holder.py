@@ -16,10 +16,10 @@ import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu_snapshots import saved
 from fakes.nvml import H100, numbered
-from fakes.regions import UUIDS, content, fill, pattern
+from fakes.regions import UUIDS, fill, pattern
 from fakes.settled import eventually
 
-from shim.cache import client, holder, wire
+from shim.cache import client, copying, holder, wire
 from shim.cache.client import Cached, Lost
 from shim.cache.holder import Driver, Holder, listening
 from shim.cache.intake import Intake
@@ -27,7 +27,6 @@ from shim.cache.reading import Reading
 from shim.cache.store import Store
 from shim.config import Config
 from shim.errors import Cancelled, Damaged, InvalidArgument, NoSuchSnapshot, NotFound
-from shim.gpu.memory.device import Memory, Region
 from shim.gpu.memory.index import stored
 from shim.gpu.memory.making import Wanted
 from shim.snapshot import store as snapshots
@@ -47,8 +46,6 @@ class Running:
 
     config: Config
     store: Store
-    stack: ExitStack
-    memory: Memory
     stop: Callable[[], None]
 
     def of(self, snapshot: Snapshot) -> Cached:
@@ -58,12 +55,9 @@ class Running:
         assert made is not None
         return made
 
-    def regions(self, snapshot: Snapshot, gpus: Sequence[int] = (0, 0, 0)) -> list[Region]:
+    def regions(self, snapshot: Snapshot, gpus: Sequence[int] = (0, 0, 0)) -> list[Wanted]:
         sizes = [region.size for region in snapshot.config.gpu.regions]
-        return [
-            self.stack.enter_context(self.memory.create(UUIDS[gpu], size))
-            for gpu, size in zip(gpus, sizes, strict=False)
-        ]
+        return [Wanted(UUIDS[gpu], size) for gpu, size in zip(gpus, sizes, strict=False)]
 
     def warm(self, snapshot: Snapshot) -> None:
         said = list(self.ask("take", path=str(snapshot.path), wait=True))
@@ -96,9 +90,7 @@ def running(config: Config, tmp_path: Path, cuda: FakeCuda) -> Iterator[Running]
         stack.callback(serving.join)
         stop = partial(made.stop, listener)
         stack.callback(stop)
-        memory = Memory.open(cuda.library)
-        stack.callback(memory.close)
-        yield Running(config, store, stack, memory, stop)
+        yield Running(config, store, stop)
 
 
 @pytest.fixture
@@ -112,11 +104,10 @@ WANTED = [pattern(*mark) for mark in MARKS]
 def test_what_it_has_it_copies(running: Running, snapshot: Snapshot) -> None:
     cached, regions = running.of(snapshot), running.regions(snapshot)
     assert not cached.has()
-    assert not fill(cached, regions)
+    assert fill(cached, regions) is None
     running.warm(snapshot)
     assert cached.has()
-    assert fill(cached, regions)
-    assert [content(region) for region in regions] == WANTED
+    assert fill(cached, regions) == WANTED
     assert running.store.accounts().pinned == running.store.accounts().held > 0
 
 
@@ -124,35 +115,30 @@ def test_several_gpus(running: Running, snapshot: Snapshot) -> None:
     """Also others than those it came from."""
     running.warm(snapshot)
     regions = running.regions(snapshot, (2, 0, 1))
-    assert fill(running.of(snapshot), regions)
-    assert [content(region) for region in regions] == WANTED
+    assert fill(running.of(snapshot), regions) == WANTED
 
 
 def test_more_descriptors_than_a_message_takes(
     running: Running, snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "BATCH", 2)
-    monkeypatch.setattr(client, "BATCH", 2)
+    monkeypatch.setattr(copying, "BATCH", 1)
     running.warm(snapshot)
     regions = running.regions(snapshot)
-    assert fill(running.of(snapshot), regions)
-    assert [content(region) for region in regions] == WANTED
+    assert fill(running.of(snapshot), regions) == WANTED
 
 
 def test_many_at_the_same_time(running: Running, snapshot: Snapshot) -> None:
     running.warm(snapshot)
-    all_regions = [running.regions(snapshot) for _ in range(4)]
-    done: list[bool] = []
+    regions, done = running.regions(snapshot), list[object]()
     threads = [
-        threading.Thread(target=lambda r=regions: done.append(fill(running.of(snapshot), r)))
-        for regions in all_regions
+        threading.Thread(target=lambda: done.append(fill(running.of(snapshot), regions)))
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert done == [True] * 4
-    assert [[content(r) for r in regions] for regions in all_regions] == [WANTED] * 4
+    assert done == [WANTED] * 4
 
 
 def test_one_that_is_offered_comes_in(running: Running, snapshot: Snapshot) -> None:
@@ -166,19 +152,17 @@ def test_another_snapshot(running: Running, snapshot: Snapshot, stores: snapshot
     running.warm(snapshot)
     other = saved(stores, "other", [pattern(*mark) for mark in MARKS])
     assert not running.of(other).has()
-    assert not fill(running.of(other), running.regions(other))
+    assert fill(running.of(other), running.regions(other)) is None
 
 
 def test_regions_that_are_not_its_own(running: Running, snapshot: Snapshot) -> None:
     running.warm(snapshot)
     regions = running.regions(snapshot)
-    assert not fill(running.of(snapshot), regions[:2])
-    assert not fill(running.of(snapshot), [regions[1], regions[0], regions[2]])
+    assert fill(running.of(snapshot), regions[:2]) is None
+    assert fill(running.of(snapshot), [regions[1], regions[0], regions[2]]) is None
 
 
-@pytest.mark.parametrize(
-    "call", ["cuMemImportFromShareableHandle", "cuMemMap", "cuMemcpyHtoDAsync_v2"]
-)
+@pytest.mark.parametrize("call", ["cuMemCreate", "cuMemMap", "cuMemcpyHtoDAsync_v2"])
 def test_the_driver_refuses(
     running: Running, snapshot: Snapshot, cuda: FakeCuda, call: str
 ) -> None:
@@ -186,17 +170,15 @@ def test_the_driver_refuses(
     running.warm(snapshot)
     regions = running.regions(snapshot)
     cuda.answer(call, OPERATING_SYSTEM)
-    assert not fill(running.of(snapshot), regions)
-    assert fill(running.of(snapshot), regions)
-    assert [content(region) for region in regions] == WANTED
+    assert fill(running.of(snapshot), regions) is None
+    assert fill(running.of(snapshot), regions) == WANTED
 
 
 def test_memory_that_cannot_be_pinned(running: Running, snapshot: Snapshot, cuda: FakeCuda) -> None:
     cuda.answer("cuMemHostRegister_v2", OPERATING_SYSTEM, always=True)
     running.warm(snapshot)
     regions = running.regions(snapshot)
-    assert fill(running.of(snapshot), regions)
-    assert [content(region) for region in regions] == WANTED
+    assert fill(running.of(snapshot), regions) == WANTED
     assert running.store.accounts().pinned == 0
 
 
@@ -227,7 +209,7 @@ def test_what_it_says_it_has(running: Running, snapshot: Snapshot) -> None:
         ({"verb": "nothing"}, InvalidArgument),
         ({"verb": "has"}, InvalidArgument),
         ({"verb": "fill", "key": 1, "gpus": ["zz"], "regions": []}, InvalidArgument),
-        ({"verb": "fill", "key": 1, "gpus": [], "regions": [[0, 1]]}, InvalidArgument),
+        ({"verb": "fill", "key": 1, "gpus": [], "regions": [[0, 1, False]]}, InvalidArgument),
         ({"verb": "fill", "key": 1, "gpus": [], "regions": [5]}, InvalidArgument),
         ({"verb": "take", "path": "/etc", "wait": True}, NoSuchSnapshot),
         ({"verb": "drop", "key": None}, NotFound),
@@ -257,7 +239,7 @@ def test_an_engine_that_dies_over_it(running: Running, snapshot: Snapshot) -> No
     regions = running.regions(snapshot)
     with closing(socket.socket(socket.AF_UNIX)) as sock:
         sock.connect(wire.socket_path(running.config))
-        assert running.of(snapshot)._is_here(sock, [Wanted(r.uuid, r.size) for r in regions])
+        assert running.of(snapshot)._is_here(sock, regions)
         (account,) = running.store.accounts().snapshots
         assert account.busy
     eventually(lambda: not running.store.accounts().snapshots[0].busy)
@@ -282,7 +264,7 @@ def test_nobody_waits_any_more(running: Running, snapshot: Snapshot, cuda: FakeC
         cached.cancel()
         thread.join()
     assert ended == [Lost]
-    assert not fill(cached, regions), "it was cancelled for good"
+    assert fill(cached, regions) is None, "it was cancelled for good"
 
 
 def test_the_socket_is_roots(running: Running) -> None:

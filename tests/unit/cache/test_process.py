@@ -10,21 +10,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu_snapshots import saved
-from fakes.regions import UUIDS, content, fill, pattern
+from fakes.regions import UUIDS, fill, pattern
 from fakes.settled import eventually
 
 from shim.cache import client, holder
 from shim.cache.client import Cached, Lost
 from shim.config import Config
 from shim.errors import Unavailable
-from shim.gpu.memory.device import Memory, Region
 from shim.gpu.memory.index import stored
+from shim.gpu.memory.making import Wanted
 from shim.snapshot import store as snapshots
 from shim.snapshot.snapshot import Snapshot
 
@@ -82,17 +82,13 @@ def processes(config: Config, tmp_path: Path) -> Iterator[list[Process]]:
         process.end(signal.SIGKILL)
 
 
-@contextmanager
-def replica(config: Config, snapshot: Snapshot) -> Iterator[tuple[Cached, list[Region]]]:
-    """An engine's side of it: whom it asks, and the regions that are to be filled."""
+def replica(config: Config, snapshot: Snapshot) -> tuple[Cached, list[Wanted]]:
+    """An engine's side of it: whom it asks, and for what."""
     found = stored(snapshot)
     assert found is not None
     cached = client.of(config, snapshot, found)
     assert cached is not None
-    with ExitStack() as stack:
-        memory = Memory.open(config.text("gpu.library"))
-        stack.callback(memory.close)
-        yield cached, [stack.enter_context(memory.create(UUIDS[0], len(data))) for data in WANTED]
+    return cached, [Wanted(UUIDS[0], len(data)) for data in WANTED]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -104,9 +100,7 @@ def test_what_it_has_outlives_it(
     assert processes[0].end(number) == (0 if number == signal.SIGTERM else -number)
     (snapshot.path / "pages" / "gpu-1.img.0000").unlink()
     processes.append(Process(config, tmp_path / "cache"))
-    with replica(config, snapshot) as (cached, regions):
-        assert fill(cached, regions)
-        assert [content(region) for region in regions] == WANTED
+    assert fill(*replica(config, snapshot)) == WANTED
 
 
 def test_killed_while_it_copies(
@@ -116,11 +110,11 @@ def test_killed_while_it_copies(
     processes: list[Process],
     cuda: FakeCuda,
 ) -> None:
-    """Whoever waits is told, and shall not believe what is in those regions."""
+    """Whoever waits is told, and has none of those regions."""
     processes.append(Process(config, tmp_path / "cache"))
     processes[0].take(snapshot)
     pid = processes[0].pid
-    with replica(config, snapshot) as (cached, regions), cuda.held("cuEventSynchronize", pid):
+    with cuda.held("cuEventSynchronize", pid):
         cuda.trace()
 
         def kill() -> None:
@@ -130,7 +124,7 @@ def test_killed_while_it_copies(
         killing = threading.Thread(target=kill)
         killing.start()
         with pytest.raises(Lost):
-            fill(cached, regions)
+            fill(*replica(config, snapshot))
         killing.join()
 
 

@@ -38,7 +38,6 @@ def test_whose_data_it_is() -> None:
         struct.pack("<QQIIIHH", n << 20, n, 4096, n, task, 7, 0) for n, task in enumerate(TASKS)
     ]
     extents = b"".join(made)
-    assert records.with_data(extents) == {0, 2, 5}
     assert records.by_region(extents) == {
         task: b"".join(
             struct.pack("<QQIIIHH", n << 20, n, 4096, n, 0, 7, 0)
@@ -47,7 +46,7 @@ def test_whose_data_it_is() -> None:
         )
         for task in (0, 2, 5)
     }
-    assert (records.with_data(b""), records.by_region(b"")) == (frozenset(), {})
+    assert records.by_region(b"") == {}
 
 
 @given(st.integers(0, len(records.dump(RECORD)) - 1), st.integers(1, 255))

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu_snapshots import saved
 from fakes.nvml import H100, numbered
-from fakes.regions import content, pattern, put
+from fakes.regions import UUIDS, content, pattern, put
 from fakes.settled import eventually
 
 from shim.cache.client import Lost
 from shim.errors import GpuFailed
 from shim.gpu.memory import resume
-from shim.gpu.memory.device import Memory, Region
+from shim.gpu.memory.device import Memory
 from shim.gpu.memory.index import stored
-from shim.gpu.memory.making import Batch, Wanted
+from shim.gpu.memory.making import Delivered, Wanted
 from shim.gpu.memory.resume import Refill
 from shim.snapshot import store as snapshots
 from shim.snapshot.snapshot import Snapshot
@@ -36,7 +35,7 @@ OUT_OF_MEMORY = 2
 class Cache:
     """What stands in for the client: it does what a test says."""
 
-    def __init__(self, here: bool, fill: Callable[[Sequence[Region]], bool]) -> None:
+    def __init__(self, here: bool, fill: Callable[[], list[Delivered] | None]) -> None:
         self.here = here
         self.filled = fill
         self.said: list[str] = []
@@ -44,11 +43,12 @@ class Cache:
     def has(self) -> bool:
         return self.here
 
-    def fill(self, wanted: Sequence[Wanted], coming: Iterable[Batch]) -> bool:
+    def fill(self, wanted: Sequence[Wanted], made: Callable[[], None]) -> list[Delivered] | None:
         self.said.append("fill")
-        come = dict(chain.from_iterable(coming))
-        assert [(come[n].uuid, come[n].size) for n in sorted(come)] == [w[:2] for w in wanted]
-        return self.filled([come[number] for number in sorted(come)])
+        assert [(one.uuid, one.size) for one in wanted] == [(UUIDS[0], len(d)) for d in WANTED]
+        found = self.filled()
+        made()
+        return found
 
     def offer(self) -> None:
         self.said.append("offer")
@@ -69,37 +69,58 @@ def refill_of(snapshot: Snapshot, cuda: FakeCuda, cache: Any) -> Refill:
     return Refill(memory, found, snapshot.config.gpu, cache)
 
 
+def lose() -> None:
+    raise Lost
+
+
 def filled(refill: Refill) -> list[bytes]:
     """What there is in the end; nobody gets it."""
     refill.prefetch()
     refill.begin(HERE)
     refill.give({})
-    return [content(region) for region in refill._all().regions]
+    return [content(region) for region in refill._regions()]
 
 
-def from_there(regions: Sequence[Region]) -> bool:
-    for region, data in zip(regions, WANTED, strict=True):
-        put(region, data)
-    return True
+@pytest.fixture
+def there(cuda: FakeCuda) -> Iterator[Callable[[], list[Delivered]]]:
+    """What a holder does, in this process."""
+    with ExitStack() as stack:
+        memory = Memory.open(cuda.library)
+        stack.callback(memory.close)
+
+        def make() -> list[Delivered]:
+            made = []
+            for data in WANTED:
+                region = stack.enter_context(memory.create(UUIDS[0], len(data)))
+                put(region, data)
+                made.append(Delivered(region.uuid, region.size, region.descriptor()))
+            return made
+
+        yield make
 
 
-def test_from_the_cache(cuda: FakeCuda, snapshot: Snapshot) -> None:
-    """No file is read."""
-    cache = Cache(True, from_there)
-    refill = refill_of(snapshot, cuda, cache)
+def test_from_the_cache(
+    cuda: FakeCuda, snapshot: Snapshot, there: Callable[[], list[Delivered]]
+) -> None:
+    """No file is read, and the engine needs no driver."""
+    cache = Cache(True, there)
+    found = stored(snapshot)
+    assert found is not None
+    opened: list[object] = []
+    refill = Refill(lambda: opened.append(1), found, snapshot.config.gpu, cache)  # type: ignore[arg-type, return-value]
     cuda.trace()
     assert filled(refill) == WANTED
     assert refill.figures().cached
-    assert cuda.count("cuMemcpyHtoDAsync_v2") == 0
     assert refill._copy is not None
     assert refill._copy.progress().direct == refill._copy.progress().cached == 0
+    assert {span.name for span in refill.timeline.spans} == {"make", "fill", "filled", "give"}
     refill.close()
-    assert cache.said == ["fill", "cancel"]
+    assert (cache.said, opened) == (["fill", "cancel"], [])
 
 
 def test_by_the_engine_if_it_is_not_there(cuda: FakeCuda, snapshot: Snapshot) -> None:
     """The next one shall find it."""
-    cache = Cache(False, lambda _: False)
+    cache = Cache(False, lambda: None)
     refill = refill_of(snapshot, cuda, cache)
     assert filled(refill) == WANTED
     assert not refill.figures().cached
@@ -107,40 +128,20 @@ def test_by_the_engine_if_it_is_not_there(cuda: FakeCuda, snapshot: Snapshot) ->
     assert cache.said == ["fill", "offer", "cancel"]
 
 
-def test_by_the_engine_if_it_fails_half_way(cuda: FakeCuda, snapshot: Snapshot) -> None:
-    def half(regions: Sequence[Region]) -> bool:
-        put(regions[0], WANTED[0])
-        return False
-
-    refill = refill_of(snapshot, cuda, Cache(True, half))
-    assert filled(refill) == WANTED
-    refill.close()
-
-
-def test_other_memory_if_nobody_knows_who_writes_to_it(cuda: FakeCuda, snapshot: Snapshot) -> None:
-    late: list[int] = []
-
-    def lose(regions: Sequence[Region]) -> bool:
-        late.extend(region.descriptor() for region in regions)
-        raise Lost
-
+def test_by_the_engine_if_it_is_lost(cuda: FakeCuda, snapshot: Snapshot) -> None:
     refill = refill_of(snapshot, cuda, Cache(True, lose))
     assert filled(refill) == WANTED
-    for fd in late:
-        os.pwrite(fd, b"late" * 1000, 0)
-        os.close(fd)
-    assert [content(region) for region in refill._all().regions] == WANTED
     refill.close()
 
 
 def test_there_is_no_room_for_a_while(cuda: FakeCuda, snapshot: Snapshot) -> None:
     """The dead one's memory is his until the driver has seen that he is dead."""
 
-    def lose(regions: Sequence[Region]) -> bool:
+    def lose_all() -> None:
         cuda.answer("cuMemCreate", OUT_OF_MEMORY, OUT_OF_MEMORY)
         raise Lost
 
-    refill = refill_of(snapshot, cuda, Cache(True, lose))
+    refill = refill_of(snapshot, cuda, Cache(True, lose_all))
     assert filled(refill) == WANTED
     refill.close()
 
@@ -150,11 +151,11 @@ def test_there_is_no_room_for_good(
 ) -> None:
     monkeypatch.setattr(resume, "_ROOM", 0.0)
 
-    def lose(regions: Sequence[Region]) -> bool:
+    def lose_all() -> None:
         cuda.answer("cuMemCreate", OUT_OF_MEMORY, always=True)
         raise Lost
 
-    refill = refill_of(snapshot, cuda, Cache(True, lose))
+    refill = refill_of(snapshot, cuda, Cache(True, lose_all))
     with pytest.raises(GpuFailed, match="OUT_OF_MEMORY"):
         filled(refill)
     refill.close()
@@ -162,7 +163,7 @@ def test_there_is_no_room_for_good(
 
 def test_nothing_but_zeros(cuda: FakeCuda, stores: snapshots.Store) -> None:
     """For that nobody is asked."""
-    cache = Cache(True, lambda _: False)
+    cache = Cache(True, lambda: None)
     refill = refill_of(saved(stores, "zeros", [bytes(2 << 20)]), cuda, cache)
     assert filled(refill) == [bytes(2 << 20)]
     refill.close()
@@ -172,7 +173,7 @@ def test_nothing_but_zeros(cuda: FakeCuda, stores: snapshots.Store) -> None:
 def test_it_is_closed_while_it_is_filled(cuda: FakeCuda, snapshot: Snapshot) -> None:
     began, cancelled = threading.Event(), threading.Event()
 
-    def wait(regions: Sequence[Region]) -> bool:
+    def wait() -> None:
         began.set()
         assert cancelled.wait(60)
         raise Lost

@@ -39,6 +39,16 @@ def test_once() -> None:
     assert asked.times == 2
 
 
+def test_somebody_waits_for_whatever_it_answers() -> None:
+    asked = Asked(failures=1)
+    here = Node(asked)
+    here.settle()
+    here.settle()
+    assert asked.times == 1
+    assert here.gpus() == machine(H100)
+    assert asked.times == 2
+
+
 def test_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """A container may come long after its sandbox; and what was wrong may be mended."""
     asked = Asked(failures=3)

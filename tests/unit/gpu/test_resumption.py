@@ -50,6 +50,17 @@ def test_all_are_restored_then_all_unlocked(
     assert [span.name for span in resumption.timeline.spans] == ["init", "restore", "unlock"]
 
 
+def test_cuinit_may_come_after_something_else(cuda: FakeCuda, resumption: Resumption) -> None:
+    """Whoever asks whether the driver will do does not wait for that."""
+    asked = threading.Event()
+    resumption.prepare(after=asked.wait)
+    resumption.check()
+    assert [call.short for call in cuda.calls] == ["cuDriverGetVersion"]
+    asked.set()
+    resumption.resume([])
+    assert [call.short for call in cuda.calls] == ["cuDriverGetVersion", "cuInit"]
+
+
 def test_cuinit_waits_for_nobody(cuda: FakeCuda, workers: Workers, resumption: Resumption) -> None:
     """It is under way while CRIU works; only who needs it waits for it."""
     cuda.delay("cuInit", 0.5)

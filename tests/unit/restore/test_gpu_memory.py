@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from fakes.cuda import FakeCuda
@@ -20,6 +21,7 @@ from shim.config import Config
 from shim.errors import GpuFailed, Unfit
 from shim.gpu.memory import cufile, index
 from shim.gpu.memory.device import Memory
+from shim.gpu.memory.making import Delivered
 from shim.gpu.node import Node
 from shim.gpu.nvml import Gpu
 from shim.restore.gpu_memory import GpuMemory, certain
@@ -264,6 +266,45 @@ def test_a_process_that_takes_none_makes_it_itself(
     with Conversation(program.pid) as library:
         about = library.about()
     assert (about.movable, about.left, about.given) == (0, {"other": 10 << 20}, False)
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_what_came_from_the_cache(
+    snapshot: Snapshot, cuda: FakeCuda, program: Program, whole: str, takes: bool
+) -> None:
+    """Of that this process has descriptors only, until there is somebody who takes none."""
+    if not takes:
+        cuda.answer("cuMemImportFromShareableHandle", INVALID_DEVICE, pid=program.pid, always=True)
+    first, memory = (of(snapshot, cuda, FakeNode(H100)) for _ in range(2))
+    first.judge([(OLD, HERE)], 0.0)
+    first.ready(0.0)
+    refill = first._refill
+    assert refill is not None
+    refill._all().settle()
+    assert refill._thread is not None
+    refill._thread.join()
+
+    regions = refill._regions()
+
+    class Cache:
+        def has(self) -> bool:
+            return True
+
+        def fill(self, wanted: object, made: Callable[[], None]) -> list[Delivered]:
+            made()
+            return [Delivered(r.uuid, r.size, r.descriptor()) for r in regions]
+
+        def cancel(self) -> None:
+            pass
+
+    memory._cached = lambda *_: cast("Any", Cache())  # type: ignore[assignment]
+    bring_back(memory, program)
+    assert "from=cache" in memory.report()
+    opened = memory._refill is not None and memory._refill._memory is not None
+    assert opened is not takes
+    memory.close()
+    first.close()
+    assert program.ask("sum 1") == whole
 
 
 def test_no_room_for_a_piece_more(snapshot: Snapshot, cuda: FakeCuda, program: Program) -> None:

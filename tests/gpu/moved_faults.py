@@ -8,7 +8,8 @@ WHO-at-STAGE   the worker, or the engine that has its memory, is killed at that 
                filling    of a restore: before there is a process
                restoring  CRIU is at work
                returned   the driver is done, and it gets its memory
-holder-at-filling   the same of the process that has the node's cache
+holder-at-filling   the same of the process that has the node's cache, while that fills
+engine-at-filling-cached   of the engine, meanwhile
 flipped        one byte of a snapshot's GPU memory is another one
 truncated      a piece of it is cut off
 
@@ -139,23 +140,37 @@ def _killed_back(who: str, stage: str) -> Act:
     return act
 
 
-def _holder_killed(lane: GpuLane, device: str) -> str:
-    """The restore goes on without it, or is a cold boot; nothing half filled is used."""
-    subject, free = holder("plain", device), watching.gpu_memory()
-    before = snapshot(lane, subject)
-    _is_back(free)
-    with holding(lane, SIZE[device] + 1) as process:
-        lane.thaw("warm", NAME)
-        reached = watching.refilled("filling", watching.gpu_memory(), int(SIZE[device] * GIB))
-        with Killer(lambda: process.pid if reached(0) else 0) as killer:
-            pod = lane.run_pod_for(subject, f"{NAME}-holder", COLD)
-            container = lane.container_in(pod, subject)
-            container.start(STARTING)
-        expect(bool(killer.killed), "it was over before anybody could be killed")
-        if not lane.restored(container):
-            return booted_cold(lane, subject, pod, container, killer.killed)
-        _runs_on(container, subject, pod, before, "")
-    return "restored without it, all the same"
+def _killed_at_the_cache(who: str) -> Act:
+    """While the holder fills, it or the engine it does that for is killed.
+
+    The restore goes on without the holder, or is a cold boot; nothing half filled is used, nor
+    kept by the one who is left.
+    """
+
+    def act(lane: GpuLane, device: str) -> str:
+        subject, free = holder("plain", device), watching.gpu_memory()
+        before = snapshot(lane, subject)
+        _is_back(free)
+        with holding(lane, SIZE[device] + 1) as process:
+            lane.thaw("warm", NAME)
+            reached = watching.refilled("filling", watching.gpu_memory(), int(SIZE[device] * GIB))
+
+            def victim() -> int:
+                if not reached(0):
+                    return 0
+                return process.pid if who == "holder" else watching.engine(lane.places.folder)
+
+            with Killer(victim) as killer:
+                pod = lane.run_pod_for(subject, f"{NAME}-{who}", COLD)
+                container = lane.container_in(pod, subject)
+                container.start(STARTING)
+            expect(bool(killer.killed), "it was over before anybody could be killed")
+            if not lane.restored(container):
+                return booted_cold(lane, subject, pod, container, killer.killed)
+            _runs_on(container, subject, pod, before, "")
+        return "restored without it, all the same"
+
+    return act
 
 
 def _damaged(how: Callable[[Path], None]) -> Act:
@@ -203,7 +218,8 @@ ALL: dict[str, Act] = {
         for at in _BACK
         if (who, at) != ("worker", "filling")  # there is none yet
     },
-    "holder-at-filling": _holder_killed,
+    "holder-at-filling": _killed_at_the_cache("holder"),
+    "engine-at-filling-cached": _killed_at_the_cache("engine"),
     "flipped": _damaged(_flip),
     "truncated": _damaged(_cut),
 }

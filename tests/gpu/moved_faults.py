@@ -5,7 +5,7 @@ WHO-at-STAGE   the worker, or the engine that has its memory, is killed at that 
                emptied    its memory is the engine's, and the driver is at work
                dumped     and so is CRIU, while the memory is copied
                given      CRIU is done, and it gets its memory back
-               filling    of a restore: before there is a process
+               filling    of a restore: the memory comes onto the GPU
                restoring  CRIU is at work
                returned   the driver is done, and it gets its memory
 holder-at-filling   the same of the process that has the node's cache, while that fills
@@ -216,7 +216,7 @@ ALL: dict[str, Act] = {
         f"{who}-at-{at}": _killed_back(who, at)
         for who in ("engine", "worker")
         for at in _BACK
-        if (who, at) != ("worker", "filling")  # there is none yet
+        if (who, at) != ("worker", "filling")  # there may be none yet
     },
     "holder-at-filling": _killed_at_the_cache("holder"),
     "engine-at-filling-cached": _killed_at_the_cache("engine"),

@@ -189,7 +189,7 @@ def refilled(stage: str, free: int, size: int) -> Callable[[int], bool]:
 
     def reached(pid: int) -> bool:
         if stage == "filling":
-            return not pid and free - gpu_memory() > size // _SHARE
+            return not (pid and on_gpu(pid)) and free - gpu_memory() > size // _SHARE
         if stage == "restoring":
             return bool(pid) and traced(pid)
         return bool(pid) and not traced(pid) and moved(pid) == EMPTIED and on_gpu(pid)

@@ -96,8 +96,8 @@ def test_stages_of_a_dump(seen: dict[str, int], stage: str) -> None:
 BACK = [
     (0, {}, ""),
     (0, {"gpu_memory": 5}, "filling"),
-    (7, {"moved": EMPTIED, "traced": 1, "on_gpu": 0}, "restoring"),
-    (7, {"traced": 0}, ""),
+    (7, {"moved": EMPTIED, "traced": 1, "on_gpu": 0}, "filling restoring"),
+    (7, {"traced": 0}, "filling"),
     (7, {"on_gpu": 1}, "returned"),
     (7, {"moved": 0}, ""),
 ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-_LEFT, _WIDTH, _BAR, _GAP, _APART, _TOP, _KEY = 230, 620, 22, 5, 14, 34, 20
+_LEFT, _WIDTH, _BAR, _GAP, _APART, _TOP, _KEY = 250, 600, 22, 5, 14, 34, 20
 _FONT = 'font-family="sans-serif" font-size="12"'
 _COLOURS = {
     "pod": "#9aa5b1",

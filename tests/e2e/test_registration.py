@@ -111,7 +111,7 @@ def test_http(lane: Lane, site: Site) -> None:
     with lane.pod("called", annotations=notes) as pod:
         worker = member(pod, site, {}).start()
         assert outcome(lane, worker).message == "restored"
-        wait_until(lambda: site.recorder.requests, "a registration")
+        because(lane, worker, "registered")  # before that it would be taken back, and not told
         identity = identity_of(lane, worker)
         worker.stop()
         assert worker.wait() == 7

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,11 +169,8 @@ def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     """What the program says next; others may write lines of their own."""
     assert process.stdin is not None
     assert process.stdout is not None
-    try:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    except BrokenPipeError:
-        pass  # its status says more
+    with suppress(BrokenPipeError):  # its status says more
+        os.write(process.stdin.fileno(), b"\n")
     for line in process.stdout:
         if line.startswith("{"):
             told: dict[str, Any] = json.loads(line)

@@ -27,7 +27,6 @@ from shim.cache.wire import (
 )
 from shim.config import Config
 from shim.errors import ThawError, Unavailable
-from shim.gpu.memory.device import allow_descriptors
 from shim.gpu.memory.index import Stored
 from shim.gpu.memory.making import Delivered, Wanted
 from shim.snapshot.snapshot import Snapshot
@@ -153,7 +152,6 @@ def _delivered(
 ) -> list[Delivered] | None:
     """Take all regions, and wait. Raises Lost if it cannot be known what becomes of them."""
     began = time.monotonic()
-    allow_descriptors()
     sock.settimeout(_FILLING + sum(region.size for region in wanted) / _GIB)
     come: dict[int, Delivered] = {}
     try:

@@ -68,7 +68,7 @@ class Memory:
         if opened == -errno.ENOSYS:
             raise Unfit(f"{library} is too old: it lacks {reason}", hint=_TOO_OLD)
         check(opened, "cannot load", library)
-        allow_descriptors()
+        _allow_descriptors()
         return cls(device[0])
 
     def use(self, uuid: bytes) -> None:
@@ -264,8 +264,8 @@ def _natives(regions: Sequence[Region]) -> _CData:
     return ffi.new("struct thaw_region *[]", [region.handle() for region in regions])
 
 
-def allow_descriptors() -> None:
-    """Have as many as the system lets us: each piece of a worker's memory is one, of thousands.
+def _allow_descriptors() -> None:
+    """As many as the system lets us have: each piece of a worker's memory is one, of thousands.
 
     The soft limit is for programs that use select(2), and none of them is ours.
     """

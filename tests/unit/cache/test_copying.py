@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -309,23 +308,6 @@ def test_a_holder_that_is_not_to_be_understood(tmp_path: Path, said: tuple[Any, 
         holder.cached.fill(THREE, lambda: None)
     holder.end()
     assert len(open_fds()) <= len(fds)
-
-
-def test_more_descriptors_than_programs_have_at_first(tmp_path: Path) -> None:
-    """Of a worker with thousands of pieces."""
-    count = 100
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    holder = Holder(tmp_path, made(*range(count)), count, FILLED)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(open_fds()) + count // 2, before[1]))
-    try:
-        come = holder.cached.fill([THREE[0]] * count, lambda: None)
-        assert come is not None
-        assert len(come) == count
-        for region in come:
-            region.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        holder.end()
 
 
 def test_it_is_told_when_all_are_there(tmp_path: Path) -> None:

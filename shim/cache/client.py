@@ -155,32 +155,24 @@ def _delivered(
     sock.settimeout(_FILLING + sum(region.size for region in wanted) / _GIB)
     come: dict[int, Delivered] = {}
     try:
-        while (answer := _next(sock)).get("filled") is None:
+        while (answer := receive(sock) or {}).get("filled") is None:
             raise_error(answer)
             _take(sock, answer, wanted, come)
             if len(come) == len(wanted):
                 made()
         if len(come) < len(wanted):
-            raise Lost
+            raise ValueError("regions are missing")
     except BaseException as error:
         for region in come.values():
             region.close()
         if isinstance(error, ThawError):
             log.warning("the cache could not fill GPU memory", reason=str(error))
             return None
+        if isinstance(error, (OSError, ValueError)):  # also a JSON document that is none
+            raise Lost from error
         raise
     log.debug("filled from the cache", answer=json.dumps(answer), waited=time.monotonic() - began)
     return [come[number] for number in range(len(wanted))]
-
-
-def _next(sock: socket.socket) -> dict[str, Any]:
-    try:
-        answer = receive(sock)
-    except (OSError, ValueError) as error:  # also a JSON document that is none
-        raise Lost from error
-    if answer is None:
-        raise Lost
-    return answer
 
 
 def _take(
@@ -189,18 +181,14 @@ def _take(
     wanted: Sequence[Wanted],
     come: dict[int, Delivered],
 ) -> None:
-    """The regions of one message. Raises Lost if they are none of those that are to come."""
+    """The regions of one message. Raises ValueError if they are none of those to come; OSError."""
     numbers = answer.get("made")
     if not isinstance(numbers, list) or not 0 < len(numbers) <= BATCH:
-        raise Lost
+        raise ValueError("no regions come")
     left = [n for n in numbers if type(n) is int and 0 <= n < len(wanted) and n not in come]
     if len(set(left)) < len(numbers):
-        raise Lost
-    try:
-        files = receive_files(sock, len(numbers))
-    except (OSError, ValueError) as error:
-        raise Lost from error
-    for number, fd in zip(numbers, files, strict=True):
+        raise ValueError("a region comes that nobody waits for")
+    for number, fd in zip(numbers, receive_files(sock, len(numbers)), strict=True):
         come[number] = Delivered(wanted[number].uuid, wanted[number].size, fd)
 
 

@@ -82,7 +82,7 @@ class Refill:
         self._refused = ""
         self._kept = ExitStack()
         self._gpus: dict[str, str] = {}
-        self._lock = threading.Lock()  # of the three that follow
+        self._lock = threading.RLock()  # of the three that follow
         self._memory: Memory | None = None
         self._making: Making | None = None
         self._closed = False
@@ -217,7 +217,7 @@ class Refill:
         """The driver's memory calls, of which a restore from the cache may need none."""
         with self._lock:
             if self._closed:
-                raise _not_wanted()
+                raise RestoreFailed("GPU memory is not wanted any more")
             if self._memory is None:
                 self._memory = self._open_memory()
             return self._memory
@@ -277,12 +277,10 @@ class Refill:
 
     def _make(self) -> None:
         """Begin to make all of them."""
-        began, memory = time.monotonic(), self._opened()
+        began = time.monotonic()
         made = lambda: self._all_made(began)  # noqa: E731
         with self._lock:
-            if self._closed:
-                raise _not_wanted()
-            wanted = self._wanted()
+            memory, wanted = self._opened(), self._wanted()
             self._making = Making(memory, wanted, self._order, makers=MAKERS, made=made)
 
     def _all_made(self, began: float) -> None:
@@ -334,7 +332,3 @@ class Refill:
                 return process.regions, self._regions()[at : at + len(process.regions)]
             at += len(process.regions)
         return [], ()
-
-
-def _not_wanted() -> RestoreFailed:
-    return RestoreFailed("GPU memory is not wanted any more")

@@ -12,7 +12,6 @@ verified          a snapshot is restored once, beside its original, before it is
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from gpu import watching
 from gpu.asking import ask, wait_until_healthy
 from gpu.lane import STARTING, GpuLane
 from gpu.record import Record, say
-from gpu.subject import PORT, TESTS, Subject, Wrong, compare, pytorch
+from gpu.subject import PORT, Subject, Wrong, compare, pytorch
 
 NAME = "faulty"
 COLD = {"thaw.dev/snapshot": NAME, "thaw.dev/on-failure": "cold-start"}
@@ -209,8 +208,7 @@ def _occupant(lane: GpuLane) -> Iterator[int]:
     """Somebody who leaves half of what the worker needs free."""
     size = str(-SIZE["cuda"] / 2)
     words = ["-m", "gpu.device_memory", "plain", size, str(OTHERS_PORT)]
-    environment = {**os.environ, **lane.machine.environment, "PYTHONPATH": str(TESTS)}
-    process = subprocess.Popen([lane.machine.python, *words], env=environment, cwd="/")
+    process = subprocess.Popen([lane.machine.python, *words], env=lane.machine.beside({}), cwd="/")
     try:
         wait_until_healthy("127.0.0.1", OTHERS_PORT, 60)
         yield process.pid

@@ -186,14 +186,13 @@ def stock(lane: GpuLane, subject: Subject, restores: Restores, record: Record) -
 def _asked(machine: Machine, subject: Subject, restores: Restores, folder: str) -> dict[str, Any]:
     """What stock.py is told: the same worker, with what the shim would have given it."""
     given = {name: value for name, value, _ in ENVIRONMENT}
-    own = {**machine.environment, "PYTHONPATH": str(TESTS), **given, **subject.environment}
     fields = ("name", "same", "first", "whole", "port", "starting", "body")
     return {
         "folder": folder,
         "criu": str(fetch.criu()),
         "library": str(machine.library or ""),
         "command": [machine.python, *subject.words],
-        "environment": {**os.environ, **own},
+        "environment": machine.beside({**given, **subject.environment}),
         "subject": {name: getattr(subject, name) for name in fields},
         "conditions": restores.conditions,
     }

@@ -11,12 +11,13 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bed.pod import Mount
+from gpu.subject import TESTS
 
 LIBRARY = "libcuda.so.1"
 KIND = "thaw.local/gpu"
@@ -56,6 +57,10 @@ class Machine(NamedTuple):
             "PYTHONDONTWRITEBYTECODE": "1",
             **self.libraries,
         }
+
+    def beside(self, more: Mapping[str, str]) -> dict[str, str]:
+        """That of a program of these tests which runs beside the pods."""
+        return {**os.environ, **self.environment, "PYTHONPATH": str(TESTS), **more}
 
     @property
     def libraries(self) -> dict[str, str]:

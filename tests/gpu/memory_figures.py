@@ -162,8 +162,7 @@ def sanitized(found: Document) -> list[Row]:
     """What compute-sanitizer found while memory was away and back; see sanitizer.py."""
     rows: list[Row] = [("compute-sanitizer", "errors", "without the library", "GiB away and back")]
     for name, told in found.get("sanitizer", {}).items():
-        moved = f"{told['moved'] / (1 << 30):.1f}"
-        rows.append((name, str(told["errors"]), str(told["without"]), moved))
+        rows.append((name, str(told["errors"]), str(told["without"]), gib(told["moved"])))
     return rows
 
 

@@ -109,6 +109,24 @@ def _runs_on(
         raise Wrong(f"the worker was ended: {short(said)}")
 
 
+def _killed_over_it(
+    lane: GpuLane, subject: Subject, what: str, victim: Callable[[int], int]
+) -> tuple[Pod, Container, int]:
+    """A pod that is to be restored while somebody is killed: who, as a pid.
+
+    `victim` gets the worker's pid, 0 before there is one, and answers whom to kill once it is time.
+    """
+    names: list[str] = []  # of the container, once it has one
+
+    with Killer(lambda: victim(watching.init_of(names[0]) if names else 0)) as killer:
+        pod = lane.run_pod_for(subject, f"{NAME}-{what}", COLD)
+        container = lane.container_in(pod, subject)
+        names.append(container.id)
+        container.start(STARTING)
+    expect(bool(killer.killed), "it was over before anybody could be killed")
+    return pod, container, killer.killed
+
+
 def _killed_back(who: str, stage: str) -> Act:
     """Somebody is killed in a stage of the restore: a cold boot, with the reason in the log."""
 
@@ -117,20 +135,10 @@ def _killed_back(who: str, stage: str) -> Act:
         before = snapshot(lane, subject)
         _is_back(free)
         reached = watching.refilled(stage, free, int(SIZE[device] * GIB))
-        names: list[str] = []  # of the container, once it has one
-
-        def victim() -> int:
-            pid = watching.init_of(names[0]) if names else 0
-            return _victim(lane, who, pid) if reached(pid) else 0
-
-        with Killer(victim) as killer:
-            pod = lane.run_pod_for(subject, f"{NAME}-{stage}", COLD)
-            container = lane.container_in(pod, subject)
-            names.append(container.id)
-            container.start(STARTING)
-        expect(bool(killer.killed), "it was over before anybody could be killed")
+        victim = lambda pid: _victim(lane, who, pid) if reached(pid) else 0  # noqa: E731
+        pod, container, killed = _killed_over_it(lane, subject, stage, victim)
         if not lane.restored(container):
-            return booted_cold(lane, subject, pod, container, killer.killed)
+            return booted_cold(lane, subject, pod, container, killed)
         if who == "worker":
             expect(container.wait() == KILLED, "it did not end as killed")
             return f"it ran already, and ended with {KILLED}"
@@ -155,18 +163,14 @@ def _killed_at_the_cache(who: str) -> Act:
             lane.thaw("warm", NAME)
             reached = watching.refilled("filling", watching.gpu_memory(), int(SIZE[device] * GIB))
 
-            def victim() -> int:
+            def victim(_: int) -> int:
                 if not reached(0):
                     return 0
                 return process.pid if who == "holder" else watching.engine(lane.places.folder)
 
-            with Killer(victim) as killer:
-                pod = lane.run_pod_for(subject, f"{NAME}-{who}", COLD)
-                container = lane.container_in(pod, subject)
-                container.start(STARTING)
-            expect(bool(killer.killed), "it was over before anybody could be killed")
+            pod, container, killed = _killed_over_it(lane, subject, who, victim)
             if not lane.restored(container):
-                return booted_cold(lane, subject, pod, container, killer.killed)
+                return booted_cold(lane, subject, pod, container, killed)
             _runs_on(container, subject, pod, before, "")
         return "restored without it, all the same"
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from bed.lane import Installation
 from gpu.machine import Machine
-from gpu.subject import TESTS
 
 _SECONDS = 240
 _WHERE = "from shim.gpu.preload import installed; print(installed())"
@@ -28,8 +27,7 @@ def preloaded(installation: Installation) -> str:
 
 
 def _told(machine: Machine, device: str, more: Mapping[str, str]) -> dict[str, float]:
-    environment = {**os.environ, **machine.environment, "PYTHONPATH": str(TESTS), **more}
-    said = _output([machine.python, "-m", "gpu.overhead", device], environment)
+    said = _output([machine.python, "-m", "gpu.overhead", device], machine.beside(more))
     told: dict[str, float] = json.loads(said.splitlines()[-1])
     return told
 

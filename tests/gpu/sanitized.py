@@ -13,13 +13,13 @@ import sys
 
 from gpu.everything import Everything
 
-GIB = 1 / 16
+SIZE = 1 / 16  # GiB of numbers
 CACHE = 1 / 8  # GiB that nobody touches
 
 
 def main(device: str = "cuda") -> None:
     """Answer until there is nothing more to read."""
-    everything = Everything(GIB, CACHE, device)
+    everything = Everything(SIZE, CACHE, device)
     for _ in sys.stdin:
         print(json.dumps(everything.check()), flush=True)
 

@@ -87,8 +87,13 @@ def found_by(
                 f"{name}: {ours.errors} errors, {plain} without the library: {ours.first}"
             )
         seconds = round(time.monotonic() - began, 1)
-        numbers = {name: value for name, value in ours._asdict().items() if name != "first"}
-        told[name] = {**numbers, "without": plain, "seconds": seconds}
+        told[name] = {
+            "errors": ours.errors,
+            "without": plain,
+            "questions": ours.questions,
+            "moved": ours.moved,
+            "seconds": seconds,
+        }
     return told
 
 
@@ -125,14 +130,14 @@ class _Run:
     def _started(
         self, environment: Mapping[str, str], log: Path
     ) -> Iterator[subprocess.Popen[str]]:
-        own = {**os.environ, **self._machine.environment, "PYTHONPATH": str(TESTS), **environment}
+        options = ["--tool", self._tool, "--print-limit", str(_PRINTED), "--log-file", str(log)]
         words = [self._machine.python, "-m", "gpu.sanitized", self._device]
         process = subprocess.Popen(
-            [self._program, "--tool", self._tool, *self._options(log), *words],
+            [self._program, *options, *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=own,
+            env=self._machine.beside(environment),
             cwd="/",
         )
         with process:
@@ -145,9 +150,6 @@ class _Run:
                     raise RuntimeError(f"{self._tool}: exit {status}")
             finally:
                 process.kill()
-
-    def _options(self, log: Path) -> list[str]:
-        return ["--print-limit", str(_PRINTED), "--log-file", str(log)]
 
     def _away(self, installation: Installation, pid: int) -> int:
         command = [str(installation.bin / "python"), "-m", "gpu.away", str(pid)]

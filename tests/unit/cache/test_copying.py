@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,36 +61,47 @@ class Talk:
 
 
 @pytest.fixture
-def talk(cache: Store, save: Saved, cuda: FakeCuda) -> Iterator[Talk]:
-    """Whatever happens, nobody has anything of it in the end: no descriptor, memory or thread."""
+def holder(cuda: FakeCuda) -> Iterator[PinnedMemory]:
+    """The holder's memory calls."""
     cuda.reset()
+    memory = PinnedMemory.open(cuda.library)
+    yield memory
+    cuda.reset()
+    memory.close()
+
+
+@pytest.fixture
+def record(cache: Store, save: Saved) -> Iterator[Record]:
+    """What the cache has, in use."""
+    with cache.using(taken(cache, save("one", *MARKS))) as found:
+        assert found is not None
+        yield found
+
+
+@pytest.fixture
+def talk(cache: Store, record: Record, holder: PinnedMemory, cuda: FakeCuda) -> Iterator[Talk]:
+    """Whatever happens, nobody has anything of it in the end: no descriptor, memory or thread."""
     cuda.trace()
-    key = taken(cache, save("one", *MARKS))
-    holder = PinnedMemory.open(cuda.library)
     for uuid in UUIDS[:2]:
         holder.use(uuid)
-    with ExitStack() as stack:
-        stack.callback(holder.close)
-        record = stack.enter_context(cache.using(key))
-        assert record is not None
-        fds, threads = open_fds(), own_threads()
-        ours, theirs = socket.socketpair()
-        filled, ended = threading.Event(), list[BaseException | None]()
-        run = lambda: ended.append(of(theirs, holder, record, cache, filled))  # noqa: E731
-        thread = threading.Thread(target=run)
-        thread.start()
+    fds, threads = open_fds(), own_threads()
+    ours, theirs = socket.socketpair()
+    filled, ended = threading.Event(), list[BaseException | None]()
+    run = lambda: ended.append(of(theirs, holder, record, cache, filled))  # noqa: E731
+    thread = threading.Thread(target=run)
+    thread.start()
 
-        def wait() -> BaseException | None:
-            thread.join()
-            return ended[0]
-
-        made = Talk(ours, cuda, filled, wait)
-        yield made
-        ours.close()
+    def wait() -> BaseException | None:
         thread.join()
-        cuda.reset()
-        eventually(lambda: own_threads() <= threads)
-        assert (open_fds(), made.held) == (fds, 0)
+        return ended[0]
+
+    made = Talk(ours, cuda, filled, wait)
+    yield made
+    ours.close()
+    thread.join()
+    cuda.reset()
+    eventually(lambda: own_threads() <= threads)
+    assert (open_fds(), made.held) == (fds, 0)
 
 
 def of(
@@ -133,28 +144,22 @@ def test_a_copy_that_fails(talk: Talk) -> None:
 
 
 @pytest.mark.parametrize("call", ["cuMemCreate", "cuMemExportToShareableHandle"])
-def test_one_that_cannot_be_made(cache: Store, save: Saved, cuda: FakeCuda, call: str) -> None:
-    cuda.reset()
-    key = taken(cache, save("one", *MARKS))
-    memory = PinnedMemory.open(cuda.library)
+def test_one_that_cannot_be_made(
+    cache: Store, record: Record, holder: PinnedMemory, cuda: FakeCuda, call: str
+) -> None:
     ours, theirs = socket.socketpair()
-    with closing(ours), cache.using(key) as record:
-        assert record is not None
+    with closing(ours):
         cuda.answer(call, *[PASS] * 2, OUT_OF_MEMORY, always=True)
-        failure = of(theirs, memory, record, cache, threading.Event())
-        cuda.reset()
+        failure = of(theirs, holder, record, cache, threading.Event())
     assert isinstance(failure, GpuFailed)
     assert "OUT_OF_MEMORY" in str(failure)
     assert used(cuda) == used(cuda, 1) == 0
-    memory.close()
 
 
 def test_what_has_data_is_made_first(
-    cache: Store, save: Saved, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    cache: Store, record: Record, holder: PinnedMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And as it was: network cards reach what they have reached."""
-    cuda.reset()
-    key = taken(cache, save("one", *MARKS))
     made: list[tuple[int, bool]] = []
     create = PinnedMemory.create
 
@@ -165,15 +170,15 @@ def test_what_has_data_is_made_first(
     monkeypatch.setattr(PinnedMemory, "create", note)
     monkeypatch.setattr(copying, "Making", partial(Making, makers=1))
     wanted = [Wanted(UUIDS[0], len(data), data is DATA[2]) for data in DATA]
-    memory = PinnedMemory.open(cuda.library)
     ours, theirs = socket.socketpair()
-    with closing(ours), closing(theirs), cache.using(key) as record:
-        assert record is not None
-        with copying.copied(theirs, memory, wanted, record, cache.memory(record)):
-            pass
+    with (
+        closing(ours),
+        closing(theirs),
+        copying.copied(theirs, holder, wanted, record, cache.memory(record)),
+    ):
+        pass
     order = [1, 2, 3, 0]
     assert made == [(wanted[number].size, number == 2) for number in order]
-    memory.close()
 
 
 def test_an_engine_that_hangs_up_at_once(talk: Talk) -> None:
@@ -183,7 +188,11 @@ def test_an_engine_that_hangs_up_at_once(talk: Talk) -> None:
 
 
 def test_an_engine_that_hangs_up_amid_the_copies(
-    cache: Store, save: Saved, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    cache: Store,
+    save: Saved,
+    holder: PinnedMemory,
+    cuda: FakeCuda,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing more is copied than what is under way: others may want the memory."""
     under_way: list[copying._Copies] = []
@@ -194,16 +203,14 @@ def test_an_engine_that_hangs_up_amid_the_copies(
             under_way.append(self)
 
     monkeypatch.setattr(copying, "_Copies", Noted)
-    cuda.reset()
     key = taken(cache, save("one", *[("x" * 8, seed) for seed in range(1, 16)]))
-    memory = PinnedMemory.open(cuda.library)
     wanted = [Wanted(UUIDS[0], 2 * MIB)] * 15
     ours, theirs = socket.socketpair()
     ended: list[BaseException] = []
 
     def run(record: Record) -> None:
         try:
-            with copying.copied(theirs, memory, wanted, record, cache.memory(record)):
+            with copying.copied(theirs, holder, wanted, record, cache.memory(record)):
                 pass
         except OSError as error:
             ended.append(error)
@@ -222,7 +229,6 @@ def test_an_engine_that_hangs_up_amid_the_copies(
         assert cuda.count("cuEventSynchronize") == copying._THREADS
     assert [type(error) for error in ended] in ([ConnectionResetError], [BrokenPipeError])
     assert used(cuda) == 0
-    memory.close()
 
 
 # ---- the engine's side ---------------------------------------------------------------------------

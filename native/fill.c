@@ -57,6 +57,7 @@ static int open_sources(struct thaw_fill *fill, const struct thaw_source *source
         struct blob *blob = &fill->blobs[fill->blob_count];
 
         blob->file = sources[fill->blob_count].file;
+        blob->size = sources[fill->blob_count].size;
         blob->direct = -1;
         err = fill->options.source == PAGE_CACHE ? 0 : blob_open_direct(blob);
     }
@@ -103,7 +104,10 @@ int thaw_fill_open(const struct thaw_source *sources, size_t source_count,
     return err;
 }
 
-/* With the lock held: the new threads wait for it. No signal of this process is for them. */
+/*
+ * With the lock held: the new threads wait for it. No signal of this process is for them, but for
+ * what they may bring upon themselves (mapped.c): the kernel ends who has that blocked.
+ */
 static void start_workers(struct thaw_fill *fill, int kind, uint32_t count, void *(*run)(void *),
                           const struct place *places, size_t place_count) {
     struct worker *workers = calloc(count, sizeof(*workers));
@@ -113,6 +117,7 @@ static void start_workers(struct thaw_fill *fill, int kind, uint32_t count, void
     if (workers == NULL)
         return;
     sigfillset(&all);
+    sigdelset(&all, SIGBUS);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (uint32_t number = 0; number < count; number++) {
         workers[number].fill = fill;
@@ -195,9 +200,13 @@ static void drop_pids(struct thaw_fill *fill) {
     fill->task_count = 0;
 }
 
-/* A GPU takes what it is given while the thread goes on; and CRIU works at the same time. */
+/*
+ * A GPU takes what it is given while the thread goes on; and CRIU works at the same time. On an H100
+ * with 16 processors, 15.3 GiB, three restores each from huge pages of a tmpfs, in GiB/s: 27.6 to
+ * 29.9 with 6 threads, 29.7 to 34.7 with 8, 32.6 to 35.4 with 10; CRIU's part was the same.
+ */
 static uint32_t chosen(const struct thaw_fill *fill, uint32_t processors) {
-    return fill->targets == NULL ? processors : (processors + 1) / 2;
+    return fill->targets == NULL ? processors : (5 * processors + 7) / 8;
 }
 
 static int start_fillers(struct thaw_fill *fill, const int *nodes, size_t node_count) {

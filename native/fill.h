@@ -33,7 +33,10 @@ enum { STAGE_READ = 1, STAGE_SHORT, STAGE_CHECKSUM, STAGE_TASK, STAGE_OWN, STAGE
 /* blob.c: a source's file, open as it came and once more for direct I/O. */
 struct blob {
     int file;
-    int direct; /* -1: it cannot be opened for it, or is not wanted */
+    int direct;            /* -1: it cannot be opened for it, or is not wanted */
+    uint64_t size;         /* bytes that are expected */
+    unsigned char *mapped; /* mapped.c: these; or NULL */
+    _Atomic uint64_t copied, faults; /* bytes from there, and what these cost */
 };
 
 int blob_open_direct(struct blob *blob);
@@ -50,6 +53,19 @@ int blob_read(const struct blob *blob, bool direct, void *data, uint64_t offset,
 
 /* How many bytes of these are in the page cache. */
 size_t blob_cached(const struct blob *blob, uint64_t offset, size_t length);
+
+/* mapped.c: maps the file; if that cannot be, it is no failure. */
+void blob_map(struct blob *blob);
+void blob_unmap(struct blob *blob);
+
+/* Whether what is in the page cache is better copied from there than read. */
+bool blob_is_near(struct blob *blob);
+
+/*
+ * Copies, and goes on with *checksum, by what was copied. False, and *checksum is as it was, if there
+ * is no such data any longer: reading will say why.
+ */
+bool blob_copy(struct blob *blob, uint64_t offset, void *data, size_t length, uint32_t *checksum);
 
 /* batch.c: neighbouring extents that are read together. */
 struct batch {

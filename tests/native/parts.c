@@ -1,6 +1,6 @@
 /*
- * The filler's parts, as thaw.h does not show them: checksums by tables, how extents are cut into
- * batches, where threads are placed. Argument: an empty folder.
+ * The filler's parts, as thaw.h does not show them: checksums by tables and of copies, how extents
+ * are cut into batches, where threads are placed, files that are mapped. Argument: an empty folder.
  */
 #define _GNU_SOURCE
 
@@ -8,8 +8,13 @@
 #include "checksum.h"
 #include "fill.h"
 
+#include <fcntl.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static void check_checksums(void) {
     static unsigned char data[100000];
@@ -28,6 +33,28 @@ static void check_checksums(void) {
             CHECK(crc32c_join(thaw_crc32c(0, data + start, size - CRC32C_SLICE),
                               thaw_crc32c(0, data + start + size - CRC32C_SLICE, CRC32C_SLICE)) ==
                   thaw_crc32c(0, data + start, size));
+    }
+}
+
+static void check_copies(void) {
+    static unsigned char data[100000], copy[sizeof(data) + 64];
+    unsigned long seed = 3;
+
+    for (size_t at = 0; at < sizeof(data); at++)
+        data[at] = (unsigned char)next_number(&seed);
+    for (int turn = 0; turn < 2000; turn++) {
+        bool words = turn % 4 != 0;
+        size_t start = next_number(&seed) % 64, to = next_number(&seed) % 64;
+        size_t size = next_number(&seed) % (turn % 2 == 0 ? 900 : sizeof(data) - 64);
+        uint32_t crc = (uint32_t)next_number(&seed);
+
+        to -= words ? to % 8 : 0;
+        size -= words ? size % 8 : 0;
+        memset(copy, 0x5a, sizeof(copy));
+        CHECK(crc32c_copy(crc, copy + to, data + start, size) ==
+              crc32c_by_tables(crc, data + start, size));
+        CHECK(memcmp(copy + to, data + start, size) == 0);
+        CHECK((to == 0 || copy[to - 1] == 0x5a) && copy[to + size] == 0x5a);
     }
 }
 
@@ -129,11 +156,81 @@ static void check_places(const char *root) {
     CHECK(places_find("/nowhere", nodes, 8, &own, places) == 0);
 }
 
+static struct blob map_file(const char *folder, const unsigned char *data, size_t size) {
+    struct blob blob = {.direct = -1, .size = size};
+    char path[4200];
+
+    snprintf(path, sizeof(path), "%s/mapped", folder);
+    blob.file = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    CHECK(blob.file >= 0 && write(blob.file, data, size) == (ssize_t)size);
+    blob_map(&blob);
+    CHECK(blob_is_near(&blob));
+    return blob;
+}
+
+/* What nobody else was about to copy ends a process, as it does without us. */
+static void check_foreign_bus_errors(const struct blob *shrunk) {
+    int status;
+    pid_t child = fork();
+
+    CHECK(child >= 0);
+    if (child == 0) {
+        CHECK(freopen("/dev/null", "w", stderr) != NULL); /* a sanitizer has much to say */
+        _exit(*(volatile unsigned char *)shrunk->mapped * 0);
+    }
+    CHECK(waitpid(child, &status, 0) == child && status != 0);
+}
+
+/* A file that shrinks is not copied, as often as it is asked for; where it is whole, it still is. */
+static void check_mapped(const char *folder) {
+    static unsigned char data[2 * BLOCK], copy[sizeof(data)];
+    struct blob blob, none = {.direct = -1, .file = -1, .size = PAGE};
+    unsigned long seed = 4;
+    uint32_t sum = 7;
+
+    for (size_t at = 0; at < sizeof(data); at++)
+        data[at] = (unsigned char)next_number(&seed);
+    blob = map_file(folder, data, sizeof(data));
+    CHECK(blob_copy(&blob, PAGE, copy, sizeof(data) - PAGE, &sum));
+    CHECK(sum == thaw_crc32c(7, data + PAGE, sizeof(data) - PAGE));
+    CHECK(memcmp(copy, data + PAGE, sizeof(data) - PAGE) == 0);
+    CHECK(blob.copied == sizeof(data) - PAGE);
+    CHECK(ftruncate(blob.file, BLOCK) == 0);
+    for (size_t turn = 0; turn < 3; turn++) {
+        CHECK(!blob_copy(&blob, BLOCK - PAGE, copy, 2 * PAGE, &sum));
+        CHECK(sum == thaw_crc32c(7, data + PAGE, sizeof(data) - PAGE));
+        CHECK(blob_copy(&blob, turn * PAGE, copy, BLOCK - 3 * PAGE, &(uint32_t){0}));
+        CHECK(memcmp(copy, data + turn * PAGE, BLOCK - 3 * PAGE) == 0);
+    }
+    CHECK(ftruncate(blob.file, 0) == 0);
+    check_foreign_bus_errors(&blob);
+    blob_unmap(&blob);
+    CHECK(!blob_is_near(&blob));
+    blob_unmap(&blob);
+    close(blob.file);
+    blob_map(&none);
+    CHECK(!blob_is_near(&none));
+}
+
+/* Where the page cache has small pages, a file is soon read instead. */
+static void check_small_pages(void) {
+    struct blob blob = {.direct = -1, .mapped = (unsigned char *)"any", .size = 3};
+
+    blob.copied = 8 * BUFFER;
+    blob.faults = 64 + 8 * 32;
+    CHECK(blob_is_near(&blob));
+    blob.faults++;
+    CHECK(!blob_is_near(&blob));
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 2);
     check_checksums();
     check_batches();
+    check_copies();
     check_places(argv[1]);
+    check_mapped(argv[1]);
+    check_small_pages();
     puts("fine");
     return 0;
 }

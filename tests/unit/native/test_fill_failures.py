@@ -37,7 +37,7 @@ from fakes.settled import PATIENCE, eventually, own_threads
 SIZE = 18 * MIB + 3 * PAGE
 READ_ONLY = 1
 NOWHERE = (1 << 64) - 1
-ALL_SIGNALS = 0xFFFFFFFE7FFBFEFF  # but SIGKILL, SIGSTOP and the two of the C library
+ALL_SIGNALS = 0xFFFFFFFE7FFBFEBF  # but SIGBUS, SIGKILL, SIGSTOP and the two of the C library
 
 pytestmark = pytest.mark.parametrize("budget", [0, 4 * MIB, 64 * MIB])
 

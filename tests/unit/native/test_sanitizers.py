@@ -16,7 +16,7 @@ PROGRAMS = TOP / "tests" / "native"
 WARNINGS = "-Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wundef -Werror"
 # What native/fill.h is about.
 PARTS = ["fill", "batch", "blob", "filler", "placement", "pool", "queue", "reader", "task"]
-GPUS = ["cuda", "device", "lane", "pinned", "delivery"]
+GPUS = ["cuda", "device", "lane", "mapped", "pinned", "delivery"]
 KINDS = {
     "plain": ["-O2"],
     "address": ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],

@@ -26,7 +26,7 @@
 
 static pthread_once_t prepared = PTHREAD_ONCE_INIT;
 static struct sigaction before; /* what SIGBUS did until we came */
-static _Thread_local sigjmp_buf *way_out; /* NULL: this thread copies nothing */
+static _Thread_local sigjmp_buf *volatile way_out; /* NULL: this thread copies nothing */
 
 /* Comes only for what a thread itself has touched. What is not ours goes on as if we were not. */
 static void bus_error(int number, siginfo_t *info, void *context) {

@@ -62,8 +62,8 @@ void blob_unmap(struct blob *blob);
 bool blob_is_near(struct blob *blob);
 
 /*
- * Copies, and goes on with *checksum, by what was copied. False, and *checksum is as it was, if there
- * is no such data any longer: reading will say why.
+ * Copies, and goes on with *checksum, by what was copied. False, and *checksum is as it was, if
+ * there is no such data any longer: reading will say why.
  */
 bool blob_copy(struct blob *blob, uint64_t offset, void *data, size_t length, uint32_t *checksum);
 
@@ -181,7 +181,7 @@ struct thaw_fill {
     uint32_t fresh;            /* number of the first batch that nobody has looked at */
     uint32_t unread;           /* batches neither read nor found to be warm yet */
     uint32_t left;             /* batches that are not done */
-    bool prefetching, started;
+    bool prefetching, hurried, started;
     uint32_t readers, fillers; /* threads that still run */
     struct worker *workers[2]; /* readers, fillers */
     uint32_t worker_count[2];
@@ -241,6 +241,11 @@ bool filler_read(struct thaw_fill *fill, const struct batch *batch, uint64_t ext
 int delivery_open(struct thaw_fill *fill, const uint64_t *sizes, size_t count);
 int delivery_add(struct thaw_fill *fill, size_t number, struct thaw_region *region);
 void delivery_close(struct thaw_fill *fill);
+
+/* workers.c: starts readers and fillers, with the lock held; waits for their end without it. */
+void fill_start_readers(struct thaw_fill *fill);
+int fill_start_fillers(struct thaw_fill *fill, const int *nodes, size_t node_count);
+void fill_join(struct thaw_fill *fill);
 
 /* The threads: of struct worker. */
 void *reader_main(void *worker);

@@ -2,12 +2,12 @@
  * Files that are copied from where the page cache has them: no system call in between, and one pass
  * over the data instead of a copy and then a checksum.
  *
- * What speaks against mappings elsewhere (filler.c) is answered here. A file that shrinks meanwhile,
- * or cannot be read, raises SIGBUS: it ends the copy, not us. A file that changes meanwhile does no
- * harm: the checksum is of what was copied. And where the cache has small pages, faults cost more
- * than system calls: they are counted, and such a file is read. Per 4 MiB, on Linux 6.18: huge pages
- * of a tmpfs 2 faults in 18 µs, ext4 after large writes the same, after reading ahead 11 in 106 µs,
- * a tmpfs of small pages 64 in 570 µs.
+ * What speaks against mappings elsewhere (filler.c) is answered here. A file that shrinks
+ * meanwhile, or cannot be read, raises SIGBUS: it ends the copy, not us. A file that changes
+ * meanwhile does no harm: the checksum is of what was copied. And where the cache has small pages,
+ * faults cost more than system calls: they are counted, and such a file is read. Per 4 MiB, on
+ * Linux 6.18: huge pages of a tmpfs 2 faults in 18 us, ext4 after large writes the same, after
+ * reading ahead 11 in 106 us, a tmpfs of small pages 64 in 570 us.
  */
 #define _GNU_SOURCE
 

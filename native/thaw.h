@@ -226,9 +226,13 @@ int thaw_fill_open(const struct thaw_source *sources, size_t source_count,
 
 /*
  * Starts reading ahead as far as the budget goes: what is not in the page cache first and then,
- * until thaw_fill_start and if `source` is not 1, what is. All of that is verified at once.
+ * until thaw_fill_start or thaw_fill_hurry and if `source` is not 1, what is. All of that is
+ * verified at once.
  */
 int thaw_fill_prefetch(struct thaw_fill *fill);
+
+/* From now on what is in the page cache stays there: others need the processors. */
+void thaw_fill_hurry(struct thaw_fill *fill);
 
 /*
  * Starts writing into the tasks; task N of the extents is the process pids[N], which is held on to

@@ -63,6 +63,11 @@ class Memory:
         if self.filling is not None:
             self.filling.prefetch()
 
+    def hurry(self) -> None:
+        """Read nothing any longer that is cached; what is not is read on."""
+        if self.filling is not None:
+            self.filling.hurry()
+
     def fill(self, init: int) -> None:
         """Write what CRIU has left out into the processes of `init`'s tree, and verify it."""
         if self.filling is not None:
@@ -162,7 +167,12 @@ class ReadAhead:
         return Memory(filling_of(index, config, shared_by, staging))
 
     def called(self) -> None:
-        """A container has come: from here on the kernel spares us as it spares the shim."""
+        """A container has come: from here on the kernel spares us as it spares the shim.
+
+        What time there was is over, so nothing is read any longer that is cached.
+        """
+        if self._filling is not None:
+            self._filling.hurry()
         if self._oom_score:
             _write_oom_score(self._oom_score)
 

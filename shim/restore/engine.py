@@ -70,6 +70,7 @@ def restore(
             plan, memory = prepare(work, ahead, device, timeline)
         try:
             named = Stores.of(work.config).at(path) if work.details["name"] else None
+            memory.hurry()
             memory.read_ahead()
             if plan.network:
                 adoption.start(work.config)

@@ -104,6 +104,10 @@ class Filling:
         if result < 0:  # what was read ahead before may have been wrong
             raise self._failure(result)
 
+    def hurry(self) -> None:
+        """Leave what is in the page cache where it is: the processors are CRIU's from now on."""
+        lib.thaw_fill_hurry(self._fill)
+
     def fill(self, init: int, seconds: float | None = None) -> Progress:
         """Write everything into the processes of `init`'s tree (a pid of ours) and verify it.
 

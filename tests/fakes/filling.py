@@ -151,6 +151,9 @@ class Fill:
     def prefetch(self) -> None:
         _check(lib.thaw_fill_prefetch(self._fill))
 
+    def hurry(self) -> None:
+        lib.thaw_fill_hurry(self._fill)
+
     def start(self, pids: Sequence[int] | None = None, nodes: Sequence[int] = ()) -> None:
         """No pids: only verify."""
         given = ffi.NULL if pids is None else ffi.new("int[]", list(pids))

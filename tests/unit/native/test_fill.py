@@ -25,6 +25,7 @@ from fakes.filling import (
     noise,
     scattered,
 )
+from fakes.settled import eventually, own_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -231,6 +232,46 @@ def test_what_is_cached_is_copied_before_the_start(blob: Blob) -> None:
         fill.wait()
         assert target.read() == blob.data
         assert (fill.progress().direct, fill.progress().peak) == (0, SIZE)
+
+
+def test_what_is_cached_stays_there_once_there_is_a_container(blob: Blob) -> None:
+    with Target(SIZE) as target, Fill([blob], in_a_row(SIZE), [target.address]) as fill:
+        fill.hurry()
+        fill.prefetch()
+        fill.start([target.pid])
+        fill.wait()
+        assert target.read() == blob.data
+        assert (fill.progress().cached, fill.progress().peak) == (SIZE, 0)
+
+
+def test_what_is_being_read_ahead_is_still_used(blob: Blob) -> None:
+    with Target(SIZE) as target, Fill([blob], in_a_row(SIZE), [target.address], readers=1) as fill:
+        fill.prefetch()
+        while fill.progress().cached == 0:
+            pass
+        fill.hurry()
+        fill.start([target.pid])
+        fill.wait()
+        assert target.read() == blob.data
+        assert fill.progress().cached == SIZE
+        assert 0 < fill.progress().peak <= SIZE
+
+
+def niceness(threads: set[str]) -> set[int]:
+    """proc_pid_stat(5): the 19th field."""
+    texts = [Path(f"/proc/self/task/{thread}/stat").read_text() for thread in threads]
+    return {int(text.rpartition(")")[2].split()[16]) for text in texts}
+
+
+@pytest.mark.parametrize("source", [CHOSEN, DIRECT])
+def test_nobody_waits_for_what_is_cached(blob: Blob, source: int) -> None:
+    others = own_threads()
+    with Fill([blob], in_a_row(SIZE), budget=4 * MIB, readers=1, source=source) as fill:
+        fill.prefetch()
+        eventually(lambda: fill.progress().buffered == 4 * MIB)
+        assert niceness(own_threads() - others) == {os.nice(0) if source == DIRECT else 19}
+        fill.start()
+        eventually(lambda: not own_threads() - others)
 
 
 def test_what_is_cached_may_stay_there(blob: Blob) -> None:

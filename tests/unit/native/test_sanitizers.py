@@ -15,7 +15,18 @@ NATIVE = TOP / "native"
 PROGRAMS = TOP / "tests" / "native"
 WARNINGS = "-Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wundef -Werror"
 # What native/fill.h is about.
-PARTS = ["fill", "batch", "blob", "filler", "placement", "pool", "queue", "reader", "task"]
+PARTS = [
+    "fill",
+    "batch",
+    "blob",
+    "filler",
+    "placement",
+    "pool",
+    "queue",
+    "reader",
+    "task",
+    "workers",
+]
 GPUS = ["cuda", "device", "lane", "mapped", "pinned", "delivery"]
 KINDS = {
     "plain": ["-O2"],

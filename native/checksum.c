@@ -152,7 +152,7 @@ by_instruction(uint32_t state, const unsigned char *data, size_t size) {
 }
 
 #define LINE ((size_t)64) /* bytes that go to memory at once; all of one are written in a row */
-#define SOON (8 * LINE)   /* fetched so far ahead: three streams from three pages are too many */
+#define SOON (8 * LINE)   /* what is to be read is fetched so far ahead */
 
 /* One word; from here on the source is not looked at again. */
 __attribute__((always_inline)) static inline uint64_t pass(unsigned char *to,

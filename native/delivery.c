@@ -4,8 +4,8 @@
  * All data lies in pinned memory before it is copied: in the buffer that a reader has filled, or,
  * for what is in the page cache, in one of the thread's own, where it comes verified (mapped.c). A
  * copy goes on while the thread reads and verifies the next batch; a batch is done, and its buffer
- * free, when its copies have ended.
- * Buffers are pinned when they are first used: reading ahead needs no GPU.
+ * free, when its copies have ended. Buffers are pinned when they are first used: reading ahead needs
+ * no GPU.
  *
  * Regions may come while others are filled. A thread whose data is for one that is not there yet
  * has it read and verified, and waits: whoever makes regions does so in the order of the extents,

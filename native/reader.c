@@ -146,27 +146,30 @@ static bool work_on(struct thaw_fill *fill, struct batch *batch, bool early) {
 /*
  * What is cached is copied because there is time, so with what time others leave: on two processors
  * a restore right after its sandbox was planned in 0.22 s beside it, and is in 0.05. What a disk
- * brings is waited for. (In Linux that is of a thread: setpriority(2), BUGS.)
+ * brings is waited for, and so is the lock. (In Linux a priority is a thread's: setpriority(2),
+ * BUGS.)
  */
-static void be_nice(int *now, int wanted) {
-    if (*now != wanted)
-        setpriority(PRIO_PROCESS, 0, wanted);
-    *now = wanted;
+static bool work_gently_on(struct thaw_fill *fill, struct batch *batch, bool early) {
+    int usual = getpriority(PRIO_PROCESS, 0);
+    bool ready;
+
+    setpriority(PRIO_PROCESS, 0, LAST_TO_RUN);
+    ready = work_on(fill, batch, early);
+    setpriority(PRIO_PROCESS, 0, usual);
+    return ready;
 }
 
 void *reader_main(void *arg) {
     struct worker *worker = arg;
     struct thaw_fill *fill = worker->fill;
     struct batch *batch;
-    int usual = getpriority(PRIO_PROCESS, 0), now = usual;
 
     pthread_mutex_lock(&fill->lock);
     while ((batch = take(fill)) != NULL) {
         bool early = !fill->started, known = batch->warm, ready;
 
         pthread_mutex_unlock(&fill->lock);
-        be_nice(&now, early && known ? LAST_TO_RUN : usual);
-        ready = work_on(fill, batch, early);
+        ready = (early && known ? work_gently_on : work_on)(fill, batch, early);
         pthread_mutex_lock(&fill->lock);
         if (fill->stop)
             break;

@@ -56,6 +56,7 @@ def restore(
     filled: list[float] = []
     with Filling(index, threads=threads, budget=budget, source=source, staging=staging) as filling:
         reading = time.monotonic()
+        filling.hurry()  # the container is there
         filling.prefetch()
 
         def fill(init: int) -> None:

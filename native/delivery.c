@@ -159,18 +159,19 @@ static bool have(struct thaw_fill *fill, const struct batch *batch, uint64_t num
     const struct thaw_extent *extent = &fill->extents[number];
     uint32_t checksum = 0;
 
+    if (batch->verified)
+        return !atomic_load_explicit(&fill->stop, memory_order_relaxed);
     for (size_t at = 0; at < extent->length; at += BLOCK) {
         size_t length = extent->length - at < BLOCK ? extent->length - at : BLOCK;
 
         if (atomic_load_explicit(&fill->stop, memory_order_relaxed))
             return false;
-        if (batch->buffer != NONE && !batch->verified)
+        if (batch->buffer != NONE)
             checksum = thaw_crc32c(checksum, data + at, length);
-        if (batch->buffer == NONE &&
-            !fetch(fill, batch, number, at, data + at, length, &checksum))
+        else if (!fetch(fill, batch, number, at, data + at, length, &checksum))
             return false;
     }
-    if (!batch->verified && checksum != extent->checksum) {
+    if (checksum != extent->checksum) {
         fill_fail(fill, EBADMSG, STAGE_CHECKSUM, number);
         return false;
     }

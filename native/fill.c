@@ -81,6 +81,7 @@ int thaw_fill_open(const struct thaw_source *sources, size_t source_count,
         return -ENOMEM;
     init_locks(fill);
     fill->options = *options;
+    fill->hurried = options->source == PAGE_CACHE;
     fill->extents = extents;
     fill->count = count;
     fill->warm.head = fill->cold.head = fill->ready.head = NONE;
@@ -103,10 +104,15 @@ int thaw_fill_prefetch(struct thaw_fill *fill) {
     return err;
 }
 
+/* With the lock held. */
+static void hurry(struct thaw_fill *fill) {
+    fill->hurried = true;
+    pthread_cond_broadcast(&fill->room); /* what is warm is no longer for the readers */
+}
+
 void thaw_fill_hurry(struct thaw_fill *fill) {
     pthread_mutex_lock(&fill->lock);
-    fill->hurried = true;
-    pthread_cond_broadcast(&fill->room);
+    hurry(fill);
     pthread_mutex_unlock(&fill->lock);
 }
 
@@ -138,7 +144,7 @@ static int start(struct thaw_fill *fill, const int *nodes, size_t node_count, in
     fill_start_readers(fill);
     err = fill_start_fillers(fill, nodes, node_count);
     fill->started = err == 0;
-    pthread_cond_broadcast(&fill->room); /* what is warm is no longer for the readers */
+    hurry(fill);
     if (err < 0) {
         drop_pids(fill); /* no filler has seen them */
         fill_fail_locked(fill, -err, STAGE_OWN, NOWHERE);

@@ -181,7 +181,8 @@ struct thaw_fill {
     uint32_t fresh;            /* number of the first batch that nobody has looked at */
     uint32_t unread;           /* batches neither read nor found to be warm yet */
     uint32_t left;             /* batches that are not done */
-    bool prefetching, hurried, started;
+    bool prefetching, started;
+    bool hurried;              /* what is warm is left to the fillers */
     uint32_t readers, fillers; /* threads that still run */
     struct worker *workers[2]; /* readers, fillers */
     uint32_t worker_count[2];

@@ -14,10 +14,8 @@
 #include "checksum.h"
 #include "fill.h"
 
-#include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 
@@ -48,11 +46,9 @@ static void prepare(void) {
 }
 
 void blob_map(struct blob *blob) {
-    void *memory = MAP_FAILED;
+    void *memory = mmap(NULL, blob->size, PROT_READ, MAP_SHARED, blob->file, 0);
 
     pthread_once(&prepared, prepare);
-    if (blob->size > 0)
-        memory = mmap(NULL, blob->size, PROT_READ, MAP_SHARED | MAP_NORESERVE, blob->file, 0);
     blob->mapped = memory != MAP_FAILED ? memory : NULL;
 }
 

@@ -104,10 +104,9 @@ static bool verify(struct thaw_fill *fill, struct batch *batch) {
     return true;
 }
 
-/* With the lock held. Once the fillers run, or others need the processors, what is warm stays. */
+/* With the lock held. */
 static bool may_come(const struct thaw_fill *fill) {
-    return fill->unread > 0 || (!fill->started && !fill->hurried && fill->warm.head != NONE &&
-                                fill->options.source != PAGE_CACHE);
+    return fill->unread > 0 || (!fill->hurried && fill->warm.head != NONE);
 }
 
 /*

@@ -16,12 +16,16 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+static void make_noise(unsigned char *data, size_t size, unsigned long *seed) {
+    for (size_t at = 0; at < size; at++)
+        data[at] = (unsigned char)next_number(seed);
+}
+
 static void check_checksums(void) {
     static unsigned char data[100000];
     unsigned long seed = 1;
 
-    for (size_t at = 0; at < sizeof(data); at++)
-        data[at] = (unsigned char)next_number(&seed);
+    make_noise(data, sizeof(data), &seed);
     CHECK(crc32c_by_tables(0, "123456789", 9) == 0xe3069283);
     for (int turn = 0; turn < 2000; turn++) {
         size_t start = next_number(&seed) % 64;
@@ -40,8 +44,7 @@ static void check_copies(void) {
     static unsigned char data[100000], copy[sizeof(data) + 64];
     unsigned long seed = 3;
 
-    for (size_t at = 0; at < sizeof(data); at++)
-        data[at] = (unsigned char)next_number(&seed);
+    make_noise(data, sizeof(data), &seed);
     for (int turn = 0; turn < 2000; turn++) {
         bool words = turn % 4 != 0;
         size_t start = next_number(&seed) % 64, to = next_number(&seed) % 64;
@@ -188,8 +191,7 @@ static void check_mapped(const char *folder) {
     unsigned long seed = 4;
     uint32_t sum = 7;
 
-    for (size_t at = 0; at < sizeof(data); at++)
-        data[at] = (unsigned char)next_number(&seed);
+    make_noise(data, sizeof(data), &seed);
     blob = map_file(folder, data, sizeof(data));
     CHECK(blob_copy(&blob, PAGE, copy, sizeof(data) - PAGE, &sum));
     CHECK(sum == thaw_crc32c(7, data + PAGE, sizeof(data) - PAGE));

@@ -54,7 +54,7 @@ struct stretch {
     uint64_t extent; /* the first one */
 };
 
-int delivery_open(struct thaw_fill *fill, const uint64_t *sizes, size_t count) {
+int delivery_open(struct thaw_fill *fill, const uint64_t *sizes, size_t count, uint32_t gpus) {
     if (count == 0 || count >= NONE)
         return count == 0 && fill->count == 0 ? 0 : -EINVAL;
     for (size_t number = 0; number < fill->count; number++) {
@@ -71,6 +71,7 @@ int delivery_open(struct thaw_fill *fill, const uint64_t *sizes, size_t count) {
         return -ENOMEM;
     }
     fill->target_count = count;
+    fill->gpus = gpus > 0 ? gpus : 1;
     for (size_t number = 0; number < count; number++)
         fill->targets[number].size = sizes[number];
     for (size_t number = 0; number < fill->blob_count; number++)

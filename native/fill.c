@@ -175,13 +175,14 @@ int thaw_fill_start(struct thaw_fill *fill, const int *pids, size_t pid_count, c
     return err;
 }
 
-int thaw_fill_start_device(struct thaw_fill *fill, const uint64_t *sizes, size_t count) {
+int thaw_fill_start_device(struct thaw_fill *fill, const uint64_t *sizes, size_t count,
+                           uint32_t gpus) {
     int err;
 
     pthread_mutex_lock(&fill->lock);
     err = may_start(fill);
     if (err == 0)
-        err = start(fill, NULL, 0, delivery_open(fill, sizes, count));
+        err = start(fill, NULL, 0, delivery_open(fill, sizes, count, gpus));
     pthread_mutex_unlock(&fill->lock);
     return err;
 }

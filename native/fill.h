@@ -167,6 +167,7 @@ struct thaw_fill {
     size_t target_count;
     struct thaw_device *device; /* of the regions; NULL: there are none so far */
     uint32_t gpu;               /* one of theirs */
+    uint32_t gpus;              /* how many they have */
     bool *pinned;               /* buffers of the pool; of each, its holder knows */
     struct counters counters;
     atomic_bool stop; /* set under the lock, seen by all without it */
@@ -236,10 +237,10 @@ bool filler_read(struct thaw_fill *fill, const struct batch *batch, uint64_t ext
                  unsigned char *data, size_t length);
 
 /*
- * delivery.c: makes room for regions of these sizes, takes note of one, or drops them all and what
- * is pinned for them. The first two with the lock held.
+ * delivery.c: makes room for regions of these sizes on so many GPUs, takes note of one, or drops them
+ * all and what is pinned for them. The first two with the lock held.
  */
-int delivery_open(struct thaw_fill *fill, const uint64_t *sizes, size_t count);
+int delivery_open(struct thaw_fill *fill, const uint64_t *sizes, size_t count, uint32_t gpus);
 int delivery_add(struct thaw_fill *fill, size_t number, struct thaw_region *region);
 void delivery_close(struct thaw_fill *fill);
 

@@ -198,7 +198,7 @@ struct thaw_fill_options {
     uint64_t budget;   /* bytes of read-ahead buffers at most; less than 4 MiB: none */
     uint32_t readers;  /* threads that read ahead, past the page cache; 0: chosen */
     uint32_t fillers;  /* threads that verify and write; 0: one per processor that we may use, */
-                       /* and for GPUs one for every two */
+                       /* and for GPUs five for every eight, but not more than 24 for each GPU */
     uint32_t source;   /* 0 chosen per piece by what is cached, 1 page cache, 2 direct I/O */
 };
 
@@ -244,15 +244,16 @@ int thaw_fill_start(struct thaw_fill *fill, const int *pids, size_t pid_count, c
                     size_t node_count);
 
 /*
- * Starts copying into regions instead, on GPUs of one thaw_device; task N of the extents is region
- * N, which has sizes[N] bytes, and addresses are places in it. Nothing goes there before it is
- * verified. What no extent covers stays as it is. All buffers that are used become pinned memory,
- * and up to 12 MiB more for each thread. -EINVAL if an extent leaves its region.
+ * Starts copying into regions instead, on so many GPUs of one thaw_device; task N of the extents is
+ * region N, which has sizes[N] bytes, and addresses are places in it. Nothing goes there before it
+ * is verified. What no extent covers stays as it is. All buffers that are used become pinned
+ * memory, and up to 12 MiB more for each thread. -EINVAL if an extent leaves its region.
  *
  * Regions may be made while others are filled: each is there from its thaw_fill_region on, and what
  * is for it waits until then, before all that comes after it. Without extents it need not come.
  */
-int thaw_fill_start_device(struct thaw_fill *fill, const uint64_t *sizes, size_t count);
+int thaw_fill_start_device(struct thaw_fill *fill, const uint64_t *sizes, size_t count,
+                           uint32_t gpus);
 
 /*
  * Here is region `number`. It is needed until the end (thaw_fill_wait), its device until

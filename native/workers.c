@@ -83,12 +83,23 @@ void fill_start_readers(struct thaw_fill *fill) {
 }
 
 /*
+ * For a GPU at most: its bus carries 51 GiB/s, and a thread of the machine below 3.5. More would
+ * only have more memory pinned, which the driver does for one thread after the other.
+ */
+enum { MOST_FOR_A_GPU = 24 };
+
+/*
  * A GPU takes what it is given while the thread goes on; and CRIU works at the same time. On an
  * H100 with 16 processors, 15.3 GiB, three restores each from huge pages of a tmpfs, in GiB/s: 27.6
  * to 29.9 with 6 threads, 29.7 to 34.7 with 8, 32.6 to 35.4 with 10; CRIU's part was the same.
  */
 static uint32_t chosen(const struct thaw_fill *fill, uint32_t processors) {
-    return fill->targets == NULL ? processors : (5 * processors + 7) / 8;
+    uint64_t most = (uint64_t)MOST_FOR_A_GPU * fill->gpus;
+    uint64_t share = (5ULL * processors + 7) / 8;
+
+    if (fill->targets == NULL)
+        return processors;
+    return (uint32_t)(share < most ? share : most);
 }
 
 int fill_start_fillers(struct thaw_fill *fill, const int *nodes, size_t node_count) {

@@ -180,7 +180,7 @@ static void copy_in(struct runner *runner, const int *files, const uint64_t *siz
     }
     for (size_t number = 0; number < REGIONS; number++)
         to[number] = SIZE;
-    result = thaw_fill_start_device(fill, to, REGIONS);
+    result = thaw_fill_start_device(fill, to, REGIONS, 1);
     CHECK(result == 0 || (how == END_DAMAGE && result == -EBADMSG));
     give(runner, fill, how != END_CLOSE && how != END_CANCEL);
     if (how != END_CLOSE) {

@@ -9,12 +9,14 @@
  *   nodirect  no file can be opened for direct I/O
  *   misfit    direct I/O asks for another alignment
  *   old       there is no cachestat
+ *   processors N   we may run on so many
  */
 #define _GNU_SOURCE
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -82,6 +84,15 @@ int open(const char *path, int flags, ...) {
     if (is("nodirect") && (flags & O_DIRECT) != 0)
         return fail(EINVAL);
     return (int)real(SYS_openat, AT_FDCWD, (long)path, flags, mode, 0, 0);
+}
+
+int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *set) {
+    if (!is("processors"))
+        return real(SYS_sched_getaffinity, pid, (long)size, (long)set, 0, 0, 0) < 0 ? -1 : 0;
+    CPU_ZERO_S(size, set);
+    for (int number = 0; number < atoi(getenv("FAULT") + strlen("processors")); number++)
+        CPU_SET_S(number, size, set);
+    return 0;
 }
 
 long syscall(long number, ...) {

@@ -88,14 +88,14 @@ class CopyIn:
         if begun < 0:
             raise self._failure(begun)
 
-    def start(self, sizes: Sequence[int]) -> None:
-        """Begin to copy into regions of these sizes, in bytes, as they are added.
+    def start(self, sizes: Sequence[int], gpus: int = 1) -> None:
+        """Begin to copy into regions of these sizes, in bytes, on so many GPUs, as they are added.
 
         The task of an extent is the number of a region. Raises as `wait` does, and ValueError if an
         extent lies outside of its region.
         """
-        native = self._native()
-        started = lib.thaw_fill_start_device(native, ffi.new("uint64_t[]", sizes), len(sizes))
+        native, lengths = self._native(), ffi.new("uint64_t[]", sizes)
+        started = lib.thaw_fill_start_device(native, lengths, len(sizes), gpus)
         if started == -errno.EINVAL and not self._told().error:
             raise ValueError("an extent lies outside of its region")
         if started < 0:

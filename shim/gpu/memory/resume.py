@@ -202,7 +202,7 @@ class Refill:
     def _by_ourselves(self, copy: CopyIn | None) -> None:
         with self.timeline.span("context"):
             memory = self._opened()
-            for uuid in dict.fromkeys(self._gpus[region.gpu] for region in self._state.regions):
+            for uuid in self._used():
                 memory.use(uuid_bytes(uuid))
         with self.timeline.span("fill"):
             if self._lost:
@@ -212,6 +212,10 @@ class Refill:
             if copy is not None and not self._by_cufile():
                 self._from_files(copy)
             self._all().wait()
+
+    def _used(self) -> list[str]:
+        """The UUIDs of the GPUs that regions are on."""
+        return list(dict.fromkeys(self._gpus[region.gpu] for region in self._state.regions))
 
     def _opened(self) -> Memory:
         """The driver's memory calls, of which a restore from the cache may need none."""
@@ -223,7 +227,7 @@ class Refill:
             return self._memory
 
     def _from_files(self, copy: CopyIn) -> None:
-        copy.start([region.size for region in self._state.regions])
+        copy.start([region.size for region in self._state.regions], len(self._used()))
         for batch in self._all().batches():
             for number, region in batch:
                 copy.add(number, region)

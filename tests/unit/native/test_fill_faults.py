@@ -75,6 +75,44 @@ def test_threads_that_find_out_together_that_there_is_no_direct_io(
     )
 
 
+THREADS = """
+import os, struct, sys
+from shim._native import lib
+from shim.gpu.memory.copyin import CopyIn, Source
+piece, count = 4 << 20, 64
+crc = lib.thaw_crc32c(0, bytes(piece), piece)
+extents = b"".join(
+    struct.pack("<QQIIIHH", number * piece, number * piece, piece, crc, 0, 0, 0)
+    for number in range(count)
+)
+source = Source("zeros", os.open(sys.argv[1], os.O_RDONLY), count * piece)
+before = set(os.listdir("/proc/self/task"))
+with CopyIn(extents, [source], budget=0) as copy:
+    copy.start([count * piece], int(sys.argv[2]))  # they wait for the region
+    print(len(set(os.listdir("/proc/self/task")) - before))
+"""
+
+
+@pytest.mark.parametrize(
+    ("processors", "gpus", "threads"),
+    [(2, 1, 2), (16, 1, 10), (192, 1, 24), (96, 2, 48), (40, 8, 25)],
+)
+def test_how_many_fill_gpus(
+    library: Path, tmp_path: Path, processors: int, gpus: int, threads: int
+) -> None:
+    with open(tmp_path / "zeros", "wb") as file:
+        file.truncate(256 * MIB)
+    environment = {**os.environ, "LD_PRELOAD": str(library), "FAULT": f"processors {processors}"}
+    told = subprocess.run(
+        [sys.executable, "-c", THREADS, str(tmp_path / "zeros"), str(gpus)],
+        env={**environment, "PYTHONPATH": str(TESTS.parent)},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert int(told.stdout) == threads
+
+
 def fill(library: Path, folder: Path, fault: str, source: int, budget: int, warm: bool) -> str:
     """What a fill in another process says."""
     environment = {

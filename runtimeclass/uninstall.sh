@@ -73,15 +73,16 @@ shims() {
 
 # The holder of the cache, and what it holds.
 remove_holder() {
-    local unit=/etc/systemd/system/thaw-cache.service
+    local unit=/etc/systemd/system/thaw-cache.service config python
     [[ $prefix == /opt/thaw && -e $unit ]] || return 0
     do_it systemctl disable -q --now thaw-cache
     do_it rm "$unit"
     do_it systemctl daemon-reload
-    if mountpoint -q /run/thaw/cache; then
-        do_it umount /run/thaw/cache
-    fi
-    [[ ! -d /run/thaw/cache ]] || do_it rmdir --ignore-fail-on-non-empty /run/thaw/cache
+    config=$(choice config)
+    [[ -e $config ]] || config=
+    python=$(find "$prefix"/environment-*/bin/python | head -n 1)
+    do_it "$python" -I -m shim.cache.holder --remove ${config:+--config "$config"} ||
+        say "the cache's memory was not given back (umount the folder \`cache\` of Thaw's state)"
 }
 
 remove_from_containerd() {

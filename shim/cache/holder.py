@@ -276,11 +276,15 @@ def main() -> int:
     """The program; its exit status."""
     parser = argparse.ArgumentParser(description="Holds the node's cache of GPU memory.")
     parser.add_argument("--config", default="", metavar="FILE")
+    parser.add_argument("--remove", action="store_true", help="give all memory back, and end")
     args = parser.parse_args()
     try:
         config = load(args.config)
         log.set_level(config.text("log.level"))
         size, folder = int(config.number("cache.size") * _GIB), place.folder_of(config)
+        if args.remove:
+            place.remove(folder)
+            return 0
         if size < HUGE:
             place.remove(folder)
             print("thaw: cache.size is 0: there is no cache", file=sys.stderr)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shim import mount
-from shim.cache import place
+from shim.cache import holder, place
 from shim.config import Config
 from shim.mount import mount_points
 from shim.proto.task_pb import Mount
@@ -88,3 +89,15 @@ def test_a_kernel_without_huge_pages(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(place, "mount_all", refuse)
     place.make(folder, 8 * MIB)
     assert mount_points(str(folder)) == [str(folder)]
+
+
+def test_all_is_given_back_when_it_is_uninstalled(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is to be one again, and if it is asked for twice."""
+    config = tmp_path / "config.toml"
+    config.write_text(f'state = "{folder.parent}"\ncache.size = 1.0\n')
+    monkeypatch.setattr(sys, "argv", ["holder", "--remove", "--config", str(config)])
+    assert (holder.main(), folder.exists()) == (0, False)
+    assert holder.main() == 0
+    assert not mount_points(str(folder))

@@ -237,8 +237,8 @@ bool filler_read(struct thaw_fill *fill, const struct batch *batch, uint64_t ext
                  unsigned char *data, size_t length);
 
 /*
- * delivery.c: makes room for regions of these sizes on so many GPUs, takes note of one, or drops them
- * all and what is pinned for them. The first two with the lock held.
+ * delivery.c: makes room for regions of these sizes on so many GPUs, takes note of one, or drops
+ * them all and what is pinned for them. The first two with the lock held.
  */
 int delivery_open(struct thaw_fill *fill, const uint64_t *sizes, size_t count, uint32_t gpus);
 int delivery_add(struct thaw_fill *fill, size_t number, struct thaw_region *region);

@@ -314,16 +314,21 @@ def begin_and_leave(blob: Blob, endless: list[Piece], budget: int, turn: int) ->
 
 
 def test_nothing_is_left(blob: Blob, endless: list[Piece], budget: int) -> None:
+    """The C library keeps stacks and arenas of threads, but not ever more: a leak never ends."""
     del endless[1000:]
-    for turn in range(8):  # the C library keeps a few stacks
-        begin_and_leave(blob, endless, budget, turn)
-    fds, others, maps, memory = open_fds(), own_threads(), mappings(), resident()
-    for turn in range(24):
-        begin_and_leave(blob, endless, budget, turn)
-    eventually(lambda: own_threads() <= others)
-    assert open_fds(fds) == set()
-    assert mappings() <= maps + 2
-    assert resident() - memory < 8 * MIB
+    fds, others = open_fds(), own_threads()
+    grown: list[tuple[int, int]] = []
+    while len(grown) < 6:
+        maps, memory = mappings(), resident()
+        for turn in range(24):
+            begin_and_leave(blob, endless, budget, turn)
+        eventually(lambda: own_threads() <= others)
+        assert open_fds(fds) == set()
+        maps, memory = mappings() - maps, resident() - memory
+        if maps <= 0 and memory < MIB:
+            return
+        grown.append((maps, memory))
+    pytest.fail(f"mappings and bytes that were added each time: {grown}")
 
 
 def test_no_signal_is_for_the_threads(blob: Blob, endless: list[Piece], budget: int) -> None:

@@ -244,10 +244,10 @@ int thaw_fill_start(struct thaw_fill *fill, const int *pids, size_t pid_count, c
                     size_t node_count);
 
 /*
- * Starts copying into regions instead, on so many GPUs of one thaw_device; task N of the extents is
- * region N, which has sizes[N] bytes, and addresses are places in it. Nothing goes there before it
- * is verified. What no extent covers stays as it is. All buffers that are used become pinned
- * memory, and up to 12 MiB more for each thread. -EINVAL if an extent leaves its region.
+ * Starts copying into regions instead, on so many GPUs (0: one) of one thaw_device; task N of the
+ * extents is region N, which has sizes[N] bytes, and addresses are places in it. Nothing goes there
+ * before it is verified. What no extent covers stays as it is. All buffers that are used become
+ * pinned memory, and up to 12 MiB more for each thread. -EINVAL if an extent leaves its region.
  *
  * Regions may be made while others are filled: each is there from its thaw_fill_region on, and what
  * is for it waits until then, before all that comes after it. Without extents it need not come.

@@ -60,6 +60,11 @@ choice() {
     sed -n "s/^$1=//p" "$prefix/installed"
 }
 
+# The interpreter of what is installed.
+own_python() {
+    find "$prefix"/environment-*/bin/python | head -n 1
+}
+
 # Pids of shims that were started from this installation; the cache's holder is none.
 shims() {
     local directory
@@ -80,14 +85,14 @@ remove_holder() {
     do_it systemctl daemon-reload
     config=$(choice config)
     [[ -e $config ]] || config=
-    python=$(find "$prefix"/environment-*/bin/python | head -n 1)
+    python=$(own_python)
     do_it "$python" -I -m shim.cache.holder --remove ${config:+--config "$config"} ||
         say "the cache's memory was not given back (umount the folder \`cache\` of Thaw's state)"
 }
 
 remove_from_containerd() {
     local python containerd=$1 main=$2 said
-    python=$(find "$prefix"/environment-*/bin/python | head -n 1)
+    python=$(own_python)
     if ! type -P "$containerd" >/dev/null; then
         [[ ! -e $main ]] || say "no containerd here ($containerd): $main is left as it is"
         return

@@ -46,6 +46,26 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def run(library: Path, fault: str, program: str, *words: object) -> str:
+    """What a program says under a fault."""
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "FAULT": fault,
+        "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
 SAVE = """
 import os, sys
 from shim._native import lib
@@ -66,17 +86,12 @@ def test_threads_that_find_out_together_that_there_is_no_direct_io(
     library: Path, tmp_path: Path
 ) -> None:
     """One takes O_DIRECT off the file, which was the others' reason too."""
-    environment = {**os.environ, "LD_PRELOAD": str(library), "FAULT": "misfit"}
-    subprocess.run(
-        [sys.executable, "-c", SAVE, str(tmp_path / "pages")],
-        env={**environment, "PYTHONPATH": str(TESTS.parent)},
-        check=True,
-        timeout=60,
-    )
+    run(library, "misfit", SAVE, tmp_path / "pages")
 
 
 THREADS = """
 import os, struct, sys
+from fakes.settled import own_threads
 from shim._native import lib
 from shim.gpu.memory.copyin import CopyIn, Source
 piece, count = 4 << 20, 64
@@ -86,10 +101,10 @@ extents = b"".join(
     for number in range(count)
 )
 source = Source("zeros", os.open(sys.argv[1], os.O_RDONLY), count * piece)
-before = set(os.listdir("/proc/self/task"))
+before = own_threads()
 with CopyIn(extents, [source], budget=0) as copy:
     copy.start([count * piece], int(sys.argv[2]))  # they wait for the region
-    print(len(set(os.listdir("/proc/self/task")) - before))
+    print(len(own_threads() - before))
 """
 
 
@@ -102,36 +117,13 @@ def test_how_many_fill_gpus(
 ) -> None:
     with open(tmp_path / "zeros", "wb") as file:
         file.truncate(256 * MIB)
-    environment = {**os.environ, "LD_PRELOAD": str(library), "FAULT": f"processors {processors}"}
-    told = subprocess.run(
-        [sys.executable, "-c", THREADS, str(tmp_path / "zeros"), str(gpus)],
-        env={**environment, "PYTHONPATH": str(TESTS.parent)},
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
-    assert int(told.stdout) == threads
+    said = run(library, f"processors {processors}", THREADS, tmp_path / "zeros", gpus)
+    assert int(said) == threads
 
 
 def fill(library: Path, folder: Path, fault: str, source: int, budget: int, warm: bool) -> str:
     """What a fill in another process says."""
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": str(library),
-        "FAULT": fault,
-        "PYTHONPATH": f"{TESTS}:{TESTS.parent}",
-    }
-    options = [str(folder), str(source), str(budget), str(int(warm))]
-    ran = subprocess.run(
-        [sys.executable, "-c", CHILD, *options],
-        env=environment,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.strip()
+    return run(library, fault, CHILD, folder, source, budget, int(warm))
 
 
 @pytest.mark.parametrize("budget", [0, 64 * MIB])

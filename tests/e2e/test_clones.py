@@ -74,7 +74,7 @@ def test_clones_are_no_twins(lane: Lane) -> None:
         original.start()
         ready = control(lane, original) / "ready-for-snapshot"
         wait_until(ready.exists, "a worker that is ready", seconds=120)
-        completion = json.loads(original.log())
+        completion = json.loads(original.wait_for_log("completion"))
         checkpoint(lane, original, "twins")
         containers = [created(each, {}) for each in (first, second)]
         for container in containers:

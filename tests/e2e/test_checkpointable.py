@@ -19,7 +19,7 @@ from bed.pod import Container, Pod, linux_config
 from cdi import described, hook, node, program
 from serving import annotated
 from stored import exists
-from workers import COMMAND, USR, ask, checkpoint, outcome, script, token_of
+from workers import COMMAND, USR, ask, checkpoint, executed, outcome, script, token_of
 
 pytestmark = [pytest.mark.one_lane]
 
@@ -81,12 +81,13 @@ def test_the_environment(lane: Lane, tmp_path: Path) -> None:
     own = {"NCCL_P2P_DISABLE": "0"}
     sleep = ["sleep", "1000"]
     with lane.pod("asking", annotations=ASKS) as pod:
-        found = environment(pod.container("app", BUSYBOX_IMAGE, sleep, env=own).start())
+        container = pod.container("app", BUSYBOX_IMAGE, sleep, env=own).start()
+        found = environment(executed(container, "sleep"))
         assert "SNAPSHOT_CONTROL_DIR" in found
         assert {name for name in found if "NCCL" in name} == own.keys(), "it has no GPU"
     with described("node", deviceNodes=[node(tmp_path)]) as gpu, lane.pod("plain") as pod:
         container = pod.container("app", BUSYBOX_IMAGE, sleep, env=own, annotations=gpu.annotations)
-        found = environment(container.start())
+        found = environment(executed(container.start(), "sleep"))
         assert container.exec(["stat", "-c", "%t %T", "/dev/nvidia0"]).stdout == "c3 0\n"
         assert "SNAPSHOT_CONTROL_DIR" not in found
         assert {name: value for name, value in found.items() if "NCCL" in name} == {

@@ -17,6 +17,7 @@ from bed.lane import Lane
 from bed.leaks import holdings, processes, shim_sockets
 from bed.network import has_ipv6
 from bed.pod import Pod
+from workers import executed
 
 SLEEP = ["sleep", "1000"]
 ENDS_WITH_SEVEN = ["sh", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done"]
@@ -75,7 +76,7 @@ def test_ctr_runs_a_container(lane: Lane) -> None:
 def test_a_leak_is_seen(lane: Lane) -> None:
     before = lane.holdings()
     pod = lane.run_pod("forgotten", handler="runc")
-    pod.container("app", BUSYBOX_IMAGE, SLEEP).start()
+    executed(pod.container("app", BUSYBOX_IMAGE, SLEEP).start(), "sleep")
     found = lane.leaks(before, seconds=0)
     assert {"processes", "mounts", "cgroups", "interfaces", "files"} <= set(found)
     assert any("sleep 1000" in line for line in found["processes"])

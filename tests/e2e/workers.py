@@ -114,6 +114,16 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = _SECOND
         time.sleep(0.02)
 
 
+def executed(container: Container, program: str) -> Container:
+    """`container`, once its first process is `program`: for a moment after a start it is runc."""
+
+    def is_it() -> bool:
+        return container.exec(["cat", "/proc/1/comm"]).stdout == f"{program}\n"
+
+    wait_until(is_it, f"{program} in {container.name}")
+    return container
+
+
 @contextmanager
 def kept_snapshot(lane: Lane, name: str, make: Callable[[Pod], Container]) -> Iterator[str]:
     """A snapshot of the container that `make` starts in a pod; deleted at the end of the block."""

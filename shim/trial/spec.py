@@ -1,8 +1,9 @@
 """The container that a snapshot is tried out in, derived from that of its original: pure functions.
 
 Whatever the original shares with others the trial has for itself, empty: network, IPC, UTS. What
-it does not need, it does not have: annotations, hooks that run, a place in the pod's cgroup. The
-rest is as it was, above all what a restore looks at: mounts, rights, limits.
+it does not need, it does not have: annotations, hooks that run, a place in the pod's cgroup and a
+pod's share of the processors there. The rest is as it was, above all what a restore looks at:
+mounts, rights, limits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from shim.snapshot.mounts import Resolve
 _FIRST_TO_GO = 1000  # oom_score_adj: when memory is short, no worker ends for a trial's sake
 _OWN = ("network", "ipc", "uts", "mount", "pid")
 _NEW = ("ipc", "uts")
+# Of two containers in one cgroup: how the processors are divided between them. A pod without a
+# request has a share of 2, which beside all pods of a busy node is not enough for a restore within
+# its deadline (of 90 s, two processors and four programs that wanted them); another's 16384 would
+# be too much beside the node's services. Without any it is 1024, or a weight of 100, as theirs are.
+_SHARES = {"cpu": ("shares", "idle"), "unified": ("cpu.weight", "cpu.weight.nice", "cpu.idle")}
 _PROPAGATION = frozenset(["shared", "slave", "rshared", "rslave"])
 _FLAGS = frozenset(["nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime"])
 
@@ -85,6 +91,9 @@ def derived(
     linux = spec.setdefault("linux", {})
     linux["cgroupsPath"] = cgroup
     linux.pop("intelRdt", None)
+    for kind, names in _SHARES.items():
+        for name in names:
+            ((linux.get("resources") or {}).get(kind) or {}).pop(name, None)
     linux["namespaces"] = [_namespace(entry, network) for entry in linux.get("namespaces") or []]
     spec.setdefault("process", {})["oomScoreAdj"] = _FIRST_TO_GO
     return spec

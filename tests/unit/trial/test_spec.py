@@ -85,6 +85,18 @@ def test_all_else_is_as_it_was_and_so_is_the_original() -> None:
     assert options == [mount.get("options") for mount in LIVE["mounts"]]
 
 
+def test_no_share_of_a_pods() -> None:
+    """In a cgroup beside all pods, 2 would be nothing on a node that has work."""
+    cpu = {"shares": 2, "quota": 200000, "period": 100000, "cpus": "0-3"}
+    weights = {"cpu.weight": "1", "cpu.idle": "1", "memory.high": "max"}
+    live = changed(resources={"cpu": {**cpu, "idle": 1}, "unified": weights})
+    resources = made(live)["linux"]["resources"]
+    assert resources["cpu"] == {"quota": 200000, "period": 100000, "cpus": "0-3"}
+    assert resources["unified"] == {"memory.high": "max"}
+    assert live["linux"]["resources"]["cpu"]["shares"] == 2
+    assert made(changed(resources=None))["linux"]["resources"] is None
+
+
 def test_a_network_of_its_own_stays_one() -> None:
     spec = made(changed(namespaces=[{"type": "network"}]))
     assert spec["linux"]["namespaces"] == [{"type": "network"}]

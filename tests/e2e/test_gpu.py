@@ -11,6 +11,7 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ from workers import (
     wait_until,
 )
 
-from shim.gpu.nvml import uuid_bytes
+from shim.gpu.nvml import Gpu, uuid_bytes
 
 NAME = "on-gpu"
 NOT_READY, NOT_SUPPORTED, OUT_OF_MEMORY = 600, 801, 2
@@ -106,11 +107,13 @@ def fallible(shared: GpuLane, snapshot: Made) -> Iterator[Pod]:
         yield pod
 
 
-@pytest.fixture(scope="module")
-def strict(shared: GpuLane, snapshot: Made) -> Iterator[Pod]:
-    """A pod whose worker is restored or nothing."""
-    with shared.pod("strict", annotations={SNAPSHOT: NAME, **FAIL}) as pod:
-        yield pod
+def strict(lane: GpuLane, *gpus: Gpu) -> AbstractContextManager[Pod]:
+    """A pod whose worker is restored or nothing, on a node of these GPUs.
+
+    They are looked at once the pod has its sandbox, for its first container.
+    """
+    lane.nvml.has(gpus)
+    return lane.pod("strict", annotations={SNAPSHOT: NAME, **FAIL})
 
 
 def refused(lane: GpuLane, container: Container, name: str) -> str:
@@ -153,12 +156,11 @@ def test_a_checkpoint(lane: GpuLane, worker: Container, snapshot: Made) -> None:
     assert 1 in [process["pid"] for process in document["gpu"]["processes"]]
 
 
-def test_a_restore(lane: GpuLane, worker: Container, snapshot: Made, strict: Pod) -> None:
+def test_a_restore(lane: GpuLane, worker: Container, snapshot: Made) -> None:
     """All are restored before one goes on, in a pod of other pids and with another GPU."""
     old, new = numbered(H100, 0), replace(H100, uuid=numbered(H100, 7).uuid)
-    lane.nvml.has([new])
-    with removed(lane.worker(strict)) as container:
-        container.start()
+    with strict(lane, new) as pod:
+        container = lane.worker(pod).start()
         assert outcome(lane, container).message == "restored"
         pids = lane.cuda_pids(container)
         assert not set(pids) & set(lane.cuda_pids(worker))
@@ -324,19 +326,18 @@ def test_no_room_after_all(lane: GpuLane, fallible: Pod) -> None:
     assert [call.split()[0] for call in lane.cuda.asked()] == ["Restore"] * 2
 
 
-def test_a_gpu_that_will_not_do(lane: GpuLane, strict: Pod) -> None:
+def test_a_gpu_that_will_not_do(lane: GpuLane, snapshot: Made) -> None:
     """It is known before anything is touched, and said by name."""
     uuid = numbered(H100, 0).uuid
     edit_config(path_of(lane, NAME), lambda c: c["gpu"]["memory"].update({uuid: 20 * GIB}))
-    lane.nvml.has(machine(A100))
-    assert "made with GPUs: 1 NVIDIA H100 80GB HBM3" in unfit(lane, strict)
-    lane.nvml.has(machine(replace(H100, free=GIB, processes=(77,))))
-    said = unfit(lane, strict)
+    with strict(lane, *machine(A100)) as pod:
+        assert "made with GPUs: 1 NVIDIA H100 80GB HBM3" in unfit(lane, pod)
+    with strict(lane, *machine(replace(H100, free=GIB, processes=(77,)))) as pod:
+        said = unfit(lane, pod)
     assert "has 1.0 GiB free, 20.0 GiB are needed" in said
     assert "its processes: 77 (after 0.3 s)" in said
-    lane.nvml.has(machine(H100))
-    with moved(Path(lane.cuda.library)):
-        assert "no CUDA driver" in unfit(lane, strict)
+    with moved(Path(lane.cuda.library)), strict(lane, *machine(H100)) as pod:
+        assert "no CUDA driver" in unfit(lane, pod)
     assert lane.cuda.asked() == []
 
 

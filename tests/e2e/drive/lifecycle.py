@@ -171,10 +171,10 @@ def signals(s: Session) -> None:
     s.start("a", "x")
     s.kill("a", 99)
     s.kill("a", TERM, "x", everyone=True)
+    s.wait("a", "x")  # of two signals that wait for a process, the kernel would take the KILL first
     s.kill("a", 0)
     s.state("a")
     s.kill("a", KILL, everyone=True)
-    s.wait("a", "x")
     s.wait("a")
     s.state("a")
 

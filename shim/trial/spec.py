@@ -25,7 +25,10 @@ _NEW = ("ipc", "uts")
 # request has a share of 2, which beside all pods of a busy node is not enough for a restore within
 # its deadline (of 90 s, two processors and four programs that wanted them); another's 16384 would
 # be too much beside the node's services. Without any it is 1024, or a weight of 100, as theirs are.
-_SHARES = {"cpu": ("shares", "idle"), "unified": ("cpu.weight", "cpu.weight.nice", "cpu.idle")}
+_SHARES = (
+    *(("cpu", name) for name in ("shares", "idle")),
+    *(("unified", name) for name in ("cpu.weight", "cpu.weight.nice", "cpu.idle")),
+)
 _PROPAGATION = frozenset(["shared", "slave", "rshared", "rslave"])
 _FLAGS = frozenset(["nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime"])
 
@@ -91,9 +94,9 @@ def derived(
     linux = spec.setdefault("linux", {})
     linux["cgroupsPath"] = cgroup
     linux.pop("intelRdt", None)
-    for kind, names in _SHARES.items():
-        for name in names:
-            ((linux.get("resources") or {}).get(kind) or {}).pop(name, None)
+    resources = linux.get("resources") or {}
+    for kind, name in _SHARES:
+        (resources.get(kind) or {}).pop(name, None)
     linux["namespaces"] = [_namespace(entry, network) for entry in linux.get("namespaces") or []]
     spec.setdefault("process", {})["oomScoreAdj"] = _FIRST_TO_GO
     return spec

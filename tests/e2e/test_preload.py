@@ -217,6 +217,7 @@ def test_a_static_program(lane: GpuLane, home: Pod) -> None:
         executed(container, "sleep")
         assert preloaded(lane, container) == PLACE
         assert not is_mapped(lane, container)
+        assert container.exec(["cat", "/proc/1/comm"]).stdout == "sleep\n"
 
 
 def test_versions(lane: GpuLane, product: Upgradable, home: Pod) -> None:

@@ -165,7 +165,21 @@ def socket_path(folder: str, address: str, namespace: str, group: str) -> str:
 
 def listen(path: str) -> Socket | None:
     """Bind the pod's socket; None if a living shim has it already."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    import fcntl
+
+    folder = os.path.dirname(path)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # One at a time: between bind(2) and listen(2) a socket looks as a dead shim's does, and
+        # of two that find a dead one's, the later would remove the living one of the other.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _listen(path)
+    finally:
+        os.close(lock)
+
+
+def _listen(path: str) -> Socket | None:
     for _ in range(3):
         listener = stream()
         before = os.umask(0o177)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,9 +21,10 @@ import pytest
 from fakes.host import open_fds
 from fakes.settled import PATIENCE, eventually
 
-from shim import __version__
+from shim import __version__, bootstrap
 from shim.bootstrap import SOCKET_FOLDER, Flags, Parameters, answers, group, listen, socket_path
 from shim.errors import InvalidArgument, ThawError
+from shim.lean.sockets import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, Socket, stream
 from shim.proto import runc_pb, runtimeoptions_pb
 from shim.proto import task_pb as pb
 from shim.proto.bootstrap_pb import BootstrapParams, BootstrapResult, Extension
@@ -243,6 +245,44 @@ def test_a_dead_shims_socket_is_taken_over(tmp_path: Path) -> None:
     listener = listen(path)
     assert listener is not None
     with listener:
+        assert answers(path)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_one_of_several_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dead: bool
+) -> None:
+    """Whatever they find, and however long each of them takes for what it does then."""
+    path, count = str(tmp_path / "socket"), 4
+    unlink, together = os.unlink, threading.Barrier(count)
+
+    class Slow(Socket):
+        def listen(self, backlog: int = 0) -> None:
+            time.sleep(0.05)
+            super().listen(backlog)
+
+    def slow_unlink(path: str) -> None:
+        time.sleep(0.05)
+        unlink(path)
+
+    def found(results: list[Socket | None]) -> None:
+        together.wait(PATIENCE)
+        results.append(listen(path))
+
+    if dead:
+        with stream() as left:
+            left.bind(path)
+    monkeypatch.setattr(bootstrap, "stream", lambda: Slow(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC))
+    monkeypatch.setattr(bootstrap, "_unlink", slow_unlink)
+    results: list[Socket | None] = []
+    threads = [threading.Thread(target=found, args=(results,)) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (listener,) = [each for each in results if each is not None]
+    with listener:
+        assert len(results) == count
         assert answers(path)
 
 

@@ -229,7 +229,7 @@ class Container:
         with self.verbs:
             self.state.delete()
             self.state = Deleted(self)
-            exit = self.init.exit or Exit(0, 0)
+            exit = self.init.exit or self.exits.init_end or Exit(0, 0)
         self.host.events.publish(
             pb.TaskDelete(
                 container_id=self.id,

@@ -72,9 +72,16 @@ class Exits:
             others = any(process.status == RUNNING for process in list(container.execs.values()))
             if exit is None or self._held or others or container.init.exit is not None:
                 return
-            container.state = Stopped(container)
-        if container.init.set_exit(exit):
-            container.host.events.publish_exit(container.id, container.id, container.init.pid, exit)
+            recorded = container.init.record_exit(exit, lambda: self._report(exit))
+        if recorded:
+            container.init.tell_exit()
+
+    def _report(self, exit: Exit) -> None:
+        # The event first: a Delete on another thread goes on as soon as it sees one of the others,
+        # and the event that it sends itself would overtake this one.
+        container = self._container
+        container.host.events.publish_exit(container.id, container.id, container.init.pid, exit)
+        container.state = Stopped(container)
 
     def _end_the_rest(self, frozen: bool) -> None:
         # Without a pid namespace of its own the kernel does not end the others with init; and

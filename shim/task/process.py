@@ -41,14 +41,27 @@ class Process:
 
     def set_exit(self, exit: Exit) -> bool:
         """Record the end and tell everyone who waits; False if it was recorded before."""
+        recorded = self.record_exit(exit, lambda: None)
+        if recorded:
+            self.tell_exit()
+        return recorded
+
+    def record_exit(self, exit: Exit, report: Callable[[], None]) -> bool:
+        """Record the end, after `report()`; False, and no report, if it was recorded before."""
         with self._gate:
             if self.exit is not None:
                 return False
+            report()
             self.exit = exit
+        return True
+
+    def tell_exit(self) -> None:
+        """Tell everyone who waits for the end, which is recorded."""
+        assert self.exit is not None
+        with self._gate:
             waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            waiter(exit)
-        return True
+            waiter(self.exit)
 
     def open_stdio(
         self, host: Host, env: dict[str, str], owner: tuple[int, int], *, held: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from shim.lean.threads import Event
+from shim.lean.threads import Event, Lock
 from shim.loop import EPOLLIN, EPOLLOUT
 
 TYPE_CHECKING = False
@@ -24,6 +24,7 @@ class Copies:
         self._loop = loop
         self._copies: list[_Copy] = []
         self._outputs = 0
+        self._counting = Lock()
         self._drained = Event()
         self._drained.set()
 
@@ -37,8 +38,9 @@ class Copies:
         copy = _Copy(self._loop, source, sink, (lambda: self._ended(output)))
         self._copies.append(copy)
         if output:
-            self._outputs += 1
-            self._drained.clear()
+            with self._counting:
+                self._outputs += 1
+                self._drained.clear()
         self._loop.call_soon(copy.start)
 
     def drain(self, seconds: float) -> bool:
@@ -53,9 +55,10 @@ class Copies:
 
     def _ended(self, output: bool) -> None:
         if output:
-            self._outputs -= 1
-            if self._outputs == 0:
-                self._drained.set()
+            with self._counting:
+                self._outputs -= 1
+                if self._outputs == 0:
+                    self._drained.set()
 
 
 class _Copy:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from types import SimpleNamespace
 
 import pytest
 from fakes.host import Node, open_fds
@@ -51,6 +53,34 @@ def test_a_slow_reader_holds_the_writer_back(node: Node) -> None:
         os.close(feed)
         assert got + reader.read(99) == BIG[:written] + b"more"
     assert copies.drain(PATIENCE)
+
+
+def test_an_output_that_comes_as_the_last_one_ends(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for: that the other has ended is not taken for the end of both."""
+    copies, (source, feed), (drain, sink) = Copies(node.loop), os.pipe(), os.pipe()
+    (source_2, feed_2), (drain_2, sink_2) = os.pipe(), os.pipe()
+    adding = threading.Thread(target=lambda: copies.add(source_2, sink_2, output=True))
+    told = copies._drained.set
+
+    def late() -> None:
+        adding.start()
+        adding.join(0.1)  # as far as it gets meanwhile
+        told()
+
+    copies.add(source, sink, output=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "_drained", SimpleNamespace(set=late, clear=copies._drained.clear))
+        os.close(feed)
+        assert os.read(drain, 1) == b""
+        node.do(lambda: None)
+    adding.join()
+    assert not copies.drain(0)
+    os.close(feed_2)
+    assert copies.drain(PATIENCE)
+    os.close(drain)
+    os.close(drain_2)
 
 
 def test_drain_waits_for_outputs_only(node: Node) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shim.cli import main
+from shim.cli import main, progress
 from shim.snapshot.store import Store
 
 
@@ -54,7 +55,9 @@ class Thaw:
         self._file.write_text("".join(text))
 
     def __call__(self, *words: str) -> Said:
-        status = main([*words, "--config", str(self._file)])
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(progress, "BETWEEN", math.inf)  # a slow machine says no more
+            status = main([*words, "--config", str(self._file)])
         said = self._capsys.readouterr()
         return Said(status, said.out, said.err)
 

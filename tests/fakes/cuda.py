@@ -8,15 +8,20 @@ cuInit of yet.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import os
 import re
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from fakes.settled import PATIENCE
 
 VARIABLE = "THAW_FAKE_CUDA"
 CALLS = (
@@ -105,6 +110,11 @@ class Call:
         return self.begun < other.ended and other.begun < self.ended
 
 
+def _whole_lines(path: Path) -> list[str]:
+    """Those of a file to which others may just be writing: of the last one a part may be there."""
+    return [line[:-1] for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+
+
 class FakeCuda:
     """A library in `folder`, and what it knows. `without`: calls that it lacks."""
 
@@ -166,6 +176,7 @@ class FakeCuda:
             often[-1] = "always"
         lines = (f"{result} {times} {left}" for result, times in zip(results, often, strict=True))
         with open(self._file("answers", call, pid), "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # who takes a line out writes the others anew
             file.writelines(f"{line.rstrip()}\n" for line in lines)
 
     def delay(self, call: str, seconds: float, pid: int | None = None) -> None:
@@ -185,13 +196,40 @@ class FakeCuda:
         finally:
             held.unlink()
 
+    @contextmanager
+    def together(self, count: int, *calls: str) -> Iterator[None]:
+        """A block in which each of `calls` ends only once `count` of them are under way at a time.
+
+        They are made in this order. If so many do not come, they end all the same, one by one.
+        """
+        holds = [self._file("holds", call, None) for call in calls]
+        for held in holds:
+            held.touch()
+        over = threading.Event()
+
+        def release() -> None:
+            for call, held in zip(calls, holds, strict=True):
+                ends = time.monotonic() + PATIENCE
+                while self._how_many(call) < count and time.monotonic() < ends:
+                    if over.wait(0.005):
+                        break
+                held.unlink()
+
+        releasing = threading.Thread(target=release)
+        releasing.start()
+        try:
+            yield
+        finally:
+            over.set()
+            releasing.join()
+
     @property
     def calls(self) -> list[Call]:
         """All calls so far, in the order in which they began."""
         made: list[Call] = []
         open_calls: dict[str, int] = {}  # by thread
         try:
-            lines = (self.folder / "log").read_text().splitlines()
+            lines = _whole_lines(self.folder / "log")
         except FileNotFoundError:
             return []
         for line in lines:
@@ -218,10 +256,7 @@ class FakeCuda:
 
     def under_way(self, call: str, pid: int | None = None) -> bool:
         """Whether somebody waits for such a call."""
-        return any(
-            made.result is None and made.short == call and pid in (None, made.pid)
-            for made in self.calls
-        )
+        return self._how_many(call, pid) > 0
 
     def trace(self) -> None:
         """From now on `traced` has the calls that are about the calling process itself."""
@@ -230,7 +265,7 @@ class FakeCuda:
     @property
     def traced(self) -> list[tuple[str, int]]:
         """Their names and who made them, in order."""
-        lines = (line.split() for line in (self.folder / "calls").read_text().splitlines())
+        lines = (line.split() for line in _whole_lines(self.folder / "calls"))
         return [(name, int(pid)) for name, pid in lines]
 
     def count(self, call: str) -> int:
@@ -247,6 +282,13 @@ class FakeCuda:
         for folder in ("answers", "delays", "holds"):
             for path in (self.folder / folder).iterdir():
                 path.unlink()
+
+    def _how_many(self, call: str, pid: int | None = None) -> int:
+        """So many calls of that name are under way."""
+        return sum(
+            made.result is None and made.short == call and pid in (None, made.pid)
+            for made in self.calls
+        )
 
     def _file(self, folder: str, call: str, pid: int | None) -> Path:
         if call not in names():

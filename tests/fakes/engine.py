@@ -83,12 +83,17 @@ def play_of(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def launch(args: list[str], fds: list[int]) -> int:
+    """Start it; when this returns it runs, in a group of its own that does not end with ours."""
+    runs, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.setsid()
         for number, fd in enumerate(fds, 1):
             os.dup2(fd, number)
         os.execvp(args[0], args)
+    os.close(tell)
+    os.read(runs, 1)  # its end of the pipe is closed by the exec
+    os.close(runs)
     return pid
 
 

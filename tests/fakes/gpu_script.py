@@ -12,6 +12,7 @@ has to go well, `alloc`, `free`, and `stop`, which waits for `go_on`.
 
 from __future__ import annotations
 
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from fakes.cuda import FakeCuda
 from fakes.gpu import environment
 from fakes.gpu_conversation import LIBRARY, Conversation
+from fakes.settled import PATIENCE
 
 BEGIN = """
 import ctypes, os, sys
@@ -63,6 +65,11 @@ class Script:
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
+
+    def hear(self) -> None:
+        """Wait until it says something on stderr."""
+        assert self._process.stderr is not None
+        assert select.select([self._process.stderr], [], [], PATIENCE)[0]
 
     def end(self) -> str:
         """Let it come to its end, which is a good one; what it said on stderr."""

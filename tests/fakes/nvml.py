@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
@@ -79,4 +80,6 @@ class FakeNvml:
 
     def _write(self) -> None:
         lines = [f"driver {H100.driver}", *self._gpus, *self._failures]
-        self.world.write_text("".join(f"{line}\n" for line in lines))
+        new = self.world.with_name("nvml.new")  # a thread may just be asking
+        new.write_text("".join(f"{line}\n" for line in lines))
+        os.replace(new, self.world)

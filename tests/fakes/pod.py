@@ -178,8 +178,8 @@ def at_gate(path: Path) -> Iterator[None]:
     """Whoever is to wait at that FIFO is there; with the block's end it goes on, and all others."""
     with open(path, "w") as file:  # returns when it is open for reading
         yield
+        path.unlink(missing_ok=True)  # first: who came after the end would wait for ever
         file.write("go\n")
-    path.unlink(missing_ok=True)
 
 
 def open_gate(path: Path) -> None:

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 if __name__ == "__main__":
-    sys.path.insert(0, sys.argv[1])
+    sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 
+from fakes.settled import PATIENCE
 from shim.errors import ThawError
+from shim.registration import serving
 from shim.registration.serving import Registering
 from shim.work import Work
 
@@ -28,6 +30,7 @@ def work_of(request: dict[str, Any]) -> Work:
 
 
 def main() -> None:
+    serving.LAST_SECONDS = PATIENCE  # what it does in the end is looked at
     registering = Registering(tell, lambda _: False)
     for line in sys.stdin:
         request = json.loads(line)

@@ -51,6 +51,13 @@ class Registry:
         with self._counting:
             self.sent += size
 
+    def new_upload(self) -> str:
+        """The name of one that begins: of several at a time each has one of its own."""
+        with self._counting:
+            name = str(len(self.uploads))
+            self.uploads[name] = bytearray()
+        return name
+
     def put(self, name: str, manifest: bytes) -> str:
         digest = digest_of(manifest)
         self.manifests[name] = self.manifests[digest] = manifest
@@ -117,8 +124,7 @@ class Request(BaseHTTPRequestHandler):
             return
         found = UPLOAD.fullmatch(self.path)
         assert found
-        name = str(len(self.registry.uploads))
-        self.registry.uploads[name] = bytearray()
+        name = self.registry.new_upload()
         self.answer(202, Location=f"/v2/{found[1]}/blobs/uploads/{name}?state=1")
 
     def do_PATCH(self) -> None:

@@ -88,9 +88,11 @@ def parse(argv: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def wait_at(gate: str) -> None:
-    if os.path.exists(gate):
+    try:
         with open(gate) as file:
             file.read()
+    except FileNotFoundError:  # there is none, or it has just been opened
+        pass
 
 
 def create(flags: dict[str, str], _words: list[str], place: str) -> None:

@@ -29,8 +29,18 @@ def own_threads() -> set[str]:
 
 def alive(pid: int) -> bool:
     """Whether there is such a process, and no zombie."""
+    return _state(pid) not in "ZX"
+
+
+def asleep(pid: int) -> bool:
+    """Whether it waits for something: the first thread of such a process."""
+    return _state(pid) == "S"
+
+
+def _state(pid: int) -> str:
+    """The kernel's letter for it: proc(5). X, which is "dead", if there is none."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+            return file.read().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):  # it may end between the two calls
-        return False
+        return "X"

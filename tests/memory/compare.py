@@ -3,7 +3,8 @@
 A picture has every area of every process, with a digest of each page that holds something: pages of
 zeros and pages that are not there read the same and count as the same. Private memory is read
 through /proc/PID/mem; shared memory through its file, as a page may be there without being in the
-page table of anybody. Take them while nothing changes: frozen, or at rest. Needs root.
+page table of anybody. They are taken once nothing runs, as whoever has said that it is done still
+has to get to where it waits for more. Needs root.
 
 What differs rightfully is left out: [vvar] and [vsyscall], which are the kernel's, the contents of
 [vdso], inode numbers, and where equal neighbours are two areas or one. What the kernel writes into
@@ -15,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,6 +36,7 @@ _PRESENT = 1 << 63
 _SWAPPED = 1 << 62
 _OF_A_FILE = 1 << 61
 _CHUNK = 1 << 20
+_SECONDS = 60.0
 _GHOST = re.compile(r"\.cr\.[0-9a-f]+\.ghost")
 # Of /proc/PID/stat, counted from the state: code, stack; data, brk, arguments, environment.
 _LAYOUT = [23, 24, 25, *range(42, 49)]
@@ -70,7 +73,33 @@ class Process:
 def picture(pid: int) -> dict[int, Process]:
     """All processes from `pid` downwards, by their pids in their own namespace."""
     files: dict[tuple[int, int], Mapping[int, str]] = {}
-    return {_inner(f"/proc/{each}/status"): _process(each, files) for each in tree(pid)}
+    pids = tree(pid)
+    _wait_for_rest(pids)
+    return {_inner(f"/proc/{each}/status"): _process(each, files) for each in pids}
+
+
+def _wait_for_rest(pids: list[int]) -> None:
+    """Return when all threads sleep at the same time: then none of them will wake another."""
+    ends = time.monotonic() + _SECONDS
+    before: dict[str, str] = {}
+    while not (now := _sleepers(pids)) or now != before:
+        if time.monotonic() > ends:
+            raise TimeoutError(f"processes {pids} do not come to rest")
+        before = now
+        time.sleep(0.01)
+
+
+def _sleepers(pids: list[int]) -> dict[str, str]:
+    """How often each thread has gone to sleep; nothing if one of them is awake."""
+    found: dict[str, str] = {}
+    for pid in pids:
+        for thread in _names(Path(f"/proc/{pid}/task")):
+            lines = Path(f"/proc/{pid}/task/{thread}/status").read_text().splitlines()
+            fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+            if not fields["State"].startswith("S"):
+                return {}
+            found[thread] = fields["voluntary_ctxt_switches"]
+    return found
 
 
 def differences(before: Mapping[int, Process], after: Mapping[int, Process]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from fakes.settled import PATIENCE
 
 from shim import cgroup
 from shim.cgroup import Cgroup, expand_slice, of_pid, of_spec, systemd_path, unified_path
@@ -88,13 +89,13 @@ def test_v1_end_to_end(name: str, start: Start) -> None:
     assert of_spec("/" + name, "ignored").paths == group.paths
     assert group.pids() == sorted([outer, inner])
     assert not group.empty()
-    assert group.kill()
+    assert group.kill(PATIENCE)
     assert group.empty()
     os.waitpid(outer, 0)
     group.remove()
     assert not group.exists()
     assert group.empty()
-    assert group.kill()
+    assert group.kill(PATIENCE)
     group.remove()
     with pytest.raises(NotFound, match=name):
         of_spec("/" + name, "ignored")
@@ -111,7 +112,7 @@ def test_v1_kills_the_frozen_and_leaves_the_group_thawed(name: str, start: Start
     while freezer.read_text() != "FROZEN\n":  # the kernel takes its time
         pass
     seen.append(group.frozen)
-    assert group.kill()
+    assert group.kill(PATIENCE)
     assert [*seen, group.frozen] == [False, True, False]
     assert freezer.read_text() == "THAWED\n"
     group.remove()
@@ -123,7 +124,7 @@ def test_v1_kills_a_process_that_runs_away(name: str, start: Start) -> None:
     group = make_v1(name, "pids", "freezer")
     # Each process lives just long enough to start the next; after a while they end by themselves.
     start(*group.paths.values(), code="for _ in range(100_000):\n    if os.fork(): os._exit(0)")
-    assert group.kill()
+    assert group.kill(PATIENCE)
     group.remove()
 
 
@@ -135,7 +136,7 @@ def test_v2_end_to_end(name: str, start: Start) -> None:
     group = Cgroup(2, {"": str(folder)})
     outer, inner = start(folder), start(folder / "inner")
     assert group.pids() == sorted([outer, inner])
-    assert group.kill()
+    assert group.kill(PATIENCE)
     assert group.empty()
     group.remove()
     assert not group.exists()
@@ -152,7 +153,7 @@ def test_v2_kills_without_cgroup_kill(
     group = Cgroup(2, {"": str(folder)})
     start(folder)
     monkeypatch.setattr(cgroup, "_write_if_there", lambda path, value: False)
-    assert group.kill()
+    assert group.kill(PATIENCE)
     group.remove()
 
 
@@ -168,7 +169,7 @@ def test_what_cannot_be_killed_is_told(
     with pytest.raises(OSError, match="busy"):
         group.remove()
     monkeypatch.undo()
-    assert group.kill()
+    assert group.kill(PATIENCE)
     group.remove()
 
 
@@ -332,6 +333,11 @@ def test_expand_slice_refuses(name: str) -> None:
         expand_slice(name)
 
 
+def exiting(pid: int) -> bool:
+    flags = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6]
+    return bool(int(flags) & 0x4)  # PF_EXITING
+
+
 def test_kill_waits_for_the_process_to_be_gone(name: str, start: Start) -> None:
     if not V1 or os.geteuid() != 0:
         pytest.skip("needs version 1")
@@ -339,8 +345,10 @@ def test_kill_waits_for_the_process_to_be_gone(name: str, start: Start) -> None:
     pid = start()
     group.add(pid)
     handle = os.pidfd_open(pid)
-    assert group.kill()
-    assert select.select([handle], [], [], 0)[0] == [handle]
+    assert group.kill(PATIENCE)
+    # It leaves the group at its very end (see the kernel's do_exit), and is told of a moment later.
+    assert exiting(pid)
+    assert select.select([handle], [], [], PATIENCE)[0] == [handle]
     os.close(handle)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     group.remove()

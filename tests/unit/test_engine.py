@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fakes.settled import PATIENCE
+from fakes.settled import PATIENCE, eventually
 
 from shim import engine
 from shim.checkpoint.auto import Making
@@ -202,8 +202,7 @@ def test_it_stays_for_the_container_that_is_meant(tmp_path: Path) -> None:
 def test_it_ends_with_the_daemon_and_takes_its_children_along(tmp_path: Path) -> None:
     daemon = Daemon(HANGING)
     daemon.socket.sendall(json.dumps(request(tmp_path)).encode() + b"\n")
-    while not (tmp_path / "child").exists():
-        assert daemon.process.poll() is None
+    eventually((tmp_path / "child").exists)
     child = os.pidfd_open(int((tmp_path / "child").read_text()))
     daemon.socket.close()
     assert daemon.process.wait(PATIENCE) == -signal.SIGKILL

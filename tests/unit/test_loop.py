@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -131,15 +132,20 @@ def test_one_callback_may_drop_another_of_the_same_round(thread: Thread) -> None
         os.close(write)
 
 
-def test_timers_fire_in_the_order_of_their_moments(thread: Thread) -> None:
+def test_timers_fire_in_the_order_of_their_moments(
+    thread: Thread, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fired: list[str] = []
     done = threading.Event()
 
     def set_all() -> None:
-        thread.loop.call_later(0.02, done.set)
-        thread.loop.call_later(0.01, lambda: fired.append("second"))
-        thread.loop.call_later(0.0, lambda: fired.append("first"))
-        thread.loop.call_later(0.005, lambda: fired.append("never")).cancel()
+        now = time.monotonic()
+        with monkeypatch.context() as patch:  # all from one moment, however long this takes
+            patch.setattr(time, "monotonic", lambda: now)
+            thread.loop.call_later(0.02, done.set)
+            thread.loop.call_later(0.01, lambda: fired.append("second"))
+            thread.loop.call_later(0.0, lambda: fired.append("first"))
+            thread.loop.call_later(0.005, lambda: fired.append("never")).cancel()
 
     thread.do(set_all)
     assert done.wait(PATIENCE)

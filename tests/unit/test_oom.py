@@ -87,7 +87,7 @@ def group() -> Iterator[Cgroup]:
     folder.mkdir()
     made = Cgroup(1 if V1 else 2, {"memory" if V1 else "": str(folder)})
     yield made
-    assert made.kill()
+    assert made.kill(PATIENCE)
     made.remove()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fakes.settled import eventually
+from fakes.settled import PATIENCE, asleep, eventually
 
 from shim import cgroup, stats
 from shim.cgroup import Cgroup
@@ -36,7 +36,7 @@ def group() -> Iterator[Cgroup]:
     for path in real.paths.values():
         os.mkdir(path)
     yield real
-    assert real.kill()
+    assert real.kill(PATIENCE)
     real.remove()
 
 
@@ -54,6 +54,7 @@ def busy(group: Cgroup) -> subprocess.Popen[bytes]:
     child.stdin.write(b"x")
     child.stdin.flush()
     child.stdout.readline()
+    eventually(lambda: asleep(child.pid))  # what it uses grows until it waits
     return child
 
 

@@ -9,8 +9,9 @@ import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu_snapshots import saved
 from fakes.regions import MIB, pattern, three_gpus
-from fakes.settled import eventually, own_threads
+from fakes.settled import PATIENCE, eventually, own_threads
 
+from shim.cache import client
 from shim.cache.intake import Intake
 from shim.cache.store import Store
 from shim.config import Config
@@ -19,6 +20,13 @@ from shim.snapshot.snapshot import Snapshot
 
 SEGMENT = 4 * MIB
 Saved = Callable[..., Snapshot]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer may be late: a restore goes on without the cache then, and these tests do not."""
+    monkeypatch.setattr(client, "_ASKING", PATIENCE)
+    monkeypatch.setattr(client, "_FILLING", PATIENCE)
 
 
 @pytest.fixture(scope="module")

@@ -255,7 +255,7 @@ class Holder:
             sock.settimeout(60)
             receive(sock)
             send(sock, {"here": True})
-            with open("/dev/zero", "rb") as zeros, suppress(BrokenPipeError):
+            with open("/dev/zero", "rb") as zeros, suppress(BrokenPipeError, ConnectionResetError):
                 for one in self._said:
                     if isinstance(one, dict):
                         send(sock, one)

@@ -343,6 +343,7 @@ def test_those_that_wait_when_it_ends(
     closing_it = threading.Thread(target=reading.close)
     closing_it.start()
     assert second.ended.wait(60)
+    assert first.intake._stop.wait(60)  # it is told a moment later
     go_on.set()
     closing_it.join()
     assert [type(job.error) for job in (first, second)] == [Cancelled, Cancelled]
@@ -357,7 +358,7 @@ def test_who_waits_when_it_ends(
 
     def run(self: Intake, store: Store, threads: int) -> None:
         running.stop()
-        assert self._stop.wait(5)
+        assert self._stop.wait(60)
         raise Cancelled("on purpose")
 
     monkeypatch.setattr(Intake, "run", run)

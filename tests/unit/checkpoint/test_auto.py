@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from fakes.dumping import work_of
 from fakes.nvml import A100, H100, FakeNvml, machine
-from fakes.settled import eventually
+from fakes.settled import PATIENCE, eventually
 
 from shim import names
 from shim.checkpoint import auto
@@ -105,7 +105,7 @@ class Waiting:
         return self._thread.is_alive()
 
     def result(self) -> Any:
-        self._thread.join(20)
+        self._thread.join(PATIENCE)
         self.making.release()
         return self._result[0]
 

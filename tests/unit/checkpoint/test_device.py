@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import stat
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from fakes.cuda import FakeCuda
 from fakes.cuda_worker import Workers
 from fakes.dumping import SPEC, Criu, left, made, work_of
 from fakes.nvml import A100, GIB, H100, FakeNvml, machine, numbered
+from fakes.settled import eventually
 from fakes.talkers import answer, talker
 
 from shim.cgroup import Cgroup
@@ -244,13 +244,13 @@ def test_a_driver_that_answers_nothing(
     on_gpu: Work, cuda: FakeCuda, workers: Workers, tmp_path: Path
 ) -> None:
     """A GPU that has failed: nothing was touched yet, and nobody waits for ever."""
-    cuda.delay("cuInit", 1)
-    with pytest.raises(GpuFailed, match=r"has not answered within 0\.2 s"):
-        checkpoint(with_config(on_gpu, {"gpu.limit": 0.2}))
-    assert workers.states == RUNNING
-    assert left(tmp_path) == []
-    while cuda.under_way("cuInit"):  # its thread would go on in the next test's world
-        time.sleep(0.01)
+    with cuda.held("cuInit"):
+        with pytest.raises(GpuFailed, match=r"has not answered within 0\.2 s"):
+            checkpoint(with_config(on_gpu, {"gpu.limit": 0.2}))
+        assert workers.states == RUNNING
+        assert left(tmp_path) == []
+        eventually(lambda: cuda.under_way("cuInit"))  # or it would not be seen to end
+    eventually(lambda: not cuda.under_way("cuInit"))  # it would go on in the next test's world
 
 
 @pytest.mark.parametrize("exit", [False, True])

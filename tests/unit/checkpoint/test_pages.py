@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bench.bare import tree
 from fakes import sleeper
 from fakes.images import BASE, Images, all_pages, filled, noise, vma
+from fakes.settled import asleep, eventually
 
 from shim.checkpoint import pages
 from shim.checkpoint.pages import Pages, Parallel, Plain
@@ -52,6 +54,8 @@ class Worker:
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
         self.pid = self._process.pid
+        # Until then its stack changes: it would not be in one dump as it is in the next.
+        eventually(lambda: [asleep(pid) for pid in tree(self.pid)] == [True, True])
 
     def dump(self, images: Path, actions: dict[str, Action]) -> None:
         """Dump it, and let it go on."""

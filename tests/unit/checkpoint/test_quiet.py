@@ -6,12 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fakes.pod import FAKES
+from fakes.settled import PATIENCE
 from fakes.talkers import Talker, answer, talker
 from fakes.work import make_work
 
@@ -20,6 +23,7 @@ from shim.errors import BadAnnotation, CheckpointFailed, WorkerFailed
 from shim.runc import Runc
 from shim.timeline import Timeline
 from shim.work import Work
+from shim.worker import actions
 
 
 class Server:
@@ -129,12 +133,24 @@ def test_it_cannot_be_quiesced(server: Server, tmp_path: Path) -> None:
     assert server.asked == ["/sleep", "/wake"], "it may be half asleep"
 
 
-def test_it_hangs(server: Server, tmp_path: Path) -> None:
+def test_it_hangs(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = threading.Event()
+
     def hang(connection: socket.socket, request: bytes) -> None:
         if b"/sleep" in request:
+            heard.set()
             connection.recv(1)
         answer(200)(connection, request)
 
+    receive = actions.Timed.receive_into
+
+    def receive_once_heard(timed: actions.Timed, buffer: Any) -> int:
+        assert heard.wait(PATIENCE)
+        return receive(timed, buffer)
+
+    # It has its time from when the worker has heard it: both may be late.
+    monkeypatch.setattr(actions, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(actions.Timed, "receive_into", receive_once_heard)
     server.talker.talk = hang
     notes = {**server.notes(), "thaw.dev/quiesce-timeout": "0.2"}
     with (

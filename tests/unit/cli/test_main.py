@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.settled import asleep, eventually
 from fakes.snapshots import make
 
 from shim import __version__, cli
@@ -156,12 +155,10 @@ def test_interrupted(tmp_path: Path) -> None:
     with started(tmp_path, "timeline", str(tmp_path / "spans.json"), program=program) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
-        with open(tmp_path / "spans.json", "w"):  # it has begun to read
-            time.sleep(0.1)
-            # Again if need be: one that comes just before read(2) begins does not interrupt it.
-            while process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(5)
+        with open(tmp_path / "spans.json", "w"):  # it has opened it, too
+            # One that comes just before read(2) begins does not interrupt it; and a second one
+            # could come when it is about to end because of the first.
+            eventually(lambda: asleep(process.pid))
+            process.send_signal(signal.SIGINT)
             assert process.communicate()[1] == ""
     assert process.returncode == exits.INTERRUPTED

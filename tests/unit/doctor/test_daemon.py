@@ -11,7 +11,9 @@ from typing import Any
 
 import grpc
 import pytest
+from fakes.settled import PATIENCE
 
+from shim.doctor import daemon as daemons
 from shim.doctor.daemon import Daemon
 
 VERSION = b"\x0a\x05v9.9.9"[:2] + b"9.9.9"
@@ -29,7 +31,8 @@ def _status(_request: bytes, _context: Any) -> bytes:
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
+def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(daemons, "TIMEOUT", PATIENCE)
     path = str(tmp_path / "containerd.sock")
     server = grpc.server(ThreadPoolExecutor(1))
 

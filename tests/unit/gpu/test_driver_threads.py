@@ -33,7 +33,6 @@ def test_calls_for_several_processes_overlap(cuda: FakeCuda, driver: Driver, cha
     begins = {"Lock": "running", "Restore": "checkpointed"}.get(change, "locked")
     for pid in pids:
         cuda.add(pid, begins)
-    cuda.delay(change, 0.3)
     verb: Callable[[int], None] = {
         "Lock": lambda pid: driver.lock(pid, 10),
         "Checkpoint": driver.checkpoint,
@@ -42,7 +41,7 @@ def test_calls_for_several_processes_overlap(cuda: FakeCuda, driver: Driver, cha
     }[change]
     driver.init()
     cuda.forget()
-    with ThreadPoolExecutor(4) as pool:
+    with cuda.together(len(pids), change), ThreadPoolExecutor(len(pids)) as pool:
         list(pool.map(verb, pids))
     calls = cuda.calls
     assert {call.pid for call in calls} == set(pids)
@@ -51,13 +50,13 @@ def test_calls_for_several_processes_overlap(cuda: FakeCuda, driver: Driver, cha
 
 def test_another_thread_works_on_meanwhile(cuda: FakeCuda, driver: Driver) -> None:
     cuda.add(PID, "locked")
-    cuda.delay("Checkpoint", 0.3)
     working = threading.Thread(target=driver.checkpoint, args=(PID,))
     driver.init()
-    working.start()
-    while not cuda.asked():  # Python runs here while the call is under way there
-        pass
-    assert cuda.calls[-1].result is None
+    with cuda.held("Checkpoint"):
+        working.start()
+        while not cuda.asked():  # Python runs here while the call is under way there
+            pass
+        assert cuda.calls[-1].result is None
     working.join()
     assert driver.state(PID) == "checkpointed"
 

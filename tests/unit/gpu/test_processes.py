@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,9 @@ def test_a_fault_of_ours_is_not_taken_for_the_drivers(count: int) -> None:
         each(act, range(count))
 
 
-def test_one_that_does_not_come_to_its_end() -> None:
+def test_one_that_does_not_come_to_its_end(limited: Callable[..., None]) -> None:
     """It is ended, which makes the call return; the others are none the worse for it."""
+    limited(2)
     killed = threading.Event()
     ended: list[int] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,15 +43,16 @@ def attempt(name: str, limit: int, record: Record, lane: Lane) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("act", "outcome"),
+    ("act", "limit", "outcome"),
     [
-        (lambda *_: None, "done"),
-        (lambda *_: 1 / 0, "division by zero"),
-        (lambda *_: time.sleep(30), "part took longer than 1 s"),
+        (lambda *_: None, 60, "done"),
+        (lambda *_: 1 / 0, 60, "division by zero"),
+        (lambda *_: time.sleep(30), 1, "part took longer than 1 s"),
     ],
 )
 def test_what_became_of_a_part(
     act: Any,
+    limit: int,
     outcome: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -58,16 +60,18 @@ def test_what_became_of_a_part(
 ) -> None:
     monkeypatch.setitem(run.PARTS, "part", act)
     path, lane = tmp_path / "found.json", Lane(tmp_path / "pods")
-    assert attempt("part", 1, Record(str(path)), lane) is (outcome == "done")
+    assert attempt("part", limit, Record(str(path)), lane) is (outcome == "done")
     assert Record.opened(str(path)).found["parts"]["part"]["outcome"] == outcome
     assert ("what it has said" in capsys.readouterr().err) is (outcome != "done")
     assert lane.cleared == 1
 
 
 def test_a_limit_ends_with_its_block() -> None:
-    with run._within(1, "this"):
-        pass
-    time.sleep(1.2)  # nobody is told of it any longer
+    before = signal.getsignal(signal.SIGALRM)
+    with run._within(60, "this"):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == before
     with pytest.raises(Late, match="that took longer than 1 s"), run._within(1, "that"):
         time.sleep(30)
 

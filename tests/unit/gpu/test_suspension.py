@@ -75,9 +75,7 @@ def test_away_and_back(cuda: FakeCuda, driver: Driver, workers: Workers) -> None
 
 def test_all_at_the_same_time(cuda: FakeCuda, driver: Driver, workers: Workers) -> None:
     """Processes that wait for each other's work could otherwise never be locked."""
-    for call in ALL:
-        cuda.delay(call, 0.2)
-    with suspension(driver, workers):
+    with cuda.together(len(workers.pids), *ALL), suspension(driver, workers):
         pass
     for name in ALL:
         one, *others = [call for call in cuda.calls if call.short == name]
@@ -240,10 +238,13 @@ def test_nobody_is_left(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("call", ALL)
-def test_the_driver_hangs(cuda: FakeCuda, driver: Driver, call: str) -> None:
+def test_the_driver_hangs(
+    cuda: FakeCuda, driver: Driver, limited: Callable[..., None], call: str
+) -> None:
     """Only an end of the process makes such a call return: the others are given back."""
     with Workers(cuda, 3, real=True) as workers:
         stuck, *others = workers.pids
+        limited(stuck, lambda: cuda.under_way(call, stuck))
         cuda.delay(call, 1000, pid=stuck)
         words = f"process {stuck}: the NVIDIA driver is not done with it"
         made = suspension(driver, workers, seconds=0.1, limit=0.5)

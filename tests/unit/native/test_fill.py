@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from fakes.filling import (
     noise,
     scattered,
 )
-from fakes.settled import own_threads
+from fakes.settled import PATIENCE, own_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -265,12 +266,18 @@ def niceness(threads: set[str]) -> set[int]:
 
 @pytest.mark.parametrize(("source", "lowest"), [(CHOSEN, 19), (DIRECT, os.nice(0))])
 def test_nobody_waits_for_what_is_cached(blob: Blob, source: int, lowest: int) -> None:
-    others, found, budget = own_threads(), {os.nice(0)}, 256 * MIB
-    with Fill([blob], in_a_row(16 * MIB) * 20, budget=budget, readers=1, source=source) as fill:
-        fill.prefetch()
-        while fill.progress().buffered < budget:
-            found |= niceness(own_threads() - others)
-        fill.start()
+    found, budget, ends = {os.nice(0)}, 256 * MIB, time.monotonic() + PATIENCE
+    while True:
+        others = own_threads()
+        pieces = in_a_row(16 * MIB) * 20
+        with Fill([blob], pieces, budget=budget, readers=1, source=source) as fill:
+            fill.prefetch()
+            while fill.progress().buffered < budget:
+                found |= niceness(own_threads() - others)
+            fill.start()
+        # Once more if all was read while there was no processor to look at it.
+        if max(found) >= lowest or time.monotonic() > ends:
+            break
     assert max(found) == lowest
 
 

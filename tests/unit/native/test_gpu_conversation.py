@@ -311,7 +311,7 @@ def test_requests_are_answered_in_turn(program: Program, library: Conversation) 
     """Whoever comes after a conversation that broke off passes over what it has not read."""
     asked = [Kind.HOLD, Kind.EXPORT, Kind.OPEN, Kind.HELLO]
     for kind in asked:
-        library.send(request(kind, 5000 if kind is Kind.HOLD else 0))
+        library.send(request(kind, 30_000 if kind is Kind.HOLD else 0))
     with Conversation(program.pid) as next_one:
         answers = [next_one.receive() for _ in asked]
     assert [said.answer.kind for said in answers] == asked

@@ -56,16 +56,17 @@ def test_a_thread_that_launches_all_the_time_is_held_and_goes_on(
     program.ask("spin 1")
     for _ in range(3):
         assert not library.hold().status
-        held = program.ask("count")
+        # The thread may have to count one more that it had launched before.
+        most = int(program.ask("count")) + 1
         time.sleep(QUIET)
-        assert program.ask("count") == held
+        assert int(program.ask("count")) <= most
         memory, fds = library.export()
         assert not library.ask(Kind.EMPTY).status
-        assert program.ask("count") == held
+        assert int(program.ask("count")) <= most
         assert not library.give(memory, fds).status
         assert not library.ask(Kind.OPEN).status
         end = time.monotonic() + SECONDS
-        while program.ask("count") == held:
+        while int(program.ask("count")) <= most:
             assert time.monotonic() < end
     program.ask("rest")
 
@@ -93,10 +94,14 @@ def test_a_gpu_that_does_not_come_to_rest(
 
 
 def busy(library: Conversation, program: Program, command: str) -> Answer:
-    """Hold it until the command has got behind the gate before; the answer to that."""
+    """Hold it until the command has got behind the gate before; the answer to that.
+
+    Before, it may also be the library's thread that waits for the GPU which gets no processor.
+    """
     program.tell(command)
     end = time.monotonic() + SECONDS
-    while not (answer := library.hold(50)).status:
+    while (answer := library.hold(50)).text != "calls are under way":
+        assert answer.text in ("", "the GPU is at work")
         assert not library.ask(Kind.OPEN).status
         assert time.monotonic() < end
     return answer

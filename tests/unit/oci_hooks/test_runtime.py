@@ -86,7 +86,7 @@ def test_before_the_container_is_made(pod: Namespace, tmp_path: Path) -> None:
 
 
 def test_a_hook_that_says_no(pod: Namespace, tmp_path: Path) -> None:
-    bundle = Bundle(tmp_path, pod, "--address", "10.1.1.1", "--timeout", "1")
+    bundle = Bundle(tmp_path, pod, "--address", "10.1.1.1", "--timeout", "5")
     try:
         created = bundle.runc("create")
         assert created.returncode != 0

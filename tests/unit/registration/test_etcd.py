@@ -14,6 +14,7 @@ from fakes.settled import PATIENCE, eventually
 
 from shim.conduct import Registration
 from shim.errors import RegistrationFailed
+from shim.registration import etcd
 from shim.registration.etcd import Etcd
 from shim.registration.registrar import Registrar
 
@@ -27,30 +28,45 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield made
 
 
-def asked(server: Server, *, seconds: float = 3.0, must: bool = False) -> Registration:
+class Counted(Etcd):
+    """How often its lease was renewed, and how often nobody answered."""
+
+    def __init__(self, asked: Registration, ttl: int) -> None:
+        super().__init__(asked, KNOWN, ttl)
+        self.renewed = self.unanswered = 0
+
+    def _renewed(self) -> bool:
+        renewed = super()._renewed()
+        self.renewed += renewed
+        self.unanswered += not renewed
+        return renewed
+
+
+def asked(server: Server, *, seconds: float = PATIENCE, must: bool = False) -> Registration:
     target = f"127.0.0.1:{server.port}/workers/{{pod}}"
     return Registration("etcd", target, seconds, must=must)
 
 
 def test_there_and_gone(server: Server) -> None:
     entry = Etcd(asked(server), KNOWN)
-    entry.register(3)
+    entry.register(PATIENCE)
     assert json.loads(server.read(KEY) or "") == KNOWN
     assert len(server.leases()) == 1
-    entry.deregister(3)
-    entry.deregister(3)
+    entry.deregister(PATIENCE)
+    entry.deregister(PATIENCE)
     entry.close()
     assert server.read(KEY) is None
     assert server.leases() == []
 
 
 def test_a_lease_is_kept_and_then_not(server: Server) -> None:
-    entry = Etcd(asked(server), KNOWN, ttl=2)
-    entry.register(3)
+    entry = Counted(asked(server), ttl=6)  # as long as nobody may be held up
+    began = time.monotonic()
+    entry.register(PATIENCE)
     over = threading.Event()
     keeping = threading.Thread(target=entry.keep, args=(over,))
     keeping.start()
-    time.sleep(2.6)
+    eventually(lambda: entry.renewed >= 2 and time.monotonic() > began + 6.5)
     assert server.read(KEY)
     over.set()
     keeping.join()
@@ -61,19 +77,22 @@ def test_a_lease_is_kept_and_then_not(server: Server) -> None:
 def test_killed_and_started_again(server: Server) -> None:
     """With its data the lease goes on, without them the key is made anew."""
     said: list[tuple[str, str]] = []
-    made = Registrar(Etcd(asked(server), KNOWN, ttl=2), asked(server), lambda *w: said.append(w))
+    entry = Counted(asked(server), ttl=8)  # as long as nobody may be held up
+    made = Registrar(entry, asked(server), lambda *w: said.append(w))
     assert made.begin() == ""
     server.kill()
-    time.sleep(1.0)
+    eventually(lambda: entry.unanswered > 0)
+    before = entry.renewed
     server.start()
-    eventually(lambda: server.read(KEY) is not None)
+    eventually(lambda: entry.renewed > before)
+    assert server.read(KEY) is not None
     assert said == []
     server.kill()
     server.forget()
     server.start()
     eventually(lambda: server.read(KEY) is not None)
     eventually(lambda: [event for event, _ in said] == ["lost", "registered"])
-    made.end(3)
+    made.end(PATIENCE)
     assert server.read(KEY) is None
 
 
@@ -88,11 +107,12 @@ def test_down_at_first(server: Server) -> None:
     server.start()
     eventually(lambda: made.registered)
     assert server.read(KEY)
-    made.end(3)
+    made.end(PATIENCE)
     assert said[-1] == ("registered", "")
 
 
-def test_slow(server: Server) -> None:
+def test_slow(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(etcd, "resolve", lambda *_: ["127.0.0.1"])  # that is not to be slow
     server.freeze()
     wanted = asked(server, seconds=0.3, must=True)
     began = time.monotonic()

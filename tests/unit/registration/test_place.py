@@ -17,7 +17,7 @@ from bed.etcd import Server
 from fakes.inmates import inmate
 from fakes.namespaces import Namespace, Network
 from fakes.pod import FAKES
-from fakes.settled import eventually
+from fakes.settled import PATIENCE, eventually
 from fakes.talkers import answer, talker
 
 from shim.annotations import REGISTER, REGISTER_FAILURE, REGISTER_TIMEOUT
@@ -45,7 +45,10 @@ class Registrant:
         if not os.path.lexists(self.hosts):
             self.hosts.write_text(hosts)
         mounts = [{"destination": "/etc/hosts", "source": str(self.hosts)}]
-        spec = {"annotations": {REGISTER: where, REGISTER_TIMEOUT: "5", **notes}, "mounts": mounts}
+        spec = {
+            "annotations": {REGISTER: where, REGISTER_TIMEOUT: str(PATIENCE), **notes},
+            "mounts": mounts,
+        }
         return self.ask(verb="register", spec=spec, pid=self._pid, identity=KNOWN)
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -61,7 +64,7 @@ class Registrant:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(2 * PATIENCE)
         self._process.stdout.close()
 
 
@@ -97,7 +100,7 @@ def test_a_callback(network: Network, registrant: Registrant) -> None:
             "registered": True,
             "because": "",
         }
-        assert registrant.ask(verb="deregister", spec={}, seconds=2)["because"] == ""
+        assert registrant.ask(verb="deregister", spec={}, seconds=PATIENCE)["because"] == ""
     assert [heard[:6] for heard in server.heard] == [b"POST /", b"DELETE"]
     body = json.loads(server.heard[0].partition(b"\r\n\r\n")[2])
     assert body == KNOWN
@@ -142,7 +145,7 @@ def test_what_the_container_writes_later(network: Network, registrant: Registran
         where = f"http://registry.infra:{server.port}/"
         assert registrant.register(where, "10.99.7.1 registry.infra\n")["registered"]
         os.truncate(registrant.hosts, 1 << 40)
-        assert registrant.ask(verb="deregister", spec={}, seconds=2)["because"] == ""
+        assert registrant.ask(verb="deregister", spec={}, seconds=PATIENCE)["because"] == ""
     limits = Path(f"/proc/{registrant.pid}/limits").read_text().splitlines()
     [limit] = [line.split() for line in limits if line.startswith("Max data size")]
     assert limit[3:5] == [str(place.MEMORY)] * 2
@@ -160,7 +163,7 @@ def test_one_question_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def slow(host: str, *_: Any, **__: Any) -> list[Any]:
         asked.append(host)
-        assert go_on.wait(10)
+        assert go_on.wait(PATIENCE)
         return [(0, 0, 0, "", ("10.0.0.1", 1))]
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
@@ -168,9 +171,9 @@ def test_one_question_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RegistrationFailed, match="no answer within"):
             place.resolve("slow.infra", 1, 0.01)
     go_on.set()
-    assert place.resolve("slow.infra", 1, 10) == ["10.0.0.1"]
+    assert place.resolve("slow.infra", 1, PATIENCE) == ["10.0.0.1"]
     assert asked == ["slow.infra"]
-    place.resolve("slow.infra", 1, 10)
+    place.resolve("slow.infra", 1, PATIENCE)
     assert asked == ["slow.infra"] * 2, "an answer is not kept"
 
 
@@ -195,7 +198,7 @@ def test_etcd(network: Network, registrant: Registrant, tmp_path: Path) -> None:
         if not found["registered"]:  # etcd takes a while to start
             assert json.loads(_line(registrant))["event"] in ("failed", "registered")
         network.outside.within(lambda: eventually(lambda: _is_there(server, "w/p")))
-        registrant.ask(verb="deregister", spec={}, seconds=3)
+        registrant.ask(verb="deregister", spec={}, seconds=PATIENCE)
         assert network.outside.within(lambda: server.read("w/p")) is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from fakes.settled import eventually
+from fakes.settled import PATIENCE, eventually
 
 from shim.conduct import Registration
 from shim.errors import RegistrationFailed
@@ -63,7 +63,7 @@ def test_at_once() -> None:
     made, said = make(backend)
     assert made.begin() == ""
     assert made.registered
-    made.end(1)
+    made.end(PATIENCE)
     assert backend.calls == ["register", "deregister", "close"]
     assert (made.registered, said) == (False, [])
 
@@ -74,7 +74,7 @@ def test_later() -> None:
     assert made.begin() == "down"
     assert not made.registered
     eventually(lambda: made.registered)
-    made.end(1)
+    made.end(PATIENCE)
     assert said == [("failed", "down"), ("registered", "")]
     assert backend.calls == ["register"] * 4 + ["deregister", "close"]
 
@@ -94,7 +94,7 @@ def test_again() -> None:
     backend.failures = 1
     backend.lose.set()
     eventually(lambda: said[-1:] == [("registered", "")])
-    made.end(1)
+    made.end(PATIENCE)
     assert said == [("lost", "forgotten"), ("failed", "down"), ("registered", "")]
 
 
@@ -109,7 +109,7 @@ def test_whatever_happens() -> None:
     eventually(lambda: said[-2:] == [("lost", "RuntimeError: no threads"), ("registered", "")])
     backend.failures = 1
     with pytest.raises(RegistrationFailed, match="no more"):
-        made.end(1)
+        made.end(PATIENCE)
     assert backend.calls[-1] == "close"
 
 
@@ -120,18 +120,18 @@ def test_less_time_for_the_first() -> None:
     assert backend.seconds == 0.5
     eventually(lambda: made.registered)
     assert backend.seconds == 1.0, "as much as it was given for each"
-    made.end(1)
+    made.end(PATIENCE)
     made, _ = make(backend)
     made.begin(60)
     assert backend.seconds == 1.0
-    made.end(1)
+    made.end(PATIENCE)
 
 
 def test_ended_while_it_is_down() -> None:
     backend = Fake(1000)
     made, _ = make(backend)
     made.begin()
-    made.end(1)
+    made.end(PATIENCE)
     assert backend.calls[-2:] == ["deregister", "close"], "perhaps an answer was lost"
 
 
@@ -141,5 +141,5 @@ def test_what_cannot_be_removed() -> None:
     made.begin()
     backend.failures = 1
     with pytest.raises(RegistrationFailed, match="down"):
-        made.end(1)
+        made.end(PATIENCE)
     assert backend.calls[-1] == "close"

@@ -6,18 +6,19 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fakes.artifacts import left
 from fakes.registry import Registry, Request, digest_of
-from fakes.settled import PATIENCE
+from fakes.settled import PATIENCE, eventually
 
 from shim.config import Config
 from shim.errors import Damaged, RegistryFailed, ThawError, Unfit
 from shim.reference import Reference, parse
-from shim.registry import attempts, pull, transport
-from shim.registry.progress import Halt
+from shim.registry import attempts, deadlines, pull, transport
+from shim.registry.progress import Halt, Progress
 from shim.snapshot.store import Store
 
 Pull = Callable[[], str]
@@ -319,37 +320,78 @@ def test_it_says_nothing(registry: Registry, pulled: Pull, monkeypatch: pytest.M
 
 
 def test_it_stalls_in_the_middle(
-    registry: Registry, pulled: Pull, there: Store, pushed: str, monkeypatch: pytest.MonkeyPatch
+    registry: Registry,
+    there: Store,
+    reference: Reference,
+    config: Config,
+    pushed: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(transport, "READ_SECONDS", 0.5)
+    patience = transport.READ_SECONDS
     digest = layer(registry, TITLE)
     over = threading.Event()
+    to_come: list[int] = []
+
+    class Reader(Progress):
+        """Impatient only when all is here that will come: an answer that is late is no stall."""
+
+        def advance(self, count: int) -> None:
+            if to_come:
+                to_come[0] -= count
+                if to_come[0] == 0:
+                    monkeypatch.setattr(transport, "READ_SECONDS", 0.05)
+
+    def calm(*_: object) -> None:
+        monkeypatch.setattr(transport, "READ_SECONDS", patience)
+
+    monkeypatch.setattr(Halt, "sleep", calm)  # before the next attempt
 
     def play(request: Request) -> bool:
         if not request.path.endswith(digest) or request.headers.get("Range"):
             return False
         data = registry.blobs[digest]
+        to_come.append(100_000)
         request.answer(200, data[:100_000], Content_Length=str(len(data)))
         over.wait(PATIENCE)
         request.hang_up()
         return True
 
     registry.play = play
-    assert there.snapshot(pulled()).digest == pushed
+    one = Config({**config.as_dict(), "registry.transfers": 1})
+    assert there.snapshot(pull(there, reference, one, Reader())).digest == pushed
     over.set()
     ranges = [headers.get("Range") for _, path, headers in registry.asked if path.endswith(digest)]
     assert ranges == [None, "bytes=100000-"]
 
 
-def hurry(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Short deadlines; a byte comes more often than that."""
-    for name in ("READ_SECONDS", "SMALL_SECONDS", "_WORDS_SECONDS"):
-        monkeypatch.setattr(transport, name, seconds)
-
-
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    hurry(monkeypatch, 0.15)
+    """Short deadlines; a byte comes more often than that."""
+    for name in ("READ_SECONDS", "SMALL_SECONDS", "_WORDS_SECONDS"):
+        monkeypatch.setattr(transport, name, 0.15)
+
+
+class Clock:
+    """The deadlines' own: it stands still unless it is moved, and they look at it often."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._now = 1.0
+        self._looks = looks = [0]
+
+        class Often(threading.Condition):
+            def wait(self, timeout: float | None = None) -> bool:
+                looks[0] += 1
+                return super().wait(0.005)
+
+        threads = SimpleNamespace(Condition=Often, Thread=threading.Thread)
+        monkeypatch.setattr(deadlines, "threading", threads)
+        monkeypatch.setattr(deadlines, "time", SimpleNamespace(monotonic=lambda: self._now))
+
+    def move(self, seconds: float) -> None:
+        """Returns when what takes too long by that has been ended."""
+        self._now += seconds
+        looks = self._looks[0]
+        eventually(lambda: self._looks[0] > looks + 1)
 
 
 def trickled(request: Request, data: bytes) -> None:
@@ -392,7 +434,7 @@ def test_an_answer_that_trickles(
     began = time.monotonic()
     with pytest.raises(RegistryFailed):
         pulled()
-    assert time.monotonic() - began < PATIENCE
+    assert time.monotonic() - began < 2 * PATIENCE, "it was not waited for the answer's end"
 
 
 def test_nothing_but_informational_answers(registry: Registry, pulled: Pull) -> None:
@@ -417,25 +459,42 @@ def test_some_informational_answers(
 
 
 def test_a_blob_may_take_its_time(
-    registry: Registry, pulled: Pull, there: Store, pushed: str, monkeypatch: pytest.MonkeyPatch
+    registry: Registry,
+    there: Store,
+    reference: Reference,
+    config: Config,
+    pushed: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hurry(monkeypatch, 0.6)
+    clock = Clock(monkeypatch)
+    here: list[int] = []
+
+    class Reader(Progress):
+        def advance(self, count: int) -> None:
+            here.append(count)
 
     def play(request: Request, data: bytes) -> None:
+        others, part = sum(here), len(data) // 8
         request.answer(200, data[:0], Content_Length=str(len(data)))
-        for place in range(0, len(data), len(data) // 8):
-            request.wfile.write(data[place : place + len(data) // 8])
-            time.sleep(0.1)
+        for place in range(0, len(data), part):
+            if place:
+                clock.move(transport.READ_SECONDS / 4)
+            request.wfile.write(data[place : place + part])
+            come = others + min(place + part, len(data))
+            eventually(lambda come=come: sum(here) == come)  # type: ignore[misc]
 
     blobs_played(registry, layer(registry, TITLE), play)
-    assert there.snapshot(pulled()).digest == pushed
+    one = Config({**config.as_dict(), "registry.transfers": 1})
+    assert there.snapshot(pull(there, reference, one, Reader())).digest == pushed
     assert registry.count("GET", layer(registry, TITLE)) == 1
 
 
 def test_the_trailers_of_a_blob_that_do_not_end(
-    registry: Registry, pulled: Pull, hurried: None
+    registry: Registry, pulled: Pull, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def play(request: Request, data: bytes) -> None:
+        # Not before: what is late then has another end than this.
+        monkeypatch.setattr(transport, "READ_SECONDS", 0.15)
         request.wfile.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n")
         trickled(request, b"X: y\r\n")
 

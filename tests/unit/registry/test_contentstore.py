@@ -11,6 +11,7 @@ import grpc
 import pytest
 from fakes.artifacts import Artifact
 from fakes.registry import Registry, digest_of
+from fakes.settled import PATIENCE
 
 from shim.config import Config
 from shim.errors import Damaged, NoSuchSnapshot, RegistryFailed
@@ -23,7 +24,7 @@ from shim.proto.content_pb import (
     ReadContentResponse,
 )
 from shim.reference import Reference, parse
-from shim.registry import pull
+from shim.registry import contentstore, pull
 from shim.registry.contentstore import ContentStore
 from shim.registry.transport import Interrupted
 from shim.snapshot.store import Store
@@ -84,7 +85,9 @@ def _encoded(message: Any) -> bytes:
 
 
 @pytest.fixture
-def containerd(tmp_path: Path) -> Iterator[Containerd]:
+def containerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Containerd]:
+    # Who answers too late is taken for one that has nothing.
+    monkeypatch.setattr(contentstore, "TIMEOUT", PATIENCE)
     containerd = Containerd(tmp_path / "containerd.sock")
     yield containerd
     containerd.server.stop(None).wait()

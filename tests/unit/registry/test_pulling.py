@@ -158,7 +158,7 @@ def test_two_at_once(
 
     def play(request: Request) -> bool:
         if "/blobs/" in request.path:
-            assert waiting.wait(10)
+            assert waiting.wait(PATIENCE)
         return False
 
     registry.play = play
@@ -170,7 +170,7 @@ def test_two_at_once(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(3 * PATIENCE)
     assert len(found) == 2
     assert found[0] == found[1]
     assert registry.count("GET", "/blobs/") == len(set(registry.blobs))

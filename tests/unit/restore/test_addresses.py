@@ -133,7 +133,7 @@ def test_every_kind_of_socket_in_another_pod(worker: Moved, tmp_path: Path) -> N
             (new.address4, peer.MAPPED),
             (new.address4, peer.WILDCARD),
         ):
-            out.within(lambda a=address, p=port: socket.create_connection((a, p), 5)).close()  # type: ignore[misc]
+            out.within(lambda a=address, p=port: socket.create_connection((a, p), PATIENCE)).close()  # type: ignore[misc]
     finally:
         end([worker.pid])
     assert {name: told[name][0] for name in ("listen4", "listen6", "mapped", "loopback")} == {

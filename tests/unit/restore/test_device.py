@@ -14,6 +14,7 @@ import pytest
 from fakes.cuda import FakeCuda
 from fakes.cuda_worker import Workers
 from fakes.nvml import A100, GIB, H100, FakeNvml, machine, numbered
+from fakes.settled import eventually
 from fakes.snapshots import CONFIG, HOST, make
 from fakes.work import make_work
 
@@ -132,10 +133,7 @@ def test_it_is_begun_early(cuda: FakeCuda, nvml: FakeNvml, tmp_path: Path) -> No
     begun.ahead.begin({**request, "name": "one", "namespace": "others"}, begun.device.expect)
     assert begun.device.report() == {}, "it may not have that one"
     begun.ahead.begin({**request, "name": "one"}, begun.device.expect)
-    ends = time.monotonic() + 15
-    while "cuInit" not in {call.name for call in cuda.calls}:
-        assert time.monotonic() < ends
-        time.sleep(0.01)
+    eventually(lambda: "cuInit" in {call.name for call in cuda.calls})
     begun.device.expect(Config(settings), snapshot_of([1]))
     assert begun.device.report() == {"cuda": ""}
 

@@ -14,7 +14,7 @@ from fakes.gpu import Program
 from fakes.gpu_conversation import LIBRARY, Conversation
 from fakes.moving import movement
 from fakes.nvml import A100, GIB, H100, machine, numbered
-from fakes.settled import eventually
+from fakes.settled import PATIENCE, eventually
 from fakes.snapshots import CONFIG, HOST, write
 
 from shim.config import Config
@@ -57,7 +57,7 @@ def snapshot(cuda: FakeCuda, program: Program, whole: str, tmp_path: Path) -> Sn
     pages = tmp_path / "pages"
     pages.mkdir()
     memory = Memory.open(cuda.library)
-    with movement(memory, [program], seconds=5.0) as moved:
+    with movement(memory, [program], seconds=PATIENCE) as moved:
         moved.save([pages], [program.pid])
         regions = [replace(region, gpu=OLD) for region in moved.regions(program.pid)]
         moved.give_back()

@@ -14,6 +14,7 @@ from fakes.settled import PATIENCE, eventually
 from shim.bundle import Bundle
 from shim.config import Config
 from shim.errors import RestoreFailed
+from shim.restore import hook as hooks
 from shim.restore.hook import Hook
 
 REPORT = '{"steps": [], "warnings": ["no carrier"]}'
@@ -26,7 +27,9 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def hook() -> Iterator[Hook]:
+def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hook]:
+    """One that has all the time it wants to end by itself."""
+    monkeypatch.setattr(hooks, "_PUT_AWAY", PATIENCE)
     made = Hook()
     yield made
     made.close()

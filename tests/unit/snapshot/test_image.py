@@ -9,9 +9,11 @@ from typing import Any
 
 import grpc
 import pytest
+from fakes.settled import PATIENCE
 
 from shim.errors import Unavailable
 from shim.proto import containerd_pb as pb
+from shim.snapshot import image
 from shim.snapshot.image import image_of
 
 
@@ -56,7 +58,9 @@ class Containerd:
 
 
 @pytest.fixture
-def containerd(tmp_path: Path) -> Iterator[Containerd]:
+def containerd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Containerd]:
+    # Who answers too late is asked once more.
+    monkeypatch.setattr(image, "TIMEOUT", PATIENCE)
     made = Containerd(tmp_path / "containerd.sock")
     yield made
     made.close()

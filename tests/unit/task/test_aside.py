@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fakes.cold import FOREVER, MADE, NAMED, POLITE, STUBBORN, ending, started
 from fakes.pod import Pod
-from fakes.settled import alive, eventually
+from fakes.settled import PATIENCE, alive, eventually
 
 from shim.proto import events_pb as pb
 from shim.task import aside
@@ -109,7 +109,10 @@ exit 3
 """
 
 
-def test_a_worker_of_the_contract_ends_by_itself(pod: Pod, plays: Any) -> None:
+def test_a_worker_of_the_contract_ends_by_itself(
+    pod: Pod, plays: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aside, "GRACE", 1000.0)
     assert ending(pod, plays, CONTRACT, OBEDIENT) == 3
 
 
@@ -158,7 +161,7 @@ def test_a_worker_that_waits_in_vain_is_told_to_go_on(
     assert not (control / "restore-complete").exists()
     (control / "ready-for-snapshot").touch()
     eventually((control / "restore-complete").exists)
-    assert select.select([wake], [], [], 10)[0]
+    assert select.select([wake], [], [], PATIENCE)[0]
     assert os.read(wake, 64) == b"restore-complete\n"
     os.close(wake)
     assert not (control / "snapshot-complete").exists()

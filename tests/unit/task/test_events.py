@@ -29,7 +29,7 @@ class Containerd:
         self.envelopes: list[pb.Envelope] = []
         self.refusals = 0
         self._node = node
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
         listener.listen()
@@ -37,19 +37,13 @@ class Containerd:
         self._server = node.do(lambda: Server(node.loop, listener, {SERVICE: methods}))
 
     def _forward(self, request: pb.ForwardRequest, _call: Call) -> Empty:
-        with self._changed:
+        with self._lock:
             if self.refusals:
                 self.refusals -= 1
                 raise Unavailable("not now")
             assert request.envelope is not None
             self.envelopes.append(request.envelope)
-            self._changed.notify_all()
         return Empty()
-
-    def wait(self, count: int) -> list[pb.Envelope]:
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.envelopes) >= count, PATIENCE)
-            return self.envelopes
 
     def close(self) -> None:
         self._node.do(self._server.close)
@@ -100,8 +94,10 @@ def test_order_is_kept(containerd: Containerd, tmp_path: Path) -> None:
 
 
 def test_what_an_envelope_says(containerd: Containerd, tmp_path: Path) -> None:
-    queue(tmp_path / "events.sock").publish_exit("c", "exec-1", 42, Exit(137, 5_000_000_007))
-    (envelope,) = containerd.wait(1)
+    sender = queue(tmp_path / "events.sock")
+    sender.publish_exit("c", "exec-1", 42, Exit(137, 5_000_000_007))
+    assert sender.flush(PATIENCE)  # and no sender is left that would try again after this test
+    (envelope,) = containerd.envelopes
     assert envelope.namespace == "k8s.io"
     assert envelope.timestamp is not None
     assert envelope.timestamp.seconds > 0, "containerd refuses an envelope without a time"
@@ -156,7 +152,8 @@ def test_a_connection_that_broke_is_made_anew(node: Node, tmp_path: Path) -> Non
     (tmp_path / "s").unlink()
     second = Containerd(node, tmp_path / "s")
     sender.publish(pb.TaskStart(container_id="c", pid=2))
-    assert [unpack(e.event, pb.TaskStart).pid for e in second.wait(1)] == [2]
+    assert sender.flush(PATIENCE)
+    assert [unpack(e.event, pb.TaskStart).pid for e in second.envelopes] == [2]
     second.close()
 
 

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 from fakes.host import open_fds
 from fakes.pod import Behind, Pod
+from fakes.settled import PATIENCE
 
 from shim.errors import ThawError
 from shim.task import restoration
+from shim.task.copying import Copies
 
 NOTES = {"thaw.dev/snapshot": "warm"}
 STRICT = {**NOTES, "thaw.dev/on-failure": "fail"}
@@ -45,9 +47,14 @@ def create(pod: Pod, plays: Any, words: str, notes: dict[str, str]) -> None:
 
 
 def test_it_is_in_the_containers_log(
-    pod: Pod, plays: Any, reader: int, logged: Callable[[], str]
+    pod: Pod,
+    plays: Any,
+    reader: int,
+    logged: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What a worker said before it crashed is all that tells why, and kubelet shows it."""
+    monkeypatch.setattr(restoration, "PASS_ON", PATIENCE)  # for us to come to it
     before = open_fds()
     create(pod, plays, "last words\n", STRICT)
     starting = Behind(lambda: pod.start("c"))
@@ -68,6 +75,8 @@ def test_nobody_waits_for_one_who_does_not_read(
     pod: Pod, plays: Any, reader: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restoration, "PASS_ON", 0.1)
+    drain = Copies.drain  # the time is for the reader, not for the copying before it
+    monkeypatch.setattr(Copies, "drain", lambda copies, _seconds: drain(copies, PATIENCE))
     create(pod, plays, "last words\n", STRICT)
     with pytest.raises(ThawError, match="it crashed"):
         pod.start("c")

@@ -18,7 +18,7 @@ from fakes.settled import PATIENCE, eventually
 from fakes.talkers import answer, talker
 
 from shim.annotations import READY, REGISTER, REGISTER_FAILURE, REGISTER_TIMEOUT
-from shim.errors import RegistrationFailed
+from shim.errors import DeadlineExceeded, RegistrationFailed
 from shim.task import membership
 from shim.task.container import Container
 from shim.task.engine import Engine
@@ -28,11 +28,12 @@ from shim.task.state import RUNNING, STOPPED
 FOREVER = ("sleep", "1000")
 
 # As installed, the program finds everything beside itself; a checkout's libraries are elsewhere.
-PROGRAM = """
+PROGRAM = f"""
 import site, sys
 site.main()
-from shim.registration.serving import main
-main()
+from shim.registration import serving
+serving.LAST_SECONDS = {PATIENCE}
+serving.main()
 """
 
 HANGS = "import time; time.sleep(1000)"
@@ -51,6 +52,9 @@ daemon.sendall(b'{"event": "deregistered", "because": ""}\\n')
 
 @pytest.fixture(autouse=True)
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """It has all its time to deregister, as what it has done then is looked at."""
+    monkeypatch.setattr(membership, "PATIENCE", PATIENCE)
+    monkeypatch.setattr(membership, "SHORT", PATIENCE)
     path = tmp_path / "serving.py"
     path.write_text(PROGRAM)
     monkeypatch.setattr(membership, "PROGRAM", str(path))
@@ -176,11 +180,20 @@ def test_a_process_that_does_not_answer(
 ) -> None:
     program.write_text(HANGS)
     monkeypatch.setattr(membership, "_START", 0.125 - PATIENCE)  # with its timeout, that is
+
+    class First(Engine):
+        def ask(self, *args: Any) -> dict[str, Any]:
+            try:
+                return super().ask(*args)
+            except DeadlineExceeded:  # the next one is another program, and has another time
+                monkeypatch.setattr(membership, "_START", 10.0)
+                program.write_text(PROGRAM)
+                raise
+
+    monkeypatch.setattr(membership, "Engine", First)
     with talker(answer(200)) as server:
         start(pod, server.port, **{REGISTER_TIMEOUT: str(PATIENCE)})
         eventually(lambda: "not done within 0.1 s" in logged())
-        monkeypatch.setattr(membership, "_START", 10.0)
-        program.write_text(PROGRAM)
         eventually(lambda: methods(server) == ["POST"])
         pod.kill("c", 9)
         assert methods(server) == ["POST", "DELETE"]
@@ -368,13 +381,15 @@ def test_everyone_waits_for_its_end(pod: Pod) -> None:
         pod.kill("c", 9)
 
 
-def test_no_longer_than_the_caller_has(pod: Pod) -> None:
+def test_no_longer_than_the_caller_has(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "_OWN", PATIENCE)  # the process says it before we do
     over = threading.Event()
     with talker(lambda *_: wait(over)) as server:
         notes = {REGISTER_FAILURE: "fail", REGISTER_TIMEOUT: "3600"}
         container, made = running(pod, server.port, **notes)
+        deadline = time.monotonic() + 2 * PATIENCE + 2
         with pytest.raises(RegistrationFailed, match="no answer within"):
-            made.begin(container.identity, restored=True, deadline=time.monotonic() + 4)
+            made.begin(container.identity, restored=True, deadline=deadline)
         assert container.state.status == RUNNING, "its end is the caller's business"
         over.set()
         pod.kill("c", 9)

@@ -13,6 +13,7 @@ from fakes.host import Node, open_fds
 from fakes.settled import PATIENCE
 
 from shim.errors import InvalidArgument
+from shim.task import binaryio
 from shim.task.copying import CHUNK
 from shim.task.stdio import Stdio, Streams
 
@@ -291,6 +292,14 @@ def logger(folder: Path, ready: str = "printf x >&5") -> str:
     return str(path)
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logging program has all its time to write out what it has."""
+    monkeypatch.setattr(binaryio, "READY_TIMEOUT", PATIENCE)
+    monkeypatch.setattr(binaryio, "END_TIMEOUT", PATIENCE)
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_logging_program_gets_both_streams(node: Node, tmp_path: Path) -> None:
     before = open_fds()
     opened = stdio(node, stdout=f"binary://{logger(tmp_path)}?id=7")
@@ -307,6 +316,7 @@ def test_a_logging_program_gets_both_streams(node: Node, tmp_path: Path) -> None
     assert open_fds(before) == set()
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_logging_program_reads_a_terminal(node: Node, tmp_path: Path) -> None:
     opened = stdio(node, stdout=f"binary://{logger(tmp_path)}", terminal=True)
     master, terminal = os.openpty()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes.settled import eventually, own_threads
 
 from shim.loop import Loop
 from shim.proto.known import Empty
@@ -34,6 +35,7 @@ class Bench:
         self.server: Server | None = None
         self._peers: list[Peer] = []
         self.loop.on_error = self.errors.append
+        self._before = own_threads()
         self._thread = threading.Thread(target=self.loop.run)
         self._thread.start()
 
@@ -84,6 +86,7 @@ class Bench:
             self.do(self.server.close)
         self.loop.stop()
         self._thread.join(PATIENCE)
+        eventually(lambda: own_threads() <= self._before)  # handlers still give their answers to it
         self.loop.close()
 
 

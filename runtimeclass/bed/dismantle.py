@@ -6,6 +6,7 @@ needs nothing but the folder.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from bed.network import remove_bridges
 PREFIX = "thaw-bed-"
 OWNER = "owner"
 BRIDGE = "bridge"
+_SECONDS = 60.0
 _CGROUPS = Path("/sys/fs/cgroup")
 _CNI_RESULTS = Path("/var/lib/cni/results")
 
@@ -34,7 +36,7 @@ def dismantle(folder: Path) -> None:
         subprocess.run(["umount", "--lazy", point], check=False)
     remove_bridges(_read_words(folder / BRIDGE))
     for group in [*cgroups(folder.name), *_parents(folder.name)]:
-        group.rmdir()
+        _remove(group)
     for path in [*sockets, *_CNI_RESULTS.glob(f"{folder.name}-*")]:
         path.unlink(missing_ok=True)
     if left := mount_points(folder):
@@ -62,7 +64,7 @@ def process_identity(pid: int) -> list[str]:
 
 
 def _kill(folder: Path) -> None:
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + _SECONDS
     while pids := processes(folder):
         for pid in pids:
             try:
@@ -71,6 +73,18 @@ def _kill(folder: Path) -> None:
                 pass
         if time.monotonic() > ends:
             raise TimeoutError(f"processes of {folder} do not end: {pids}")
+        time.sleep(0.05)
+
+
+def _remove(group: Path) -> None:
+    """Remove a cgroup, once its processes have left it: in version 1 they tell of none before."""
+    ends = time.monotonic() + _SECONDS
+    while True:
+        try:
+            return group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > ends:
+                raise
         time.sleep(0.05)
 
 

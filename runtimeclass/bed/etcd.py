@@ -72,7 +72,7 @@ class Server:
         """End it as a crash would."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(20)
+            self._process.wait(60)
             self._process = None
 
     def freeze(self) -> None:
@@ -100,7 +100,7 @@ class Server:
         return [lease["ID"] for lease in self._ask("/v3/lease/leases", {}).get("leases") or []]
 
     def _ask(self, path: str, request: dict[str, str]) -> dict[str, Any]:
-        connection = http.client.HTTPConnection(self._address, self.port, timeout=5)
+        connection = http.client.HTTPConnection(self._address, self.port, timeout=60)
         try:
             connection.request("POST", path, json.dumps(request))
             answer: dict[str, Any] = json.loads(connection.getresponse().read())

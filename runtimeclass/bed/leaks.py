@@ -39,7 +39,11 @@ class Holdings(NamedTuple):
     def since(self, earlier: Holdings) -> dict[str, list[str]]:
         """What is there now and was not then, by kind; empty kinds are left out."""
         pairs = zip(self._fields, self, earlier, strict=True)
-        return {kind: sorted(now - then) for kind, now, then in pairs if now - then}
+        new = {kind: sorted(now - then) for kind, now, then in pairs if now - then}
+        # What was there may have become another program since, which is no new process.
+        known = {_identity(line) for line in earlier.processes}
+        processes = [line for line in new.pop("processes", []) if _identity(line) not in known]
+        return {"processes": processes, **new} if processes else new
 
 
 def holdings(
@@ -52,7 +56,7 @@ def holdings(
     """
     own = frozenset(_processes(folder))
     return Holdings(
-        processes=frozenset(f"{pid} {command_line(pid)}" for pid in own - {daemon}),
+        processes=frozenset(f"{_start(pid)} {pid} {command_line(pid)}" for pid in own - {daemon}),
         mounts=frozenset(mount_points(folder)),
         cgroups=frozenset(map(str, cgroups(folder.name))),
         interfaces=frozenset(_listed(Path("/sys/class/net", bridge or "-", "brif"))),
@@ -85,6 +89,19 @@ def _belongs(pid: int, folder: Path) -> bool:
         )
     except OSError:
         return False  # gone, or a kernel thread
+
+
+def _identity(line: str) -> tuple[str, ...]:
+    """What tells one process from all others: when it began, and its pid."""
+    return tuple(line.split(" ", 2)[:2])
+
+
+def _start(pid: int) -> str:
+    try:
+        stat = Path("/proc", str(pid), "stat").read_text()
+    except OSError:
+        return "gone"
+    return stat.rpartition(")")[2].split()[19]
 
 
 def command_line(pid: int) -> str:

@@ -151,7 +151,7 @@ class Container:
         request = api.StartContainerRequest(container_id=self.id)
         return self._client.start("StartContainer", request)
 
-    def exec(self, command: Sequence[str], timeout: int = 30) -> Executed:
+    def exec(self, command: Sequence[str], timeout: int = 60) -> Executed:
         """Run a command in it and wait for its end, `timeout` seconds at most."""
         request = api.ExecSyncRequest(container_id=self.id, cmd=command, timeout=timeout)
         answer = self._client.call("ExecSync", request)
@@ -212,8 +212,8 @@ class Container:
         )
         self._client.call("CheckpointContainer", request)
 
-    def stop(self, timeout: int = 5) -> None:
-        """SIGTERM, and SIGKILL after `timeout` seconds."""
+    def stop(self, timeout: int = 60) -> None:
+        """SIGTERM, and SIGKILL after `timeout` seconds; who ends may get no processor for some."""
         request = api.StopContainerRequest(container_id=self.id, timeout=timeout)
         self._client.call("StopContainer", request)
 

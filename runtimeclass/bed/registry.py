@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from bed import fetch
 
@@ -26,9 +28,25 @@ _LISTENS = re.compile(r"listening on (127\.0\.0\.1:\d+)")
 _START_SECONDS = 60.0
 
 
+class Registry(NamedTuple):
+    """One that runs."""
+
+    host: str  # HOST:PORT
+    process: subprocess.Popen[bytes]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It answers nothing while the block lasts."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+
 @contextmanager
-def running(folder: Path) -> Iterator[str]:
-    """A registry with its files in `folder`, a new one, while the block lasts: its HOST:PORT."""
+def running(folder: Path) -> Iterator[Registry]:
+    """A registry with its files in `folder`, a new one, while the block lasts."""
     folder.mkdir(mode=0o700)
     config = folder / "config.yml"
     config.write_text(_CONFIG.format(storage=folder / "storage"))
@@ -37,10 +55,10 @@ def running(folder: Path) -> Iterator[str]:
         command = [str(fetch.registry()), "serve", str(config)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     try:
-        yield _wait_for(process, log)
+        yield Registry(_wait_for(process, log), process)
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def _wait_for(process: subprocess.Popen[bytes], log: Path) -> str:

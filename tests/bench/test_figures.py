@@ -25,7 +25,7 @@ from bed.lane import CRI_NAMESPACE, Lane, opened
 from bed.leaks import command_line, processes
 from bed.model import ask, model_server, wait_until_healthy
 from serving import annotated, said, speaking
-from workers import outcome
+from workers import executed, outcome
 
 from shim.worker.control import RESTORED, WAKE, Control, User
 
@@ -97,7 +97,7 @@ def test_small_restore(lane: Lane, tell: Callable[[str], None]) -> None:
     """The floor: what a restore costs when there is next to nothing to restore."""
     command = ["sleep", "100000"]
     with lane.pod("small", handler="thaw") as pod:
-        container = pod.container("app", BUSYBOX_IMAGE, command).start()
+        container = executed(pod.container("app", BUSYBOX_IMAGE, command).start(), "sleep")
         lane.thaw("checkpoint", container.id, "small", "--namespace", CRI_NAMESPACE)
     seconds = []
     for number in range(RUNS):

@@ -190,7 +190,7 @@ def _median(kind: str, threads: int, done: Sequence[_Once], fio: float | None) -
         kind=kind,
         threads=threads,
         gib_s=round(statistics.median(once.gib_s for once in done), 4),
-        cores=round(statistics.median(once.cores for once in done), 2),
+        cores=round(statistics.median(once.cores for once in done), 6),
         fio_gib_s=None if fio is None else round(fio, 4),
     )
 

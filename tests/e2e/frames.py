@@ -45,7 +45,8 @@ class Bridge:
     """Everything that passes a bridge from now on, for as long as the block lasts."""
 
     def __init__(self, name: str) -> None:
-        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_EVERYTHING))
+        # With a protocol it would hear all other interfaces, too, until it is bound to this one.
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setblocking(False)
         self._socket.bind((name, _EVERYTHING))
         self._frames: list[bytes] = []

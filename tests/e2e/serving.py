@@ -133,7 +133,7 @@ def post(pod: Pod, path: str, body: str) -> tuple[int, str]:
 
 
 def _asked(pod: Pod, method: str, path: str, body: str | None) -> tuple[int, str]:
-    connection = HTTPConnection(pod.ip, PORT, timeout=10)
+    connection = HTTPConnection(pod.ip, PORT, timeout=60)
     try:
         connection.request(method, path, body)
         response = connection.getresponse()

@@ -219,15 +219,16 @@ def test_the_callers_deadline_leaves_room_for_the_cold_boot(
 
 
 def test_a_shim_killed_over_a_restored_container(lane: Lane, worker: str) -> None:
-    with lane.pod("orphans") as pod:
-        restored = wanting(pod, worker).start()
-        cold = pod.container("side", BUSYBOX_IMAGE, COMMAND).start()
-        assert outcome(lane, restored).message == "restored"
-        workers = [init_pid(lane, container.id) for container in (restored, cold)]
-        os.kill(shim_pid(lane, restored.id), signal.SIGKILL)
-        # What containerd says of tasks that it lost: its own word, or what `delete` answered.
-        assert {restored.wait(), cold.wait()} <= {137, 255}
-        wait_until(lambda: not any(map(alive, workers)), "the end of the workers")
+    pod = lane.run_pod("orphans")
+    restored = wanting(pod, worker).start()
+    cold = pod.container("side", BUSYBOX_IMAGE, COMMAND).start()
+    assert outcome(lane, restored).message == "restored"
+    workers = [init_pid(lane, container.id) for container in (restored, cold)]
+    os.kill(shim_pid(lane, restored.id), signal.SIGKILL)
+    # What containerd says of tasks that it lost: its own word, or what `delete` answered.
+    assert {restored.wait(), cold.wait()} <= {137, 255}
+    wait_until(lambda: not any(map(alive, workers)), "the end of the workers")
+    wait_until(lambda: removed(pod), "the end of the pod")
 
 
 def test_a_shim_killed_in_the_middle_of_a_restore(lane: Lane, worker: str) -> None:

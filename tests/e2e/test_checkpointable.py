@@ -261,6 +261,7 @@ def test_nvidias_runtime(lane: Lane, tmp_path: Path) -> None:
         with lane.pod("unfit", annotations=annotated(snapshot="nvidias")) as pod:
             third = worker(pod, "another")
             assert outcome(lane, third).message == "booting cold"
+            token_of(third)  # its first process is runc's until it has booted
             has_all(third)
         assert log.read_text() == "ran\nran\n", "once, though its spec was changed before"
 

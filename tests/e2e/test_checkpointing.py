@@ -83,15 +83,16 @@ def test_it_sleeps_in_its_snapshot_and_is_awake_again(lane: Lane) -> None:
         assert is_sleeping(pod), "nobody has woken this one"
 
 
-ASLEEP = "touch /tmp/asleep; rm -f /tmp/awake"
-AWAKE = "exec:touch /tmp/awake; rm -f /tmp/asleep"
+# Whoever sees the file that it makes knows that it does nothing more.
+ASLEEP = "rm -f /tmp/awake; touch /tmp/asleep"
+AWAKE = "exec:rm -f /tmp/asleep; touch /tmp/awake"
 
 
 @pytest.fixture(scope="module")
 def obstinate(lane: Lane) -> Iterator[Pod]:
     """A pod whose containers go to sleep each in its own way."""
     notes = {
-        "thaw.dev/ready": "exec:true",
+        "thaw.dev/ready": "exec:pidof sleep",  # the worker handles signals since before it has that
         "thaw.dev/checkpoint.fails": "fails",
         "thaw.dev/quiesce.fails": f"exec:{ASLEEP}; echo I will not >&2; false",
         "thaw.dev/checkpoint.hangs": "hangs",
@@ -163,7 +164,7 @@ def test_it_is_told_to_stop_before_it_is_dumped(lane: Lane, obstinate: Pod) -> N
     with in_it(obstinate, "stopped") as container:
         wait_until(lambda: files(container) == ["asleep"], "a worker that sleeps")
         shim = shim_pid(lane, container.id)
-        container.stop()
+        container.stop(timeout=60)
         assert container.wait() == 7, "by SIGTERM, which it handles"
         wait_until(lambda: not children(shim, "shim/engine.py"), "the end of its engine")
         messages = [line.message for line in shim_lines(lane, container.id)]

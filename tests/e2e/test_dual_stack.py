@@ -46,7 +46,7 @@ def bound(kind, name):
     made.bind(name)
     return made
 def dial():
-    made = socket.create_connection(("%s", %d), 5)
+    made = socket.create_connection(("%s", %d), 60)
     said["server"] = made.recv(64).decode()
     return made
 def works(one, other):
@@ -114,7 +114,7 @@ while True:
 """
 ASK = f"""\
 import socket
-with socket.create_connection(("::1", {LOOPBACK}), 5) as made:
+with socket.create_connection(("::1", {LOOPBACK}), 60) as made:
     print(made.makefile().read())
 """
 
@@ -145,14 +145,14 @@ def dumped(lane: Lane) -> Iterator[Dumped]:
 
 
 def asked(address: str, port: int) -> dict[str, Any]:
-    with socket.create_connection((address, port), 5) as client:
+    with socket.create_connection((address, port), 60) as client:
         answer: dict[str, Any] = json.loads(client.makefile().read())
         return answer
 
 
 def echoed(address: str) -> bytes:
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as made:
-        made.settimeout(5)
+        made.settimeout(60)
         made.connect((address, DATAGRAMS))
         made.send(b"there")
         return made.recv(64)

@@ -13,7 +13,7 @@ from bed.pod import Mount, linux_config
 from drive.client import followed_events, topics_until
 from drive.session import KILL, Session
 from drive.shim import SECONDS, await_true
-from workers import alive, init_pid
+from workers import alive, init_pid, wait_until
 
 from shim.errors import ThawError
 from shim.proto import task_pb as pb
@@ -132,7 +132,8 @@ def test_out_of_memory(lane: Lane) -> None:
         container.wait()
         topics = topics_until(events, container.id, "delete")
         assert "oom" in topics[: topics.index("exit")]
-        assert container.status().reason == "OOMKilled"
+        # Each of the two hears of it by itself.
+        wait_until(lambda: container.status().reason == "OOMKilled", "containerd's word for it")
 
 
 def test_an_end_while_containerd_is_down(private_lane: Lane, tmp_path: Path) -> None:

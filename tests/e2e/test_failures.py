@@ -283,7 +283,7 @@ def test_it_boots_cold(lane: Lane, attempt: Attempt, name: str) -> None:
     is_cold(container)
     with pytest.raises(ConnectionRefusedError):  # by the pod itself: a lock would drop the packet
         socket.create_connection((attempt.pod.ip, CLOSED), 30)
-    container.stop()
+    container.stop(timeout=60)  # it handles SIGTERM, if it gets the time
     assert container.wait() == 7
 
 

@@ -202,8 +202,7 @@ def test_a_worker_that_cannot_go_on(lane: GpuLane, home: Pod) -> None:
         assert "imported VMM memory" in said
         assert "the container was ended" in said
         assert container.wait() == 128 + signal.SIGKILL
-        messages = [line.message for line in shim_lines(lane, container.id)]
-        assert "a worker is lost over its snapshot" in messages
+        told(lane, container, "a worker is lost over its snapshot")
     lines = [json.loads(line) for line in lane.places.audit.read_text().splitlines()]
     [line] = [line for line in lines if line["event"] == "end"]
     assert (line["container"], line["reason"]) == (container.id, "GpuLost")

@@ -100,14 +100,20 @@ def snapshot(shared: GpuLane, home: Pod) -> Made:
     container = filled(shared.program(home).start())
     before = sums(container)
     checkpoint(shared, container, NAME)
-    [line] = told(shared, container, "GPU memory dumped")
-    return Made(container, before, line)
+    return Made(container, before, told_once(shared, container, "GPU memory dumped"))
 
 
 def told(lane: GpuLane, container: Container, message: str) -> list[dict[str, str]]:
-    """The fields of such lines in the shim's log."""
+    """The fields of such lines in the shim's log until now."""
     lines = shim_lines(lane, container.id)
     return [dict(line.fields) for line in lines if line.message == message]
+
+
+def told_once(lane: GpuLane, container: Container, message: str) -> dict[str, str]:
+    """Those of the one such line; containerd copies it into its log when it comes to it."""
+    wait_until(lambda: told(lane, container, message), f"{message!r} of {container.id}")
+    [line] = told(lane, container, message)
+    return line
 
 
 def refused(lane: GpuLane, container: Container, status: int = 1) -> str:
@@ -203,7 +209,7 @@ def test_the_library_takes_nothing_over(lane: GpuLane, home: Pod) -> None:
         before = sums(filled(container, "7001"), "7001")
         checkpoint(lane, container, "plain")
         assert sums(container, "7001") == before
-        [line] = told(lane, container, "GPU memory dumped")
+        line = told_once(lane, container, "GPU memory dumped")
         assert line["driver"] == "1: THAW_GPU_MEMORY=driver in its environment"
     assert "all by the driver: THAW_GPU_MEMORY=driver" in lane.thaw("show", "plain").stdout
     with lane.pod("plain", annotations={SNAPSHOT: "plain", **FAIL}) as pod:
@@ -306,5 +312,4 @@ def test_an_engine_is_killed_with_the_memory(lane: GpuLane, home: Pod, kept: boo
             wait_until(lambda: not children(shim, "thaw-gpu-keeper"), "the keeper's end")
         else:
             assert container.wait() == 128 + signal.SIGKILL
-            lines = told(lane, container, lost)
-            assert ["has lost its GPU memory" in line["error"] for line in lines] == [True]
+            assert "has lost its GPU memory" in told_once(lane, container, lost)["error"]

@@ -30,7 +30,7 @@ def test_a_pod_has_an_address_that_answers(lane: Lane) -> None:
         wait = "until wget -q -O - http://127.0.0.1:8000/; do sleep 0.05; done"
         assert server.exec(["sh", "-c", wait]).stdout == "hello\n"
         for address in [pod.ip, pod.ip6] if has_ipv6() else [pod.ip]:
-            connection = HTTPConnection(address, 8000, timeout=10)
+            connection = HTTPConnection(address, 8000, timeout=60)
             connection.request("GET", "/index.html")
             assert connection.getresponse().read() == b"hello\n"
             connection.close()
@@ -65,7 +65,8 @@ def test_a_hundred_layers(lane: Lane) -> None:
         command = ["sh", "-c", "ls -d /layer-* | wc -l"]
         container = pod.container("app", LAYERS_IMAGE, command).start()
         assert container.wait() == 0
-        assert container.log().strip() == str(LAYERS - 1)
+        # It may come after the end: it goes by way of containerd's logger, which nobody waits for.
+        assert container.wait_for_log("\n").strip() == str(LAYERS - 1)
 
 
 def test_ctr_runs_a_container(lane: Lane) -> None:
@@ -118,6 +119,7 @@ def machine_forwards() -> list[str]:
 def test_containers_outlive_a_restart(private_lane: Lane, how: signal.Signals) -> None:
     pod: Pod = private_lane.run_pod("stays", handler="runc")
     container = pod.container("app", BUSYBOX_IMAGE, ENDS_WITH_SEVEN).start()
+    container.wait_for_log("ready")
     private_lane.restart(how)
     assert container.running
     container.stop()

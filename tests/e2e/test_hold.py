@@ -104,7 +104,7 @@ def test_nothing_in_or_out_until_the_canary_has_passed(lane: Lane, tmp_path: Pat
         assert outcome(lane, container).message == "restored"
         assert not booted_cold(container)
         for client in clients:
-            client.settimeout(30)
+            client.settimeout(60)
             assert client.recv(64) == b"served"
         wait_until(lambda: set(greeter.peers) >= set(own), "connections of the worker")
 

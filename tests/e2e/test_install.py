@@ -135,7 +135,7 @@ def _runs_a_pod(lane: Lane) -> None:
     with lane.pod("installed") as pod:
         container = pod.container("app", BUSYBOX_IMAGE, ["echo", "hello"]).start()
         assert container.wait() == 0
-        assert container.log() == "hello\n"
+        assert container.wait_for_log("hello") == "hello\n"  # maybe after its end
 
 
 @pytest.mark.parametrize(("edited", "mine"), [(False, True), (True, False)])

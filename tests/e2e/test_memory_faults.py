@@ -218,7 +218,7 @@ class Filling:
         os.setpriority(os.PRIO_PROCESS, self.engine, 19)
         self.init = self._worker_with_memory()
         os.kill(self.engine, signal.SIGSTOP)
-        self.criu = next(iter(self._find("criu: restore")), 0)
+        self.criu = self._find("criu: restore")[0]
 
     def _find(self, word: str) -> list[int]:
         return children(self.shim, word)
@@ -266,7 +266,7 @@ def test_the_worker_is_killed_while_it_is_filled(filling: Filling) -> None:
 def test_the_engine_is_killed_while_it_fills(filling: Filling) -> None:
     os.kill(filling.engine, signal.SIGKILL)
     fails(filling, "the engine process died")
-    wait_until(lambda: not filling.criu or not alive(filling.criu), "the end of CRIU")
+    wait_until(lambda: not alive(filling.criu), "the end of CRIU")
 
 
 def test_criu_is_killed_meanwhile(filling: Filling) -> None:

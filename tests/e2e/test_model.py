@@ -96,7 +96,7 @@ def check_restores(
     first.remove()
     third, again = restored(lane, "third", {**RESTORED, "thaw.dev/snapshot": "model.again"})
     assert said(third, PROMPT) == wanted
-    again.stop(timeout=20)  # uvicorn ends by itself when it is asked to
+    again.stop()  # uvicorn ends by itself when it is asked to
     assert again.wait() == 0
     assert not again.running
     assert said(second, PROMPT) == wanted

@@ -27,6 +27,7 @@ from workers import (
 pytestmark = [pytest.mark.one_lane]
 
 OUTRIGHT, WILDCARD, LOOPBACK, DATAGRAMS, OWN = range(8000, 8005)
+SECONDS = 60  # for an answer: who is asked may get no processor for long
 
 # Has a connection to a server outside, one to a web server that it keeps as a pool does, and two
 # wholly inside; tells of them on every listener, and by HTTP.
@@ -38,7 +39,7 @@ def gateway():
     return socket.inet_ntoa(struct.pack("<L", int(found, 16)))
 def dial():
     try:
-        made = socket.create_connection((gateway(), %d), 5)
+        made = socket.create_connection((gateway(), %d), 60)
         said["server"] = made.recv(64).decode()
         return made
     except OSError as error:
@@ -63,7 +64,7 @@ def works(one, other):
     return one.recv(64).decode()
 said = {"ended": 0}
 outside = dial()
-pool = http.client.HTTPConnection(gateway(), %d, 5)
+pool = http.client.HTTPConnection(gateway(), %d, 60)
 fetched()
 own = outside.getsockname()[0]
 listeners = [socket.create_server(at) for at in
@@ -97,7 +98,7 @@ while True:
 """
 ASK = """\
 import socket
-with socket.create_connection(("127.0.0.1", 8002), 5) as made:
+with socket.create_connection(("127.0.0.1", 8002), 60) as made:
     made.sendall(b"tell")
     print(made.makefile().readline())
 """
@@ -136,8 +137,8 @@ def dumped(lane: Lane) -> Iterator[tuple[Outside, str, str]]:
         with lane.pod("old") as pod:
             worker = host_python(pod, outside.worker).start()
             worker.wait_for_log("booted")
-            kept = HTTPConnection(pod.ip, WILDCARD, timeout=10)
-            with socket.create_connection((pod.ip, WILDCARD), 5) as client, closing(kept):
+            kept = HTTPConnection(pod.ip, WILDCARD, timeout=SECONDS)
+            with socket.create_connection((pod.ip, WILDCARD), SECONDS) as client, closing(kept):
                 assert told(client)["server"] == "hello 1"
                 assert got(kept)["fetched"] == "connection 1"
                 by = kept.sock
@@ -175,7 +176,7 @@ def ends(client: socket.socket) -> bool:
 
 
 def asked(pod: Pod, port: int) -> dict[str, Any]:
-    with socket.create_connection((pod.ip, port), 5) as client:
+    with socket.create_connection((pod.ip, port), SECONDS) as client:
         return told(client)
 
 
@@ -210,11 +211,11 @@ def test_the_worker_is_on_its_new_pods_network(lane: Lane) -> None:
                 "inside": "ping pong",
                 "fetched": "connection 2",
             }
-        with closing(HTTPConnection(pod.ip, OUTRIGHT, timeout=10)) as client:
+        with closing(HTTPConnection(pod.ip, OUTRIGHT, timeout=SECONDS)) as client:
             assert got(client)["server"] == "hello 2"
         assert json.loads(python(container, ASK))["server"] == "hello 2"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
-            made.settimeout(5)
+            made.settimeout(SECONDS)
             made.connect((pod.ip, DATAGRAMS))
             made.send(b"there")
             assert made.recv(64) == b"there back"

@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.one_lane]
 
 WORKER = """\
 trap 'wget -q -O /dev/null {url}/signalled; echo ended; exit 7' TERM
-echo booted
 sleep 100000 &
+echo booted
 while :; do wait; done
 """
 KEY = "workers/default/"
@@ -122,6 +122,7 @@ def test_http(lane: Lane, site: Site) -> None:
         assert json.loads(post.body) == without_entropy(identity)
         assert (identity["restored"], identity["ips"]) == (True, ips(pod))
         assert len(identity["entropy"]) == 128
+        because(lane, worker, "deregistered")  # the log goes by way of containerd
         assert messages(lane, worker)[-1] == "deregistered"
 
 
@@ -149,9 +150,10 @@ def test_a_command(lane: Lane, site: Site) -> None:
     with lane.pod("told", annotations=notes) as pod:
         worker = member(pod, site, {}).start()
         because(lane, worker, "registered")
+        worker.wait_for_log("booted")  # or it would not know SIGTERM yet
         worker.stop()
         assert worker.wait() == 7
-        lines = worker.log().splitlines()
+        lines = worker.wait_for_log("ended").splitlines()
         assert sorted(lines[:2]) == ["booted", "register"]
         assert lines[2:] == ["deregister", "ended"]
 
@@ -169,6 +171,7 @@ def test_one_that_boots_cold_is_waited_for(lane: Lane, site: Site) -> None:
         worker = member(pod, site, {}).start()
         wait_until(lambda: "POST" in site.recorder.methods(), "a registration")
         assert not json.loads(site.recorder.requests[-1].body)["restored"]
+        worker.wait_for_log("booted")  # or it would not know SIGTERM yet
         worker.exec(["kill", "-TERM", "1"])
         assert worker.wait() == 7
         wait_until(lambda: "DELETE" in site.recorder.methods(), "the end of it")
@@ -182,6 +185,7 @@ def test_none_that_has_not_passed(lane: Lane, site: Site) -> None:
         worker = member(pod, site, {}).start()
         assert outcome(lane, worker).message == "booting cold"
         wait_until(lambda: site.recorder.requests, "a registration")
+        worker.wait_for_log("booted")  # or it would not know SIGTERM yet
         worker.stop()
     [post, *_] = site.recorder.requests
     assert not json.loads(post.body)["restored"]
@@ -259,5 +263,6 @@ def test_etcd_down_and_indispensable(lane: Lane, site: Site, etcd: Server) -> No
             "app", BUSYBOX_IMAGE, ["sh", "-c", WORKER.format(url=site.url)], attempt=1
         ).start()
         assert etcd.read(f"{KEY}strict"), "before Start has answered"
+        again.wait_for_log("booted")  # or it would not know SIGTERM yet
         again.stop()
         assert etcd.read(f"{KEY}strict") is None

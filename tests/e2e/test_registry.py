@@ -23,8 +23,8 @@ from shim.snapshot.store import Store
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with bed.running(tmp_path_factory.mktemp("bed") / "registry") as host:
-        yield host
+    with bed.running(tmp_path_factory.mktemp("bed") / "registry") as registry:
+        yield registry.host
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from workers import (
     COMMAND,
     FAIL,
     SNAPSHOT,
+    Line,
     Told,
     ask,
     boot,
@@ -149,7 +150,7 @@ def test_a_restored_worker_can_be_snapshotted_again(lane: Lane, worker: str) -> 
 @contextmanager
 def connected(pod: Pod, port: int) -> Iterator[TextIO]:
     with (
-        socket.create_connection((pod.ip, port), 10) as connection,
+        socket.create_connection((pod.ip, port), 60) as connection,
         connection.makefile("rw") as lines,
     ):
         yield lines
@@ -180,8 +181,8 @@ def test_listeners_answer_on_the_new_address(lane: Lane) -> None:
                     assert say(lines, "hello") == answer
 
 
-# Leaves a file in a folder of its pod's as soon as it runs; has none open when it is dumped.
-BUSY = ["sh", "-c", "echo booted; while :; do [ -e /out/ran ] || : >/out/ran; done"]
+# Leaves a file in a folder of its pod's as soon as it runs; has none open once it has booted.
+BUSY = ["sh", "-c", ": >/out/ran; echo booted; while :; do [ -e /out/ran ] || : >/out/ran; done"]
 
 
 def test_what_is_refused_at_the_last_moment_has_never_run(lane: Lane, tmp_path: Path) -> None:
@@ -341,6 +342,11 @@ def ctr_run(lane: Lane, name: str, *options: str) -> Iterator[Path]:
         log.unlink()
 
 
+def became_cold(lane: Lane, container: str) -> list[Line]:
+    """What the log says of why a container boots cold."""
+    return [line for line in shim_lines(lane, container) if line.message == "booting cold"]
+
+
 def test_ctr_run(lane: Lane, networks: list[Path]) -> None:
     one, two = (["--with-ns", f"network:{path}"] for path in networks)
     with ctr_run(lane, "plain", *one) as log:
@@ -353,5 +359,6 @@ def test_ctr_run(lane: Lane, networks: list[Path]) -> None:
         assert "booted" not in log.read_text()
     with ctr_run(lane, "hosted", "--net-host", *note) as log:
         wait_until(lambda: "booted" in log.read_text(), "the cold worker")
-        [line] = [line for line in shim_lines(lane, "hosted") if line.message == "booting cold"]
+        wait_until(lambda: became_cold(lane, "hosted"), "the shim's line")  # comes by another way
+        [line] = became_cold(lane, "hosted")
         assert "hostNetwork" in line.fields["error"]

@@ -17,7 +17,17 @@ from bed.lane import CRI_NAMESPACE, Lane
 from bed.pod import Container, Mount, Pod
 from gate import configured, gate
 from stored import exists, ids, path_of
-from workers import USR, alive, children, init_pid, script, shim_lines, shim_pid
+from workers import (
+    USR,
+    Line,
+    alive,
+    children,
+    init_pid,
+    script,
+    shim_lines,
+    shim_pid,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.one_lane, pytest.mark.timeout(300)]
 
@@ -41,10 +51,8 @@ tell()
 print("booted", flush=True)
 while page[:4] == b"kept":
     tell()
-    {often}
     time.sleep(0.001)
 """
-GROWS = {"more": 'log = open("/data/log", "w", 1)', "often": 'print("more", file=log)'}
 
 
 @pytest.fixture
@@ -61,8 +69,8 @@ def pod(lane: Lane) -> Iterator[Pod]:
         yield pod
 
 
-def booted(pod: Pod, place: Path, more: str = "", often: str = "", *mounts: Mount) -> Container:
-    args = script(WORKER.format(more=more, often=often))
+def booted(pod: Pod, place: Path, more: str = "", *mounts: Mount) -> Container:
+    args = script(WORKER.format(more=more))
     mine = [Mount(place / "data", "/data", False), Mount(place / "single", "/single", False)]
     container = pod.container("app", HOST_IMAGE, args, mounts=[USR, *mine, *mounts]).start()
     container.wait_for_log("booted")
@@ -79,6 +87,11 @@ def thaw_checkpoint(
 def verified(lane: Lane, name: str) -> str:
     config = json.loads((path_of(lane, name) / "config.json").read_text())
     return str(config["verified"])
+
+
+def verdicts(lane: Lane, container: Container) -> list[Line]:
+    """What the log says of trials so far: it goes by way of containerd, and comes later."""
+    return [line for line in shim_lines(lane, container.id) if "verified" in line.message]
 
 
 def ensure_alone(container: Container, lane: Lane, place: Path) -> None:
@@ -99,11 +112,8 @@ def test_what_can_be_restored_is_published(lane: Lane, pod: Pod, place: Path) ->
     ensure_alone(container, lane, place)
     container.checkpoint(place / "for-the-kubelet.tar")
     ensure_alone(container, lane, place)
-    lines = shim_lines(lane, container.id)
-    assert [line.message for line in lines if "verified" in line.message] == [
-        "snapshot verified",
-        "snapshot verified",
-    ]
+    wait_until(lambda: len(verdicts(lane, container)) > 1, "two trials in the log")
+    assert [line.message for line in verdicts(lane, container)] == ["snapshot verified"] * 2
 
 
 def test_what_ends_at_its_dump_is_tried_before_it_ends(lane: Lane, pod: Pod, place: Path) -> None:
@@ -116,29 +126,37 @@ def test_what_ends_at_its_dump_is_tried_before_it_ends(lane: Lane, pod: Pod, pla
     assert [path.name for path in (place / "data").iterdir()] == [own]
 
 
-def test_what_cannot_be_restored_is_not_published(lane: Lane, pod: Pod, place: Path) -> None:
+def test_what_cannot_be_restored_is_not_published(lane: Lane, place: Path) -> None:
     """It has a file open that is longer by then, which CRIU does not take for the same."""
-    container = booted(pod, place, **GROWS)
-    done = thaw_checkpoint(lane, container, "bad")
-    assert done.returncode != 0
-    assert "the snapshot cannot be restored, and is not published" in done.stderr
-    assert "bad size" in done.stderr
-    assert not ids(lane)
-    assert not exists(lane, "bad")
-    ensure_alone(container, lane, place)
+    with gate(lane, "post-dump", VERIFY) as held, lane.pod("grows") as pod:
+        container = booted(pod, place, 'log = open("/data/log", "w")')
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(thaw_checkpoint, lane, container, "bad")
+            held.wait()
+            (place / "data/log").write_text("more\n")
+            held.open()
+            done = asked.result(90)
+        assert done.returncode != 0
+        assert "the snapshot cannot be restored, and is not published" in done.stderr
+        assert "bad size" in done.stderr
+        assert not ids(lane)
+        assert not exists(lane, "bad")
+        ensure_alone(container, lane, place)
 
 
 def test_what_cannot_be_tried_says_why(lane: Lane, pod: Pod, place: Path) -> None:
     with (place / "large").open("wb") as file:
         file.truncate(1 << 30)
-    container = booted(pod, place, "", "", Mount(place / "large", "/large", False))
+    container = booted(pod, place, "", Mount(place / "large", "/large", False))
     done = thaw_checkpoint(lane, container, "untried")
     assert done.returncode == 0, done.stderr
     why = "not restored: the file at /large is too large to be copied"
     assert verified(lane, "untried") == why
     assert why in lane.thaw("show", "untried").stdout
     assert why in lane.places.audit.read_text()
-    (line,) = [x for x in shim_lines(lane, container.id) if x.message == "snapshot not verified"]
+    wait_until(lambda: verdicts(lane, container), "the trial in the log")
+    (line,) = verdicts(lane, container)
+    assert line.message == "snapshot not verified"
     assert line.fields["because"] == why
     ensure_alone(container, lane, place)
 
@@ -157,7 +175,7 @@ def test_nothing_is_left_of_one_that_is_broken_off(lane: Lane, place: Path, what
                 assert "the engine process died" in done.result(90).stderr
                 ensure_alone(container, lane, place)
             else:
-                container.stop()
+                container.stop(timeout=5)  # it ignores SIGTERM
                 container.remove()
                 assert done.result(90).returncode == 0, "whoever has asked for it gets it"
                 assert verified(lane, "broken") == "not restored: its container ended meanwhile"

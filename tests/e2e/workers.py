@@ -32,14 +32,15 @@ SNAPSHOT = "thaw.dev/snapshot"
 ON_FAILURE = "thaw.dev/on-failure"
 FAIL = {ON_FAILURE: "fail"}
 
-# It only ever waits, so that it is quick to dump and always in the same state.
+# It only ever waits, so that it is quick to dump and always in the same state: it makes no process
+# once it has said that it has booted.
 WORKER = """\
 token=$(cat /proc/sys/kernel/random/uuid)
 asked=0
 trap 'asked=$((asked + 1)); echo "token $token asked $asked"' USR1
 trap 'exit 7' TERM
-echo "booted $token"
 sleep 100000 &
+echo "booted $token"
 while :; do wait; done
 """
 COMMAND = ["sh", "-c", WORKER]

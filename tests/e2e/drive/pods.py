@@ -37,6 +37,7 @@ def containers_come_and_go(s: Session) -> None:
     s.run("d", *SLEEP)
     s.state("a")
     for name in ("a", "d", "c"):
+        s.wait_for_program(name, "sleep")  # runc's own first process would end at TERM
         s.kill(name, TERM)
         s.kill(name, KILL)
         s.wait(name)

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Session:
         self.bundles: dict[str, Bundle] = {}
         self.outputs: dict[str, Output] = {}
         self.lower = lower
-        self._layers = 0
+        self._layers = count(1)  # `create` may be called by several threads
         self._threads = ThreadPoolExecutor(32)
 
     def options(self, **more: Any) -> Message:
@@ -84,8 +85,8 @@ class Session:
         self.shim.start(bundle.path, name)
         options = more.pop("options", None) or self.options()
         if "rootfs" not in more:
-            self._layers += 1
-            more["rootfs"] = [overlay(self.lower, self.folder / "layers" / str(self._layers))]
+            layer = self.folder / "layers" / str(next(self._layers))
+            more["rootfs"] = [overlay(self.lower, layer)]
         request = pb.CreateTaskRequest(
             id=name, bundle=str(bundle.path), options=known.pack(options), **more
         )
@@ -135,6 +136,13 @@ class Session:
         """Wait in the background; not told."""
         request = pb.WaitRequest(id=name, exec_id=exec_id)
         return self._threads.submit(self.shim.call, "Wait", request, pb.WaitResponse)
+
+    def wait_for_program(self, name: str, program: str) -> None:
+        """Wait until init is `program`; not told. For a moment after its start it is runc."""
+        pid = self.shim.call("State", pb.StateRequest(id=name), pb.StateResponse).pid
+        comm = Path("/proc", str(pid), "comm")
+        if not await_true(lambda: comm.read_text() == f"{program}\n"):
+            raise TimeoutError(f"init of {name} is {comm.read_text()!r}")
 
     def end(self, name: str) -> None:
         """Kill, Wait, Delete."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ class Shim:
         self.address = ""
         self.service = "containerd.task.v2.Task"
         self._client: Client | None = None
+        self._connecting = threading.Lock()  # two threads that start must not both connect
 
     def flags(self, container: str) -> list[str]:
         """The flags that containerd gives to `start` and `delete`."""
@@ -97,9 +99,10 @@ class Shim:
             answer = json.loads(text)
             text, version = answer["address"], answer["version"]
         self.service = f"containerd.task.v{version}.Task"
-        if self._client is None:
-            self.address = text
-            self._client = Client(text)
+        with self._connecting:
+            if self._client is None:
+                self.address = text
+                self._client = Client(text)
         return text
 
     def call(self, method: str, request: Message, response: type[M], seconds: float = SECONDS) -> M:

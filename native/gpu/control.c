@@ -220,9 +220,10 @@ static void *serve(void *data) {
     }
     if (marker->state == THAW_GPU_HELD)
         gate_open();
+    atomic_store(&stage, FAILED); /* first: nothing is taken over once nobody speaks for it */
     stop_listening();
-    give_up("the program has closed the GPU memory library's sockets: "
-            "its memory is left to the driver from now on");
+    system_say("the program has closed the GPU memory library's sockets: "
+               "its memory is left to the driver from now on");
     return NULL;
 }
 

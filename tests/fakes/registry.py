@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+import select
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from fakes.settled import eventually
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 BLOB = re.compile(r"/v2/(.+)/blobs/(sha256:[0-9a-f]{64})")
@@ -51,6 +56,15 @@ class Registry:
         with self._counting:
             self.sent += size
 
+    def forget(self) -> None:
+        """What it was asked and has sent until now.
+
+        Whoever has given up has perhaps asked something that is only read a while later.
+        """
+        eventually(self.server.at_rest)
+        self.asked.clear()
+        self.sent = 0
+
     def new_upload(self) -> str:
         """The name of one that begins: of several at a time each has one of its own."""
         with self._counting:
@@ -67,6 +81,27 @@ class Registry:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     registry: Registry
+
+    def __init__(self, *args: Any) -> None:
+        self._lock = threading.Lock()
+        self._connections = 0
+        super().__init__(*args)
+
+    def at_rest(self) -> bool:
+        """Whether there is no connection, and none that waits to be accepted."""
+        with self._lock:
+            return not self._connections and not select.select([self.socket], [], [], 0)[0]
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        with self._lock:
+            found = super().get_request()
+            self._connections += 1
+            return found
+
+    def shutdown_request(self, request: Any) -> None:
+        super().shutdown_request(request)
+        with self._lock:
+            self._connections -= 1
 
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # a client that goes away is part of the play

@@ -46,7 +46,7 @@ def test_a_damaged_artifact_is_not_fetched_again(
 ) -> None:
     with pytest.raises(Damaged, match=damaged):
         for_pod()
-    registry.asked.clear()
+    registry.forget()
     with pytest.raises(Damaged, match=rf"{damaged} came as .* not tried again for 60 s"):
         for_pod()
     assert registry.count("GET", "/blobs/") == 0
@@ -161,7 +161,7 @@ def test_a_registry_that_fails_is_not_asked(
     registry.play = play
     with pytest.raises(RegistryFailed, match="500"):
         for_pod()
-    registry.asked.clear()
+    registry.forget()
     with pytest.raises(RegistryFailed, match=r"500.*not tried again"):
         for_pod()
     assert registry.asked == []

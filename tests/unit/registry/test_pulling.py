@@ -59,7 +59,7 @@ def test_what_is_here_is_not_fetched_again(
     there: Store, reference: Reference, config: Config, registry: Registry, pushed: str
 ) -> None:
     id = pull(there, reference, config)
-    registry.asked.clear()
+    registry.forget()
     assert pull(there, reference, config, name="again") == id
     assert [path for _, path, _ in registry.asked] == ["/v2/team/worker/manifests/1"]
     by_digest = parse(f"{reference.registry}/team/worker@{pushed}")
@@ -88,7 +88,7 @@ def test_blobs_of_other_snapshots_are_linked(
     first = there.path_of(pull(there, reference, config)) / "pages"
     push(made(here, "other", seed=2), reference, config)
     (first / "pages-1.img.0002").write_bytes(b"!" + bytes(PIECE - 1))  # damaged on this disk
-    registry.asked.clear()
+    registry.forget()
     second = there.path_of(pull(there, reference, config)) / "pages"
     # Two pieces that differ, and the damaged one; and the config, which is each snapshot's own.
     assert registry.count("GET", "/blobs/") == 4
@@ -114,7 +114,7 @@ def test_a_manifest_cannot_claim_the_blobs_of_others(
         return request.path.endswith(stolen)
 
     registry.play = play
-    registry.sent = 0
+    registry.forget()
     with pytest.raises(RegistryFailed, match=f"{stolen}.*missing"):
         pull(there, elsewhere, config)
     registry.play = lambda _: False

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bed.leaks import cgroups, mount_points, processes, shim_sockets
+from bed.leaks import cgroups, mount_points, process_identity, processes, shim_sockets
 from bed.network import remove_bridges
 
 PREFIX = "thaw-bed-"
@@ -52,15 +52,6 @@ def sweep(parent: Path) -> None:
             owner = _read_words(folder / OWNER)
             if owner and owner != process_identity(int(owner[0])):
                 dismantle(folder)
-
-
-def process_identity(pid: int) -> list[str]:
-    """A pid and its start time, which together name one process; empty if there is none."""
-    try:
-        stat = Path("/proc", str(pid), "stat").read_text()
-    except OSError:
-        return []
-    return [str(pid), stat.rpartition(")")[2].split()[19]]
 
 
 def _kill(folder: Path) -> None:

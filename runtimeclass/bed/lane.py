@@ -23,8 +23,8 @@ from bed import fetch, images
 from bed.config import Places, containerd_config, thaw_config
 from bed.cri import api_pb2 as api
 from bed.cri.client import Client
-from bed.dismantle import BRIDGE, OWNER, PREFIX, dismantle, process_identity
-from bed.leaks import Holdings, holdings, processes, shim_sockets
+from bed.dismantle import BRIDGE, OWNER, PREFIX, dismantle
+from bed.leaks import Holdings, holdings, process_identity, processes, shim_sockets
 from bed.network import free_subnets, make_bridge, write_configuration
 from bed.pod import Pod, pod_config
 

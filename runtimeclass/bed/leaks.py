@@ -41,7 +41,7 @@ class Holdings(NamedTuple):
         pairs = zip(self._fields, self, earlier, strict=True)
         new = {kind: sorted(now - then) for kind, now, then in pairs if now - then}
         # What was there may have become another program since, which is no new process.
-        known = {_identity(line) for line in earlier.processes}
+        known = [_identity(line) for line in earlier.processes]
         processes = [line for line in new.pop("processes", []) if _identity(line) not in known]
         return {"processes": processes, **new} if processes else new
 
@@ -56,7 +56,7 @@ def holdings(
     """
     own = frozenset(_processes(folder))
     return Holdings(
-        processes=frozenset(f"{_start(pid)} {pid} {command_line(pid)}" for pid in own - {daemon}),
+        processes=frozenset(map(_process, own - {daemon})),
         mounts=frozenset(mount_points(folder)),
         cgroups=frozenset(map(str, cgroups(folder.name))),
         interfaces=frozenset(_listed(Path("/sys/class/net", bridge or "-", "brif"))),
@@ -91,17 +91,23 @@ def _belongs(pid: int, folder: Path) -> bool:
         return False  # gone, or a kernel thread
 
 
-def _identity(line: str) -> tuple[str, ...]:
-    """What tells one process from all others: when it began, and its pid."""
-    return tuple(line.split(" ", 2)[:2])
-
-
-def _start(pid: int) -> str:
+def process_identity(pid: int) -> list[str]:
+    """A pid and its start time, which together name one process; empty if there is none."""
     try:
         stat = Path("/proc", str(pid), "stat").read_text()
     except OSError:
-        return "gone"
-    return stat.rpartition(")")[2].split()[19]
+        return []
+    return [str(pid), stat.rpartition(")")[2].split()[19]]
+
+
+def _process(pid: int) -> str:
+    """Its line: what it is known by, and its arguments."""
+    return " ".join([*(process_identity(pid) or [str(pid), "gone"]), command_line(pid)])
+
+
+def _identity(line: str) -> list[str]:
+    """The first of a process's line, which stays when it becomes another program."""
+    return line.split(" ", 2)[:2]
 
 
 def command_line(pid: int) -> str:

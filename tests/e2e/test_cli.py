@@ -14,21 +14,10 @@ import pytest
 from bed.fetch import criu
 from bed.images import HOST_IMAGE
 from bed.lane import Lane
-from bed.leaks import command_line
 from bed.pod import Container, Pod
 from gate import configured
 from stored import copied_snapshot, edit_config, exists, forget, path_of
-from workers import (
-    SNAPSHOT,
-    USR,
-    boot,
-    checkpoint,
-    children,
-    init_pid,
-    outcome,
-    script,
-    wait_until,
-)
+from workers import SNAPSHOT, USR, boot, checkpoint, outcome, script
 
 pytestmark = [pytest.mark.one_lane]
 
@@ -95,16 +84,10 @@ def made(lane: Lane) -> Iterator[Made]:
     ):
         made = Made(worker(same), worker(restored), boot(other))
         made.same.wait_for_log("booted")  # what it makes later would pass for a test's leavings
-        wait_until(lambda: "sleep 100000" in commands(lane, made.other), "the other's child")
         assert outcome(lane, made.restored).message == "restored"
         yield made
     for name in ("worker", "later"):
         forget(lane, name)
-
-
-def commands(lane: Lane, container: Container) -> list[str]:
-    """The command lines of what the container's first process has started."""
-    return [command_line(pid) for pid in children(init_pid(lane, container.id), "")]
 
 
 def said(lane: Lane, *command: str, status: int = 0) -> CompletedProcess[str]:

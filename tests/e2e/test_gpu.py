@@ -29,10 +29,10 @@ from workers import (
     FAIL,
     SNAPSHOT,
     Told,
+    awaited_lines,
     children,
     init_pid,
     outcome,
-    shim_lines,
     shim_pid,
     wait_until,
 )
@@ -242,15 +242,7 @@ def warm(lane: GpuLane, pod: Pod) -> Container:
 
 def told(lane: GpuLane, container: Container, message: str) -> str:
     """The error, if any, in what the shim says sooner or later."""
-    found: list[str] = []
-
-    def there() -> bool:
-        lines = shim_lines(lane, container.id)
-        found[:] = [line.fields.get("error", "") for line in lines if line.message == message]
-        return bool(found)
-
-    wait_until(there, f"{message!r} of {container.id}", 30)
-    return found[0]
+    return awaited_lines(lane, container.id, message)[0].fields.get("error", "")
 
 
 # -- killed in the midst of it ---------------------------------------------------------------------

@@ -24,6 +24,7 @@ from stored import path_of
 from workers import (
     FAIL,
     SNAPSHOT,
+    awaited_lines,
     checkpoint,
     children,
     outcome,
@@ -103,17 +104,10 @@ def snapshot(shared: GpuLane, home: Pod) -> Made:
     return Made(container, before, told_once(shared, container, "GPU memory dumped"))
 
 
-def told(lane: GpuLane, container: Container, message: str) -> list[dict[str, str]]:
-    """The fields of such lines in the shim's log until now."""
-    lines = shim_lines(lane, container.id)
-    return [dict(line.fields) for line in lines if line.message == message]
-
-
 def told_once(lane: GpuLane, container: Container, message: str) -> dict[str, str]:
-    """Those of the one such line; containerd copies it into its log when it comes to it."""
-    wait_until(lambda: told(lane, container, message), f"{message!r} of {container.id}")
-    [line] = told(lane, container, message)
-    return line
+    """The fields of the one such line in the shim's log."""
+    [line] = awaited_lines(lane, container.id, message)
+    return dict(line.fields)
 
 
 def refused(lane: GpuLane, container: Container, status: int = 1) -> str:
@@ -308,7 +302,7 @@ def test_an_engine_is_killed_with_the_memory(lane: GpuLane, home: Pod, kept: boo
         lost = "a worker is lost over its snapshot"
         if kept:
             assert sums(container, "7003") == before
-            assert told(lane, container, lost) == []
+            assert lost not in [line.message for line in shim_lines(lane, container.id)]
             wait_until(lambda: not children(shim, "thaw-gpu-keeper"), "the keeper's end")
         else:
             assert container.wait() == 128 + signal.SIGKILL

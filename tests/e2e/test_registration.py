@@ -23,7 +23,7 @@ from bed.lane import Lane
 from bed.pod import Container, Pod
 from serving import Recorder, Request, annotated, gateway, identity_of, ips, refused
 from stored import forget
-from workers import checkpoint, outcome, shim_lines, shim_pid, wait_until
+from workers import awaited_lines, checkpoint, outcome, shim_lines, shim_pid, wait_until
 
 pytestmark = [pytest.mark.one_lane]
 
@@ -97,8 +97,7 @@ def messages(lane: Lane, container: Container) -> list[str]:
 
 def because(lane: Lane, container: Container, message: str) -> str:
     """What the log says of why, once it says that."""
-    wait_until(lambda: message in messages(lane, container), f"{message!r} in the log")
-    line = next(line for line in shim_lines(lane, container.id) if line.message == message)
+    line = awaited_lines(lane, container.id, message)[0]
     return line.fields.get("because", "") or line.fields.get("error", "")
 
 

@@ -22,9 +22,9 @@ from workers import (
     COMMAND,
     FAIL,
     SNAPSHOT,
-    Line,
     Told,
     ask,
+    awaited_lines,
     boot,
     booted_cold,
     checkpoint,
@@ -342,11 +342,6 @@ def ctr_run(lane: Lane, name: str, *options: str) -> Iterator[Path]:
         log.unlink()
 
 
-def became_cold(lane: Lane, container: str) -> list[Line]:
-    """What the log says of why a container boots cold."""
-    return [line for line in shim_lines(lane, container) if line.message == "booting cold"]
-
-
 def test_ctr_run(lane: Lane, networks: list[Path]) -> None:
     one, two = (["--with-ns", f"network:{path}"] for path in networks)
     with ctr_run(lane, "plain", *one) as log:
@@ -359,6 +354,5 @@ def test_ctr_run(lane: Lane, networks: list[Path]) -> None:
         assert "booted" not in log.read_text()
     with ctr_run(lane, "hosted", "--net-host", *note) as log:
         wait_until(lambda: "booted" in log.read_text(), "the cold worker")
-        wait_until(lambda: became_cold(lane, "hosted"), "the shim's line")  # comes by another way
-        [line] = became_cold(lane, "hosted")
+        [line] = awaited_lines(lane, "hosted", "booting cold")
         assert "hostNetwork" in line.fields["error"]

@@ -162,16 +162,22 @@ def shim_lines(lane: Lane, container_id: str) -> list[Line]:
     return [_parse(line) for line in lines if wanted in line and " msg=" in line]
 
 
-def outcome(lane: Lane, container: Container) -> Line:
-    """The one line about what became of a restore; there must be exactly one."""
-    ends = ("restored", "booting cold", "not restored", "restore cancelled")
+def awaited_lines(lane: Lane, container_id: str, *messages: str) -> list[Line]:
+    """Those with one of these messages, once there is one: they go by way of containerd."""
     found: list[Line] = []
 
     def there() -> bool:
-        found[:] = [line for line in shim_lines(lane, container.id) if line.message in ends]
+        found[:] = [line for line in shim_lines(lane, container_id) if line.message in messages]
         return bool(found)
 
-    wait_until(there, f"a line about {container.id} in the log")
+    wait_until(there, f"{' or '.join(messages)!r} of {container_id} in the log")
+    return found
+
+
+def outcome(lane: Lane, container: Container) -> Line:
+    """The one line about what became of a restore; there must be exactly one."""
+    ends = ("restored", "booting cold", "not restored", "restore cancelled")
+    found = awaited_lines(lane, container.id, *ends)
     assert len(found) == 1, found
     return found[0]
 

@@ -9,6 +9,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import pytest
+
+from shim.errors import ThawError
+
 Talk = Callable[[socket.socket, bytes], None]
 
 
@@ -21,6 +25,17 @@ def answer(status: int, body: bytes = b"", *, length: int | None = None) -> Talk
         connection.sendall(head.encode() + body)
 
     return talk
+
+
+def refusal(error: type[ThawError], act: Callable[[float], object]) -> str:
+    """What `act(seconds)` fails with, given more time for as long as the answer is late."""
+    said = "no answer"
+    for seconds in (0.3, 1, 3, 9):
+        if "no answer" in said:
+            with pytest.raises(error) as failed:
+                act(seconds)
+            said = failed.value.message
+    return said
 
 
 def silent(connection: socket.socket, _request: bytes) -> None:

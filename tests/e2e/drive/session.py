@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from bed import fetch
-from bed.dismantle import BRIDGE, OWNER, PREFIX, dismantle, process_identity
-from bed.leaks import holdings
+from bed.dismantle import BRIDGE, OWNER, PREFIX, dismantle
+from bed.leaks import holdings, process_identity
 
 from drive.bundle import Bundle, Output, make_root, overlay, process
 from drive.shim import Kind, Shim, await_true, gone

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from fakes.clock import Clock
 from fakes.nvml import A100, GIB, H100, machine, numbered
 
 from shim.errors import Unfit
@@ -231,19 +232,6 @@ def test_memory_that_comes() -> None:
     asked = Asked([FULL], [FULL], [H100])
     wait_for_memory({H100.uuid: 22 * GIB}, asked, 60)
     assert asked.times == 3
-
-
-class Clock:
-    """Time that passes only while somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.mark.parametrize("seconds", [0, 0.12])

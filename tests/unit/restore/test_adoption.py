@@ -8,10 +8,10 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakes.clock import Clock
 from fakes.namespaces import Namespace, Network
 from fakes.talkers import answer, talker
 from fakes.work import make_work
@@ -180,8 +180,6 @@ def test_a_wrong_answer_or_none(
             Adoption().prove(work, plan)
     plan = plan_of(work, **{RESUME: "http:1/", RESUME_TIMEOUT: "5"})
     # Only its pauses count, however late its answers are.
-    now = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda s: now.append(now.pop() + s))
-    monkeypatch.setattr(acting, "time", clock)
+    monkeypatch.setattr(acting, "time", Clock())
     with pytest.raises(WorkerFailed, match=r"nobody listens, for 5 s"):
         Adoption().resume(work, plan)

@@ -17,8 +17,8 @@ from gpu.figures import (
     STOCK,
     WARM,
     Document,
-    best,
     by_driver,
+    middle,
     moved,
     on_gpu,
     workers,
@@ -40,14 +40,14 @@ def beside(found: Document) -> list[Row]:
     for name, worker in everybody.items():
         if not moved(worker.get("thaw", {})):
             continue
-        fastest = best(worker["thaw"], WARM)
-        held = best(worker["thaw"], HELD)
-        ours = (held or fastest).get("answered")
+        warm = middle(worker["thaw"], WARM)
+        held = middle(worker["thaw"], HELD)
+        ours = (held or warm).get("answered")
         other = everybody.get(f"{name}{DRIVER}", {})
-        theirs = best(other.get("thaw", {}), WARM).get("answered")
-        stock = best(worker.get("stock", {}) or other.get("stock", {}), WARM).get("answered")
+        theirs = middle(other.get("thaw", {}), WARM).get("answered")
+        stock = middle(worker.get("stock", {}) or other.get("stock", {}), WARM).get("answered")
         cold = worker["thaw"].get("cold", {}).get("answered")
-        times = map(seconds, (cold, held.get("answered"), fastest.get("answered"), theirs, stock))
+        times = map(seconds, (cold, held.get("answered"), warm.get("answered"), theirs, stock))
         rows.append((name, *times, ratio(theirs, ours), ratio(stock, ours)))
     return rows
 
@@ -61,10 +61,10 @@ def alone(found: Document) -> list[Row]:
         )
     ]
     for name, worker in workers(found):
-        stock = best(worker.get("stock", {}), WARM)
+        stock = middle(worker.get("stock", {}), WARM)
         theirs = sum(map(stock.__getitem__, STOCK)) if stock.keys() >= STOCK.keys() else None
         held, later = (
-            best(worker.get("thaw", {}), cache).get("restored", {}).get("seconds")
+            middle(worker.get("thaw", {}), cache).get("restored", {}).get("seconds")
             for cache in (HELD, LATER)
         )
         if held is not None:
@@ -89,7 +89,7 @@ def moving(found: Document) -> list[Row]:
         if not moved(thaw):
             continue
         steps, said = thaw["snapshot"]["steps"], thaw["snapshot"].get("said", {})
-        held, warm, cold = (best(thaw, cache) for cache in (HELD, WARM, COLD))
+        held, warm, cold = (middle(thaw, cache) for cache in (HELD, WARM, COLD))
         stored = _bytes(said, "stored")
         rows.append(
             (

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gpu.drawing import Bar, svg
-from gpu.figures import COLD, HELD, LATER, STOCK, WARM, Document, best, parts, workers
+from gpu.figures import COLD, HELD, LATER, STOCK, WARM, Document, middle, parts, workers
 from gpu.report import report
 
 _TITLE = "Seconds from the pod's creation (stock CRIU: from its start) to the first token"
@@ -32,16 +32,16 @@ def main(words: Sequence[str]) -> int:
 
 
 def bars(found: Document, caches: Sequence[str]) -> Iterator[Bar]:
-    """For each worker the fastest restore of each of these kinds, and the one of stock CRIU."""
+    """For each worker the middle restore of each of these kinds, and the one of stock CRIU."""
     for name, worker in workers(found):
         first = True
         for cache in caches:
             word = _WHENCE[cache]
-            ours = best(worker.get("thaw", {}), cache)
+            ours = middle(worker.get("thaw", {}), cache)
             if ours:
                 yield Bar(f"{name}, {word}", parts(ours), apart=first)
                 first = False
-            theirs = best(worker.get("stock", {}), cache)
+            theirs = middle(worker.get("stock", {}), cache)
             if theirs:
                 phases = [(shown, theirs[key]) for key, shown in STOCK.items()]
                 phases.append(("first token", theirs["first answer"]))

@@ -11,7 +11,7 @@ import pytest
 from gpu import table
 from gpu.cells import GIB, markdown
 from gpu.drawing import Bar, svg
-from gpu.figures import faults, outside, overview, parts, phases, rates, starts
+from gpu.figures import faults, middle, outside, overview, parts, phases, rates, starts
 from gpu.lane import fields
 from gpu.record import Record
 from gpu.report import report
@@ -45,7 +45,7 @@ FOUND: dict[str, Any] = {
                     "bytes": 18 * GIB,
                     "gpu": {"memory": {"GPU-1": 15 * GIB}},
                 },
-                "restores": [RESTORE, {**RESTORE, "answered": 6.0}],
+                "restores": [{**RESTORE, "answered": 6.0}, RESTORE, {**RESTORE, "answered": 5.25}],
             },
             "stock": {
                 "checkpoint": {"checkpoint": 8.0, "dump": 9.0},
@@ -75,7 +75,7 @@ def test_the_phases_are_all_of_the_time() -> None:
     assert outside({}) is None
 
 
-def test_the_best_restore_stands_beside_the_best_of_stock() -> None:
+def test_the_middle_restore_stands_beside_the_middle_one_of_stock() -> None:
     _, row = overview(FOUND)
     assert row[:6] == ("8b", "15.0", "20.00", "5.50", "-", "11.00")
     assert row[6] == "2.0 \u00d7"
@@ -85,6 +85,12 @@ def test_the_best_restore_stands_beside_the_best_of_stock() -> None:
     assert top[0] == "ceiling"
     assert ("CRIU and fill", "1.00") in phases(FOUND)
     assert starts(FOUND)[1] == ("8b", "0.50", "0.25", "0.25", "19.00", "20.00")
+
+
+def test_of_two_restores_the_slower_counts() -> None:
+    times = [{"cache": "warm", "answered": answered} for answered in (3.0, 1.0)]
+    assert middle({"restores": times}, "warm")["answered"] == 3.0
+    assert middle({"restores": times}, "cold") == {}
 
 
 def test_a_document_in_which_little_is() -> None:

@@ -49,7 +49,7 @@ FOUND: dict[str, Any] = {
     "ceilings": {"disk": 2.0, "pinned": 50.0, "pinned back": 40.0},
     "workers": {
         "8b": {
-            **worker(REGIONS, 2.0, 1.5),
+            **worker(REGIONS, 2.0, 1.5, 1.25),
             "stock": {"restores": [restore(30.0)], "bytes": 26 * GIB},
         },
         "8b-driver": worker([], 6.0),

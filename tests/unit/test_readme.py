@@ -59,3 +59,15 @@ def test_table(name: str, table: str) -> None:
 def test_every_verb_is_named() -> None:
     text = README.read_text()
     assert [verb for verb in VERBS if f"thaw {verb}" not in text] == []
+
+
+def test_links_lead_somewhere() -> None:
+    """To a heading, as GitHub makes anchors of them, or to a file of the repository."""
+    text = README.read_text()
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert links
+    for link in links:
+        there = link[1:] in anchors if link.startswith("#") else (README.parent / link).exists()
+        assert there or "://" in link, link

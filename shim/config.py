@@ -120,8 +120,8 @@ TABLE = (
         str,
         "auto",
         "auto: GPU memory comes by GPUDirect Storage where nvidia-fs is loaded, cuFile takes the "
-        "files, and they are not in the page cache; ring: never; cufile: also in cuFile's "
-        "compatibility mode, to try it.",
+        "files, and at most half of them is in the page cache; ring: never; cufile: also in "
+        "cuFile's compatibility mode, to try it.",
     ),
     Key(
         "gpu.wait",

@@ -93,8 +93,8 @@ enum thaw_gpu_left {
     THAW_GPU_LEFT_SMALL = 0, /* cuMemAlloc below 2 MiB */
     THAW_GPU_LEFT_POOL,      /* stream-ordered: cuMemAllocAsync */
     THAW_GPU_LEFT_MANAGED,   /* cuMemAllocManaged */
-    THAW_GPU_LEFT_OTHER,     /* pitched, arrays, and what could not be made exportable; after a
-                                THAW_GPU_MAKE all that could be moved before */
+    THAW_GPU_LEFT_OTHER,     /* pitched, and what could not be made exportable; after
+                                a THAW_GPU_MAKE all that could be moved before */
     THAW_GPU_LEFT_EXPORTED,  /* handed to other processes by the program */
     THAW_GPU_LEFT_IMPORTED,  /* of other processes: the driver cannot restore such a worker. Also
                                 what was given back and cannot be moved any more */

@@ -123,6 +123,7 @@ class Segment:
         unpin, self.unpin = self.unpin, None
         if unpin is not None:
             unpin()
+        del unpin  # which has hold of the memory, too
         with suppress(BufferError):
             self.memory.release()
             self._map.close()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shim._native import ffi
 from shim.cache.segments import GRAIN, Free, Segment
 
 MIB = 1 << 20
@@ -88,3 +90,16 @@ def test_it_is_unpinned_first(tmp_path: Path) -> None:
     made.unpin = lambda: seen.append(len(made.memory))
     made.close()
     assert seen == [2 * MIB]
+
+
+def test_it_is_unmapped_though_it_was_pinned(tmp_path: Path) -> None:
+    """Who unpins has the address, and so an export of the memory, of which there may be none."""
+    made = Segment.make(tmp_path / "00000", 0, 2 * MIB)
+
+    def unpin(address: object) -> None:
+        assert address
+
+    made.unpin = partial(unpin, ffi.from_buffer("char[]", made.memory))
+    assert str(tmp_path) in Path("/proc/self/maps").read_text()
+    made.close()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()

@@ -142,10 +142,13 @@ def moved(
             return
         try:
             most = sum(gpu.memory for gpu in gpus)
+            theirs = {gpu.uuid for gpu in gpus}
             seconds = work.config.number("gpu.lock")
             with (
                 _keeper(work) as keeper,
-                suspend.Movement(memory, having, timeline, seconds, most, keeper) as movement,
+                suspend.Movement(
+                    memory, having, timeline, seconds, most, keeper, theirs
+                ) as movement,
             ):
                 yield Moved(found, cuda, movement, timeline)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from fakes.gpu import Program
@@ -25,6 +25,7 @@ def movement(
     seconds: float = 1.0,
     most: int = MOST,
     keeper: Keeper | None = None,
+    gpus: Collection[str] | None = None,
 ) -> Iterator[Movement]:
     """All of them have a library."""
     found = suspend.ask([process.pid for process in processes], lambda _: "none")
@@ -34,7 +35,8 @@ def movement(
         assert one.about is not None
         having[pid] = (one.library, one.about)
     try:
-        with Movement(memory, having, timeline or Timeline(), seconds, most, keeper) as moved:
+        told = timeline or Timeline()
+        with Movement(memory, having, told, seconds, most, keeper, gpus) as moved:
             yield moved
     finally:
         suspend.close(found.values())

@@ -20,7 +20,7 @@ engine finds the memory with a process that has hold of it, too: see keeper.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ _IMPORTED = (
     "the driver cannot restore a process that has another's memory mapped: see the README, "
     '"GPU memory"'
 )
+_AGAIN = "try again: what it has now is the driver's to save"
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,8 @@ class Movement:
 
     Leaving it gives everything back, if `give_back` has not. `seconds`: within which a process's
     GPU work must come to rest. `most`: bytes that all GPUs have. `keeper` has all of it, too, until
-    it is given back. Raises GpuFailed, with everything given back, and GpuLost if that is not
-    possible.
+    it is given back. `gpus`: UUIDs of those that the memory may be on; None: any. Raises GpuFailed,
+    with everything given back, and GpuLost if that is not possible.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class Movement:
         seconds: float,
         most: int,
         keeper: Keeper | None = None,
+        gpus: Collection[str] | None = None,
     ) -> None:
         self._memory = memory
         self._libraries = libraries
@@ -148,6 +150,7 @@ class Movement:
         self._seconds = seconds
         self._most = most
         self._keeper = keeper
+        self._gpus = gpus
         self._taken: dict[int, _Taken] = {}
         self._saving: Saving | None = None
         self._watch = Watch(())
@@ -235,12 +238,24 @@ class Movement:
         return self._libraries[pid][0]
 
     def _take(self, pid: int) -> None:
-        """Have its memory exported, and take part in all of it."""
+        """Have its memory exported, and take part in all of it.
+
+        It was asked before it was held, and has gone on. One that has nothing left to be taken must
+        not be dumped as one that has: nobody would open it after a restore.
+        """
         library, about = self._libraries[pid]
+        if library.hello().left.get("imported"):
+            raise GpuFailed(f"process {pid} has mapped GPU memory of another", hint=_IMPORTED)
         pieces = library.export(self._most, len(about.uuids))
         taken = self._taken[pid] = _Taken(about, pieces, [])
+        if not pieces:
+            raise GpuFailed(f"process {pid} has just freed its GPU memory", hint=_AGAIN)
         for piece in pieces:
             uuid = about.uuids[piece.memory.device]
+            if self._gpus is not None and uuid_text(uuid) not in self._gpus:
+                raise GpuFailed(
+                    f"process {pid} has memory on {uuid_text(uuid)}, which is not its container's"
+                )
             try:
                 taken.regions.append(self._memory.take(uuid, piece.memory.size, piece.fd))
             except ValueError as error:

@@ -176,6 +176,44 @@ def test_more_than_the_gpus_have(memory: Memory, peers: list[Peer]) -> None:
     assert states(peers) == [RUNNING] * 2
 
 
+def test_one_that_has_freed_all_meanwhile(memory: Memory, peers: list[Peer]) -> None:
+    """Dumped as one that is emptied it would wait for ever, after a restore, to be opened."""
+    with Peer([], [GPU.uuid_bytes]) as third:
+        everybody = [*peers, third]
+        with (
+            pytest.raises(GpuFailed, match=f"process {third.pid} has just freed"),
+            movement(memory, everybody),
+        ):
+            pytest.fail("it did not fail")
+        assert states(everybody) == [RUNNING] * 3
+
+
+def test_one_that_has_mapped_memory_of_another_meanwhile(memory: Memory, peers: list[Peer]) -> None:
+    found = ask([peers[0].pid], lambda _: "none")[peers[0].pid]
+    assert found.library is not None
+    assert found.about is not None
+    having = {peers[0].pid: (found.library, found.about)}
+    peers[0].play(about={"imported": 1})
+    with (
+        pytest.raises(GpuFailed, match="has mapped GPU memory of another"),
+        suspend.Movement(memory, having, Timeline(), 1.0, 1 << 30),
+    ):
+        pytest.fail("it did not fail")
+    suspend.close([found])
+    assert states(peers) == [RUNNING] * 2
+
+
+def test_memory_on_a_gpu_that_is_not_the_container_s(memory: Memory, peers: list[Peer]) -> None:
+    with movement(memory, peers, gpus=[GPU.uuid]):
+        assert states(peers) == [EMPTIED] * 2
+    with (
+        pytest.raises(GpuFailed, match=f"has memory on {GPU.uuid}, which is not its container's"),
+        movement(memory, peers, gpus=["GPU-of-another"]),
+    ):
+        pytest.fail("it did not fail")
+    assert states(peers) == [RUNNING] * 2
+
+
 def test_what_is_raised_within(memory: Memory, peers: list[Peer], folders: list[Path]) -> None:
     before = digests(peers)
     with pytest.raises(CheckpointFailed, match="on purpose"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from shim import log
-from shim.annotations import POD_NAMESPACE, named_snapshots
-from shim.bundle import Bundle, namespace_path, steer_criu
+from shim.annotations import CONTAINER_TYPE, POD_NAMESPACE, SNAPSHOT, named_snapshots, value
+from shim.bundle import Bundle, annotations_of, namespace_path, steer_criu
 from shim.errors import ThawError
 from shim.runc import Runc
 from shim.task import options
@@ -42,9 +42,12 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
     folder = container_folder(config, host.namespace, request.id)
     _make_folder(folder, host.socket)
     container, notes = None, {}
+    asked = _asked(spec)
     try:
         notes = agree(request.id, spec, folder, config)
         origins = origins_of(request.id, request.checkpoint, notes, config)
+        if origins.source is None:  # nobody else would end what may have its GPU's memory by now
+            host.engines.cool(asked)
         steer_criu(spec, _criu_config(folder))
         bundle.save(spec)
         container = _assemble(host, request, bundle, config, spec, folder, origins, notes)
@@ -58,8 +61,17 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
     except BaseException:
         if container is not None:
             _undo(container, notes)
+        else:
+            host.engines.cool(asked)
         remove_state(folder)
         raise
+
+
+def _asked(spec: dict[str, Any]) -> list[str]:
+    """The snapshot that a container names, whatever will be made of that; a sandbox names none."""
+    notes = annotations_of(spec)
+    name = value(notes, SNAPSHOT) if notes.get(CONTAINER_TYPE) != "sandbox" else None
+    return [name] if name else []
 
 
 def _read_ahead(host: Host, container: Container, notes: dict[str, str]) -> None:

@@ -127,6 +127,34 @@ def test_the_sandbox_of_a_pod_that_is_restored_warms_an_engine(pod: Pod, plays: 
     assert container.pids() == [spare.pid]
 
 
+@pytest.mark.parametrize("wrong", [{f"{ON_FAILURE}.main": "panic"}, {SNAPSHOT + ".main": "gone"}])
+def test_a_container_that_is_not_restored_leaves_no_engine(
+    pod: Pod, plays: Any, wrong: dict[str, str]
+) -> None:
+    """It may have the GPU's memory by now, and the cold boot needs that."""
+    sandbox = annotated(pod, **{SNAPSHOT: "warm", TYPE: "sandbox"})
+    pod.create("s", *FOREVER, spec=sandbox)
+    if SNAPSHOT + ".main" in wrong:
+        pod.create("t", *FOREVER, spec=annotated(pod, **{SNAPSHOT: "gone", TYPE: "sandbox"}))
+    notes = {SNAPSHOT: "warm", TYPE: "container", NAME: "main"} | wrong
+    engines = pod.node.host.engines
+    name = notes.get(SNAPSHOT + ".main", "warm")
+    assert name in engines._spare
+    container = pod.create("c", *FOREVER, spec=annotated(pod, **notes))
+    assert container.restoration is None
+    assert name not in engines._spare
+
+
+def test_a_container_that_must_not_boot_cold_leaves_no_engine_either(pod: Pod, plays: Any) -> None:
+    pod.create("s", *FOREVER, spec=annotated(pod, **{SNAPSHOT: "gone", TYPE: "sandbox"}))
+    engines = pod.node.host.engines
+    assert "gone" in engines._spare
+    notes = {SNAPSHOT: "gone", TYPE: "container", NAME: "main", ON_FAILURE: "fail"}
+    with pytest.raises(NoSuchSnapshot):
+        pod.create("c", *FOREVER, spec=annotated(pod, **notes))
+    assert not engines._spare
+
+
 def test_it_gets_ready_while_runc_makes_the_sandbox(pod: Pod, plays: Any) -> None:
     """Its imports take longer than that, and the container comes soon."""
     gate = pod.gate("create")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from shim import log
-from shim.annotations import CONTAINER_TYPE, POD_NAMESPACE, SNAPSHOT, named_snapshots, value
+from shim.annotations import POD_NAMESPACE, named_snapshots, wish
 from shim.bundle import Bundle, annotations_of, namespace_path, steer_criu
 from shim.errors import ThawError
 from shim.runc import Runc
@@ -42,7 +42,8 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
     folder = container_folder(config, host.namespace, request.id)
     _make_folder(folder, host.socket)
     container, notes = None, {}
-    asked = _asked(spec)
+    wanted = wish(annotations_of(spec))  # whatever will be made of that
+    asked = [wanted.name] if wanted is not None else []
     try:
         notes = agree(request.id, spec, folder, config)
         origins = origins_of(request.id, request.checkpoint, notes, config)
@@ -65,13 +66,6 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
             host.engines.cool(asked)
         remove_state(folder)
         raise
-
-
-def _asked(spec: dict[str, Any]) -> list[str]:
-    """The snapshot that a container names, whatever will be made of that; a sandbox names none."""
-    notes = annotations_of(spec)
-    name = value(notes, SNAPSHOT) if notes.get(CONTAINER_TYPE) != "sandbox" else None
-    return [name] if name else []
 
 
 def _read_ahead(host: Host, container: Container, notes: dict[str, str]) -> None:

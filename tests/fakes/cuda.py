@@ -83,7 +83,8 @@ def _built(without: frozenset[str]) -> bytes:
         for name, content in _objects().items():
             objects.append(Path(folder) / name)
             objects[-1].write_bytes(content)
-        shape = ("cc", "-shared", "-pthread", "-Wl,-soname,libcuda.so.1")
+        # What is preloaded must not take the place of what cuGetProcAddress finds in here.
+        shape = ("cc", "-shared", "-pthread", "-Wl,-Bsymbolic", "-Wl,-soname,libcuda.so.1")
         shown = f"-Wl,--version-script={script}"
         subprocess.run([*shape, shown, "-o", library, *objects], check=True)
         return library.read_bytes()

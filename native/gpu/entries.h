@@ -9,6 +9,7 @@
 #pragma once
 
 #include "driver.h"
+#include "graphs.h"
 
 #include <stdbool.h>
 
@@ -189,7 +190,8 @@
     X(cuCtxSynchronize_v2, cuCtxSynchronize, 13000, STREAM_ANY, (context one), (one))
 
 #define GATED(X)                                                                                   \
-    LAUNCHES(X) STREAM_WORDS(X) COPIES(X) COPIES_ASYNC(X) MEMSETS(X) RESERVATIONS(X) WAITS(X)
+    LAUNCHES(X) STREAM_WORDS(X) COPIES(X) COPIES_ASYNC(X) MEMSETS(X) GRAPHS(X) RESERVATIONS(X)     \
+    WAITS(X)
 
 /* Looking up: lookup.c. */
 #define LOOKUPS(X)                                                                                 \

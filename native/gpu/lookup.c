@@ -29,7 +29,9 @@ struct entry {
     {#symbol, #name, version, which, offsetof(struct driver, symbol), (void *)&symbol},
 #define CALLED_ENTRY(symbol, name, version, which, parameters, arguments)                          \
     {#symbol, #name, version, which, offsetof(struct driver, symbol), NULL},
-static const struct entry entries[] = {GATED(ENTRY) TAKEN(ENTRY) CALLED(CALLED_ENTRY)};
+#define ALIAS_ENTRY(symbol, name, version, which) ENTRY(symbol, name, version, which, , )
+static const struct entry entries[] = {GATED(ENTRY) TAKEN(ENTRY) CALLED(CALLED_ENTRY)
+                                           ALIASES(ALIAS_ENTRY)};
 
 #define COUNT (sizeof(entries) / sizeof(entries[0]))
 
@@ -143,9 +145,9 @@ static void replace(const char *name, void **function, int version, flags64 flag
     if (name == NULL || function == NULL || *function == NULL || opted_out())
         return;
     for (size_t n = 0; n < COUNT && entry == NULL; n++)
-        if (real(&entries[n]) == *function)
+        if (real(&entries[n]) == *function && text_equal(entries[n].name, name))
             entry = &entries[n];
-    if (entry == NULL || !text_equal(entry->name, name)) {
+    if (entry == NULL) {
         entry = by_name(name, version, flags);
         if (entry != NULL && !is_of_version(name, *function, oldest(entry, version), flags))
             entry = NULL;

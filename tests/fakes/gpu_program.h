@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 typedef uint64_t device_pointer, handle;
-typedef void *context, *stream, *event, *function, *module, *graph;
+typedef void *context, *stream, *event, *function, *module, *graph, *ready_graph, *node;
 
 struct location {
     int type, id;
@@ -30,6 +30,13 @@ struct properties {
 struct access {
     struct location location;
     int flags;
+};
+
+struct set_node {
+    device_pointer at;
+    size_t pitch;
+    unsigned value, element;
+    size_t width, height;
 };
 
 /* Name as cuGetProcAddress knows it, as it is exported, arguments. */
@@ -88,9 +95,14 @@ struct access {
     F(cuEventSynchronize, cuEventSynchronize, (event))                                             \
     F(cuStreamBeginCapture, cuStreamBeginCapture_v2, (stream, int mode))                           \
     F(cuStreamEndCapture, cuStreamEndCapture, (stream, graph * out))                               \
-    F(cuGraphInstantiateWithFlags, cuGraphInstantiateWithFlags,                                    \
-      (graph * out, graph captured, unsigned long long flags))                                     \
-    F(cuGraphLaunch, cuGraphLaunch, (graph, stream))                                               \
+    F(cuGraphCreate, cuGraphCreate, (graph * out, unsigned flags))                                 \
+    F(cuGraphAddMemsetNode, cuGraphAddMemsetNode,                                                  \
+      (node * out, graph, const node *after, size_t count, const struct set_node *, context))      \
+    F(cuGraphInstantiate, cuGraphInstantiateWithFlags,                                             \
+      (ready_graph * out, graph, unsigned long long flags))                                        \
+    F(cuGraphExecMemsetNodeSetParams, cuGraphExecMemsetNodeSetParams,                              \
+      (ready_graph, node, const struct set_node *, context))                                       \
+    F(cuGraphLaunch, cuGraphLaunch, (ready_graph, stream))                                         \
     F(cuModuleLoadData, cuModuleLoadData, (module * out, const void *image))                       \
     F(cuModuleGetFunction, cuModuleGetFunction, (function * out, module, const char *name))        \
     F(cuLaunchKernel, cuLaunchKernel,                                                              \

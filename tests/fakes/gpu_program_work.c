@@ -11,7 +11,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static graph captured;
+static graph built;
+static node built_of;
+static ready_graph ready;
 static atomic_long launches;
 static atomic_bool spinning;
 static pthread_t spinner;
@@ -41,17 +43,46 @@ static int launch(char **words) {
 }
 
 static int capture(char **words) {
+    graph captured;
+
     TRY(cuStreamBeginCapture, own_stream, 0);
     if (launch_fill(object(words[1]), number(words[2]), own_stream) < 0)
         return -1;
     TRY(cuStreamEndCapture, own_stream, &captured);
-    TRY(cuGraphInstantiateWithFlags, &captured, captured, 0);
+    TRY(cuGraphInstantiate, &ready, captured, 0);
     return tell("captured");
+}
+
+static struct set_node set_to(char **words) {
+    const struct object *mine = object(words[1]);
+
+    return (struct set_node){mine->at, 0, (unsigned)number(words[2]), 1, mine->size, 1};
+}
+
+static int build(char **words) {
+    struct set_node what = set_to(words);
+
+    TRY(cuGraphCreate, &built, 0);
+    TRY(cuGraphAddMemsetNode, &built_of, built, NULL, 0, &what, contexts[0]);
+    return tell("built");
+}
+
+static int instantiate(char **words) {
+    (void)words;
+    TRY(cuGraphInstantiate, &ready, built, 0);
+    return tell("ready");
+}
+
+static int change(char **words) {
+    struct set_node what = set_to(words);
+
+    TRY(cuGraphExecMemsetNodeSetParams, ready, built_of, &what, contexts[0]);
+    return tell("changed");
 }
 
 static int replay(char **words) {
     (void)words;
-    TRY(cuGraphLaunch, captured, own_stream);
+    TRY(cuGraphLaunch, ready, own_stream);
     TRY(cuStreamSynchronize, own_stream);
     return tell("replayed");
 }
@@ -213,7 +244,10 @@ const struct command work_commands[] = {
     {"fill", 2, fill},        /* NUMBER SEED, by a kernel */
     {"launch", 2, launch},    /* the same without waiting for it */
     {"capture", 2, capture},  /* NUMBER SEED: a graph that fills it */
-    {"replay", 0, replay},    /* the graph */
+    {"build", 2, build},      /* NUMBER BYTE: a graph that sets it, not ready yet */
+    {"instantiate", 0, instantiate},
+    {"change", 2, change}, /* NUMBER BYTE: what that graph sets, ready */
+    {"replay", 0, replay}, /* the graph that was made ready last */
     {"query", 0, query},      /* of the stream */
     {"synchronize", 0, synchronize},
     {"record", 0, record}, /* an event */

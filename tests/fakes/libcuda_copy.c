@@ -38,7 +38,7 @@ static int copy(const struct work *work) {
     return SUCCESS;
 }
 
-static int set(const struct work *work) {
+int set_memory(const struct work *work) {
     if (!accessible(work->to, work->size, work->device, true))
         return ILLEGAL_ADDRESS;
     memset((void *)work->to, (int)work->value, work->size);
@@ -52,13 +52,13 @@ static int asked(struct context *context, struct work *work, struct stream *stre
     if (work->size == 0)
         return SUCCESS;
     work->device = context->device;
-    if (work->run == set ? !accessible(work->to, work->size, work->device, true)
+    if (work->run == set_memory ? !accessible(work->to, work->size, work->device, true)
                          : !both_within(work))
         return INVALID_VALUE;
     if (!later)
         return run_now(work);
     result = submit(stream, work);
-    if (result != SUCCESS || work->run == set || (pinned(work->to) && pinned(work->from)))
+    if (result != SUCCESS || work->run == set_memory || (pinned(work->to) && pinned(work->from)))
         return result;
     return drain_stream(stream);
 }
@@ -95,7 +95,7 @@ COPY_ASYNC(cuMemcpyDtoDAsync_v2_ptsz, uintptr_t, uintptr_t, TO_DEVICE | FROM_DEV
 
 static int set_bytes(const char *call, uintptr_t to, unsigned char value, size_t size,
                      struct stream *stream, bool later) {
-    struct work work = {.run = set, .to = to, .size = size, .value = value};
+    struct work work = {.run = set_memory, .to = to, .size = size, .value = value};
 
     ENTER_CONTEXT_AS(call, context);
     return asked(context, &work, stream, later);

@@ -53,7 +53,11 @@ static const struct {
     {"cuEventDestroy_v2", 4000},
     {"cuGetProcAddress", 11030},
     {"cuGetProcAddress_v2", 12000},
+    {"cuGraphAddMemsetNode", 10000},
+    {"cuGraphCreate", 10000},
+    {"cuGraphExecMemsetNodeSetParams", 10020},
     {"cuGraphInstantiateWithFlags", 11040},
+    {"cuGraphInstantiate_v2", 11000},
     {"cuGraphLaunch", 10000},
     {"cuIpcCloseMemHandle", 4010},
     {"cuIpcGetMemHandle", 4010},
@@ -142,6 +146,13 @@ static const struct entry *find(const char *symbol, int wanted, bool thread, int
     return best;
 }
 
+/* From CUDA 12 on this name means a function that has another one as a symbol. */
+static const char *meant(const char *symbol, int wanted) {
+    return wanted >= 12000 && strcmp(symbol, "cuGraphInstantiate") == 0
+               ? "cuGraphInstantiateWithFlags"
+               : symbol;
+}
+
 /* A driver may have another name for a function than it shows. */
 extern int shown_mem_alloc(uintptr_t *at, size_t size) __asm__("cuMemAlloc_v2");
 
@@ -162,7 +173,7 @@ static int look_up(const char *call, const char *symbol, void **function, int wa
         if (result >= 0)
             return result;
     }
-    entry = find(symbol, wanted, (flags & PER_THREAD) != 0, &found);
+    entry = find(meant(symbol, wanted), wanted, (flags & PER_THREAD) != 0, &found);
     *function = entry != NULL ? (void *)(uintptr_t)entry->function : NULL;
     if (entry != NULL && strcmp(entry->name, "cuMemAlloc_v2") == 0 && is_so("aliases"))
         *function = (void *)(uintptr_t)mem_alloc;

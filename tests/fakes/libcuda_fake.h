@@ -240,6 +240,7 @@ struct stream *stream_of(struct stream *stream); /* what 0 stands for, too; NULL
 /* Has it done now, or later, in order. A stream that is captured keeps it for the graph. */
 int submit(struct stream *stream, const struct work *work);
 int run_now(const struct work *work); /* when everything before has ended */
+int set_memory(const struct work *work); /* the work of a memset: libcuda_copy.c */
 int drain_stream(struct stream *stream);
 /* Whether a capture is under way that forbids to wait for this context; NULL: to make or free memory. */
 bool capture_forbids(const struct context *context);

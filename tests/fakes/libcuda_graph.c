@@ -74,12 +74,95 @@ CALL(cuStreamEndCapture_ptsz, struct stream *stream, struct graph **graph) {
     return end_capture(__func__, stream, graph);
 }
 
-CALL(cuGraphInstantiateWithFlags, struct graph **executable, struct graph *graph,
-     unsigned long long flags) {
+/* ---- built without a stream ----------------------------------------------------------------- */
+
+struct set_node { /* CUDA_MEMSET_NODE_PARAMS */
+    uintptr_t to;
+    size_t pitch;
+    unsigned value, element;
+    size_t width, height;
+};
+
+CALL(cuGraphCreate, struct graph **graph, unsigned flags) {
     ENTER();
-    (void)flags;
-    *executable = graph;
+    if (flags != 0)
+        return INVALID_VALUE;
+    *graph = calloc(1, sizeof(**graph));
+    if (*graph == NULL)
+        return OUT_OF_MEMORY;
+    (*graph)->last = &(*graph)->first;
     return SUCCESS;
+}
+
+/* An address is looked up when a node gets it, and when its graph is made ready. */
+static bool looked_up(const struct work *work) {
+    return work->run != set_memory || accessible(work->to, work->size, work->device, true);
+}
+
+static int give(struct work *node, const struct set_node *what, const struct context *context) {
+    struct work work = *node;
+
+    if (!is_context(context) || what->element != 1 || what->height != 1)
+        return INVALID_VALUE;
+    work.run = set_memory;
+    work.device = context->device;
+    work.to = what->to;
+    work.size = what->width;
+    work.value = what->value;
+    if (!looked_up(&work))
+        return INVALID_VALUE;
+    *node = work;
+    return SUCCESS;
+}
+
+CALL(cuGraphAddMemsetNode, struct work **node, struct graph *graph, struct work *const *after,
+     size_t count, const struct set_node *what, struct context *context) {
+    struct work work = {.next = NULL};
+    int result;
+
+    ENTER();
+    if (after != NULL || count != 0)
+        return NOT_SUPPORTED;
+    result = give(&work, what, context);
+    if (result != SUCCESS)
+        return result;
+    *node = malloc(sizeof(work));
+    if (*node == NULL)
+        return OUT_OF_MEMORY;
+    **node = work;
+    *graph->last = *node;
+    graph->last = &(*node)->next;
+    return SUCCESS;
+}
+
+/* ---- made ready, launched ------------------------------------------------------------------- */
+
+static int instantiate(const char *call, struct graph **ready, struct graph *graph) {
+    ENTER_AS(call);
+    for (const struct work *work = graph->first; work != NULL; work = work->next)
+        if (!looked_up(work))
+            return INVALID_VALUE;
+    *ready = graph;
+    return SUCCESS;
+}
+
+CALL(cuGraphInstantiate_v2, struct graph **ready, struct graph *graph, struct work **wrong,
+     char *log, size_t size) {
+    (void)wrong, (void)log, (void)size;
+    return instantiate(__func__, ready, graph);
+}
+
+CALL(cuGraphInstantiateWithFlags, struct graph **ready, struct graph *graph,
+     unsigned long long flags) {
+    (void)flags;
+    return instantiate(__func__, ready, graph);
+}
+
+CALL(cuGraphExecMemsetNodeSetParams, struct graph *ready, struct work *node,
+     const struct set_node *what, struct context *context) {
+    ENTER();
+    (void)ready;
+    return give(node, what, context);
 }
 
 static int launch_graph(const char *call, const struct graph *graph, struct stream *stream) {

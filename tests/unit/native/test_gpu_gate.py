@@ -32,9 +32,9 @@ def silent(program: Program) -> bool:
     return not select.select([program.process.stdout], [], [], QUIET)[0]
 
 
-COMMANDS = """set 1 5|copy 1 3|replay|sum 1|launch 1 2|alloc 2M|alloc 4K|free 3|plain 2M|unmap 2
-map 2|retain 2|props 2|release 2|range 1|attr 1|async 1M|free 4|managed 1M|pitch 4096 512|ipc 1
-peer 1|nopeer 1|access 1 0|query|synchronize|record|await"""
+COMMANDS = """set 1 5|copy 1 3|replay|build 1 4|instantiate|change 1 6|sum 1|launch 1 2|alloc 2M
+alloc 4K|free 3|plain 2M|unmap 2|map 2|retain 2|props 2|release 2|range 1|attr 1|async 1M|free 4
+managed 1M|pitch 4096 512|ipc 1|peer 1|nopeer 1|access 1 0|query|synchronize|record|await"""
 
 
 def test_every_kind_of_call_waits(program: Program, library: Conversation) -> None:
@@ -48,6 +48,23 @@ def test_every_kind_of_call_waits(program: Program, library: Conversation) -> No
         else:
             with pytest.raises(Exception, match="801"):
                 program.answer()
+
+
+def test_a_graph_is_built_only_once_its_memory_is_back(
+    program: Program, library: Conversation
+) -> None:
+    """The driver looks the addresses up, and would say that they are wrong."""
+    steps = {"build 1 5": "built", "instantiate": "ready", "change 1 6": "changed"}
+    for command, said in steps.items():
+        memory, fds = library.emptied()
+        program.tell(command)
+        assert silent(program), command
+        assert not library.give(memory, fds).status
+        assert not library.ask(Kind.OPEN).status
+        assert program.answer() == said
+    program.ask("set 3 6")
+    program.ask("replay")
+    assert program.ask("sum 1") == program.ask("sum 3")
 
 
 def test_a_thread_that_launches_all_the_time_is_held_and_goes_on(

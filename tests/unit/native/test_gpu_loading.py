@@ -160,6 +160,7 @@ def test_every_way_to_a_function_leads_to_the_same_one(tmp_path: Path) -> None:
     finds = built(tmp_path, "finds", FINDS)
     names = ["cuMemAlloc_v2", "cuMemAlloc", "cuMemcpyHtoD_v2", "cuMemcpyHtoD"]
     names += ["cuLaunchKernel", "cuLaunchKernel", "cuMemCreate", "cuMemCreate"]
+    names += ["cuGraphInstantiateWithFlags", "cuGraphInstantiate"]
     names += ["cuGetProcAddress_v2", "cuGetProcAddress", "cuInit", "cuInit"]
     world = {"LD_LIBRARY_PATH": str(tmp_path)}
     bare = [line.split() for line in run(finds, *names, preload=None, **world).splitlines()]
@@ -173,6 +174,14 @@ def test_every_way_to_a_function_leads_to_the_same_one(tmp_path: Path) -> None:
         line.split() for line in run(finds, *names, THAW_GPU_MEMORY="driver", **world).splitlines()
     ]
     assert out == bare
+
+
+def test_a_name_that_means_another_function_from_some_version_on(tmp_path: Path) -> None:
+    FakeCuda(tmp_path)
+    finds = built(tmp_path, "files", FINDS.replace("? info.dli_sname", "? info.dli_fname"))
+    names = ["cuGraphInstantiateWithFlags", "cuGraphInstantiate"]
+    library, _, *files = run(finds, *names, LD_LIBRARY_PATH=str(tmp_path)).split()
+    assert [library, *files] == [LIBRARY] * 5
 
 
 def test_a_function_that_is_newer_than_the_library_is_the_drivers(tmp_path: Path) -> None:

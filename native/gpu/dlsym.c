@@ -22,8 +22,10 @@ static dlsym_function *real_dlsym(void) {
 EXPORTED void *dlsym(void *where, const char *symbol);
 
 /*
- * The last call is a jump: the real one looks at who has called it, for RTLD_NEXT. Who asks for
- * that stands between the program and the driver, too, and gets what comes after it.
+ * The last call is a jump: the real one looks at who has called it, for RTLD_NEXT, and for
+ * RTLD_DEFAULT, too, which for a library that was opened with RTLD_LOCAL means what that needs, as
+ * well. So only what has a name of ours is looked up from here. Who asks for RTLD_NEXT stands
+ * between the program and the driver, and gets what comes after it.
  */
 __attribute__((optimize("optimize-sibling-calls", "omit-frame-pointer"))) EXPORTED void *
 dlsym(void *where, const char *symbol) {
@@ -31,7 +33,7 @@ dlsym(void *where, const char *symbol) {
 
     if (function == NULL)
         return NULL;
-    if (where != NEXT && symbol != NULL && symbol[0] == 'c' && symbol[1] == 'u')
+    if (where != NEXT && symbol != NULL && taken_over(symbol))
         return instead_of(symbol, function(where, symbol));
     return function(where, symbol);
 }

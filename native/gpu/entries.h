@@ -339,6 +339,9 @@ int driver_lacks(void);
    of ours, as far as that can be avoided, and nothing is taken over. */
 bool opted_out(void);
 
+/* Whether there is one of ours by this name. */
+bool taken_over(const char *symbol);
+
 /*
  * What a program is to get for a symbol that dlsym(3) has found as `function`: ours for the
  * driver's, and also where ours was found, as among all that is loaded (RTLD_DEFAULT), if the

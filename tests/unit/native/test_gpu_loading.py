@@ -123,6 +123,43 @@ def test_dlsym_is_still_the_real_one(tmp_path: Path) -> None:
     assert run(asks, preload=f"{LIBRARY}").splitlines()[1] == "1 1"
 
 
+PLUGIN = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stddef.h>
+int cublasAnswer(void);
+int linked(void);
+int linked(void) { return cublasAnswer(); }
+int looked_up(void);
+int looked_up(void) {
+    int (*answer)(void) = (int (*)(void))dlsym(RTLD_DEFAULT, "cublasAnswer");
+    return answer != NULL ? answer() : 0;
+}
+"""
+OPENS = r"""
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int count, char **names) {
+    void *plugin = count > 1 ? dlopen(names[1], RTLD_NOW | RTLD_LOCAL) : NULL;
+    const char *functions[] = {"linked", "looked_up"};
+    for (int n = 0; n < 2 && plugin != NULL; n++)
+        printf("%d ", ((int (*)(void))dlsym(plugin, functions[n]))());
+    return 0;
+}
+"""
+
+
+def test_a_plugin_finds_what_it_needs_itself(tmp_path: Path) -> None:
+    """RTLD_DEFAULT is what is loaded for all, and what the one that asks was loaded with."""
+    answers = "int cublasAnswer(void);\nint cublasAnswer(void) { return 42; }\n"
+    needed = built(tmp_path, "libanswer.so", answers, "-shared", "-fPIC")
+    plugin = built(
+        tmp_path, "plugin.so", PLUGIN, "-shared", "-fPIC", str(needed), f"-Wl,-rpath,{tmp_path}"
+    )
+    opens = built(tmp_path, "opens", OPENS)
+    assert run(opens, plugin) == run(opens, plugin, preload=None) == "42 42 "
+
+
 FINDS = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -7,11 +7,21 @@
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
+#include <stdatomic.h>
 
-/* The only thing that this library asks the loader to find for it. Weak: it does without, too. */
-extern __typeof__(dl_iterate_phdr) dl_iterate_phdr __attribute__((weak));
+/* What this library asks the loader to find for it, beside the environment. Weak: it does without,
+   too. */
+typedef __typeof__(dl_iterate_phdr) iterate_function;
+extern iterate_function dl_iterate_phdr __attribute__((weak));
+extern struct r_debug _r_debug __attribute__((weak));        /* glibc's */
+extern struct r_debug *_dl_debug_addr __attribute__((weak)); /* musl's */
 
 #define PATH 4096 /* bytes, as the kernel has it */
+
+struct loaded {
+    ElfW(Addr) base;
+    const ElfW(Dyn) * dynamic; /* NULL: it has none */
+};
 
 /* Of one loaded file. */
 struct tables {
@@ -29,11 +39,13 @@ struct search {
     void *found;
 };
 
-static const ElfW(Phdr) * segment(const struct dl_phdr_info *info, uint32_t type) {
+static struct loaded loaded(const struct dl_phdr_info *info) {
+    struct loaded file = {info->dlpi_addr, NULL};
+
     for (size_t n = 0; n < info->dlpi_phnum; n++)
-        if (info->dlpi_phdr[n].p_type == type)
-            return &info->dlpi_phdr[n];
-    return NULL;
+        if (info->dlpi_phdr[n].p_type == PT_DYNAMIC)
+            file.dynamic = (const ElfW(Dyn) *)(file.base + info->dlpi_phdr[n].p_vaddr);
+    return file;
 }
 
 static bool contains(const struct dl_phdr_info *info, const void *address) {
@@ -48,26 +60,23 @@ static bool contains(const struct dl_phdr_info *info, const void *address) {
 }
 
 /* glibc has made addresses of the file's offsets; musl has not, nor has anyone of the vDSO's. */
-static const void *place(const struct dl_phdr_info *info, ElfW(Addr) value) {
-    return (const void *)(value < info->dlpi_addr ? value + info->dlpi_addr : value);
+static const void *place(const struct loaded *file, ElfW(Addr) value) {
+    return (const void *)(value < file->base ? value + file->base : value);
 }
 
-static bool read_tables(const struct dl_phdr_info *info, struct tables *tables) {
-    const ElfW(Phdr) *dynamic = segment(info, PT_DYNAMIC);
-
+static bool read_tables(const struct loaded *file, struct tables *tables) {
     *tables = (struct tables){NULL, NULL, NULL, NULL};
-    if (dynamic == NULL)
+    if (file->dynamic == NULL)
         return false;
-    for (const ElfW(Dyn) *at = (const ElfW(Dyn) *)(info->dlpi_addr + dynamic->p_vaddr);
-         at->d_tag != DT_NULL; at++) {
+    for (const ElfW(Dyn) *at = file->dynamic; at->d_tag != DT_NULL; at++) {
         if (at->d_tag == DT_SYMTAB)
-            tables->symbols = place(info, at->d_un.d_ptr);
+            tables->symbols = place(file, at->d_un.d_ptr);
         else if (at->d_tag == DT_STRTAB)
-            tables->strings = place(info, at->d_un.d_ptr);
+            tables->strings = place(file, at->d_un.d_ptr);
         else if (at->d_tag == DT_GNU_HASH)
-            tables->gnu = place(info, at->d_un.d_ptr);
+            tables->gnu = place(file, at->d_un.d_ptr);
         else if (at->d_tag == DT_HASH)
-            tables->plain = place(info, at->d_un.d_ptr);
+            tables->plain = place(file, at->d_un.d_ptr);
     }
     return tables->symbols != NULL && tables->strings != NULL;
 }
@@ -112,17 +121,17 @@ static uint32_t by_number(const struct tables *tables, const char *name) {
     return 0;
 }
 
-static void *function(const struct dl_phdr_info *info, const char *name) {
+static void *function(const struct loaded *file, const char *name) {
     struct tables tables;
     uint32_t number = 0;
 
-    if (!read_tables(info, &tables))
+    if (!read_tables(file, &tables))
         return NULL;
     if (tables.gnu != NULL)
         number = by_gnu(&tables, name);
     else if (tables.plain != NULL)
         number = by_number(&tables, name);
-    return number == 0 ? NULL : (void *)(info->dlpi_addr + tables.symbols[number].st_value);
+    return number == 0 ? NULL : (void *)(file->base + tables.symbols[number].st_value);
 }
 
 static const char *base_name(const char *path) {
@@ -136,6 +145,7 @@ static const char *base_name(const char *path) {
 
 static int look(struct dl_phdr_info *info, size_t size, void *data) {
     struct search *search = data;
+    struct loaded file = loaded(info);
 
     (void)size;
     if (contains(info, (const void *)&read_tables)) {
@@ -149,12 +159,42 @@ static int look(struct dl_phdr_info *info, size_t size, void *data) {
         text_copy(search->path, PATH, info->dlpi_name);
     if (search->name == NULL)
         return 1;
-    search->found = function(info, search->name);
+    search->found = function(&file, search->name);
     return search->found != NULL;
 }
 
+/*
+ * The C library's own. A program may have one in front of it, which finds that by dlsym(3), and so
+ * by us, when it is called, or has not found it yet. The list is read without the loader's lock,
+ * but only up to the C library: what comes before that was loaded with the program, and stays.
+ */
+static iterate_function *real_iterate(void) {
+    static _Atomic(iterate_function *) known;
+    iterate_function *iterate = atomic_load(&known);
+    const struct link_map *map = NULL;
+
+    if (iterate != NULL)
+        return iterate;
+    if (&_r_debug != NULL)
+        map = _r_debug.r_map;
+    else if (&_dl_debug_addr != NULL)
+        map = _dl_debug_addr->r_map;
+    for (; map != NULL && iterate == NULL; map = map->l_next) {
+        struct loaded file = {map->l_addr, map->l_ld};
+
+        if (function(&file, "__libc_start_main") != NULL)
+            iterate = (iterate_function *)function(&file, "dl_iterate_phdr");
+    }
+    if (iterate == NULL)
+        iterate = dl_iterate_phdr;
+    atomic_store(&known, iterate);
+    return iterate;
+}
+
 static bool found(struct search *search) {
-    return dl_iterate_phdr != NULL && dl_iterate_phdr(look, search) != 0;
+    iterate_function *iterate = real_iterate();
+
+    return iterate != NULL && iterate(look, search) != 0;
 }
 
 void *object_function(const char *file, const char *name) {

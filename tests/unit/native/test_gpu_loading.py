@@ -41,12 +41,15 @@ def run(*command: str | Path, preload: str | Path | None = LIBRARY, **more: str)
     return done.stdout
 
 
-def test_it_needs_no_library_and_two_symbols_that_may_lack() -> None:
+def test_it_needs_no_library_and_four_symbols_that_may_lack() -> None:
     dynamic = run("readelf", "-dW", LIBRARY, preload=None)
     assert "NEEDED" not in dynamic
     assert "BIND_NOW" not in dynamic
     symbols = run("nm", "-D", "--undefined-only", LIBRARY, preload=None)
-    assert symbols.split() == ["w", "dl_iterate_phdr", "w", "environ"]
+    lines = [line.split() for line in symbols.splitlines()]
+    assert {kind for kind, _ in lines} <= {"w", "v"}
+    names = {"_dl_debug_addr", "_r_debug", "dl_iterate_phdr", "environ"}
+    assert {name for _, name in lines} == names
 
 
 def test_it_shows_only_what_it_takes_over() -> None:
@@ -158,6 +161,59 @@ def test_a_plugin_finds_what_it_needs_itself(tmp_path: Path) -> None:
     )
     opens = built(tmp_path, "opens", OPENS)
     assert run(opens, plugin) == run(opens, plugin, preload=None) == "42 42 "
+
+
+ITERATES = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <link.h>
+#include <stddef.h>
+typedef int iterate_function(int (*look)(struct dl_phdr_info *, size_t, void *), void *data);
+static iterate_function *next;
+static void find(void) { next = (iterate_function *)dlsym(RTLD_NEXT, "dl_iterate_phdr"); }
+#ifdef EARLY
+__attribute__((constructor)) static void early(void) { find(); }
+#endif
+int dl_iterate_phdr(int (*look)(struct dl_phdr_info *, size_t, void *), void *data) {
+#ifndef EARLY
+    find();
+#endif
+    return next(look, data);
+}
+"""
+COUNTS = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <link.h>
+#include <stdio.h>
+static int count(struct dl_phdr_info *info, size_t size, void *seen) {
+    (void)info, (void)size;
+    ++*(int *)seen;
+    return 0;
+}
+int main(void) {
+    int seen = 0, result = dl_iterate_phdr(count, &seen);
+    printf("%d %d %d\n", result, seen > 2, dlsym(RTLD_DEFAULT, "puts") == (void *)puts);
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("options", [(), ("-DEARLY",)])
+@pytest.mark.parametrize("compiler", ["cc", "musl-gcc"])
+def test_a_program_with_a_dl_iterate_phdr_of_its_own(
+    tmp_path: Path, options: tuple[str, ...], compiler: str
+) -> None:
+    """Which may be called only once it has found the real one by dlsym."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler}")
+    flags = (*options, "-rdynamic")
+    program = built(tmp_path, "own", ITERATES + COUNTS, *flags, compiler=compiler)
+    assert run(program) == "0 1 1\n"
+    library = built(tmp_path, "own.so", ITERATES, *options, "-shared", "-fPIC", compiler=compiler)
+    counts = built(tmp_path, "counts", COUNTS, compiler=compiler)
+    for preload in (f"{LIBRARY}:{library}", f"{library}:{LIBRARY}"):
+        assert run(counts, preload=preload) == "0 1 1\n"
 
 
 FINDS = r"""

@@ -258,7 +258,11 @@
     X(cuMulticastBindAddr_v2, cuMulticastBindAddr, 13010, STREAM_ANY,                              \
       (handle group, int device, size_t at, address memory, size_t size, flags64 flags), )         \
     BOTH(X, _ptsz, cuMemMapArrayAsync, cuMemMapArrayAsync, 11010,                                  \
-         (struct array_mapping * list, number count, stream s), )
+         (struct array_mapping * list, number count, stream s), )                                  \
+    X(cuMulticastAddDevice, cuMulticastAddDevice, 12010, STREAM_ANY,                               \
+      (handle group, int device), )                                                                \
+    X(cuMulticastUnbind, cuMulticastUnbind, 12010, STREAM_ANY,                                     \
+      (handle group, int device, size_t at, size_t size), )
 
 /* What programs ask of an address: attributes.c. */
 #define ATTRIBUTES(X)                                                                              \

@@ -142,11 +142,7 @@ int cuMemGetAllocationPropertiesFromHandle(struct properties *wanted, handle mem
 }
 
 /* With the lock. How large imported memory is shows only here. */
-static int map(struct piece *piece, address at, size_t size, size_t offset, flags64 flags) {
-    int result = driver.cuMemMap(at, size, offset, piece->real, flags);
-
-    if (result != CUDA_SUCCESS)
-        return result;
+static int mapped(struct piece *piece, address at, size_t size, size_t offset) {
     if (add_range(piece, at, size, offset) == NULL) {
         driver.cuMemUnmap(at, size);
         return CUDA_OUT_OF_MEMORY;
@@ -154,6 +150,28 @@ static int map(struct piece *piece, address at, size_t size, size_t offset, flag
     if (piece->size < offset + size)
         piece->size = offset + size;
     return CUDA_SUCCESS;
+}
+
+/*
+ * With the lock, which is let go for what may be a multicast group: mapping one may wait until
+ * another thread has added its device. The program may release the handle meanwhile.
+ */
+static int map(struct piece *piece, address at, size_t size, size_t offset, flags64 flags) {
+    bool imported = piece->kept == THAW_GPU_LEFT_IMPORTED;
+    handle real = piece->real;
+    int result;
+
+    piece->calls++;
+    if (imported)
+        unlock_write(&table.lock);
+    result = driver.cuMemMap(at, size, offset, real, flags);
+    if (imported)
+        lock_write(&table.lock);
+    piece->calls--;
+    if (result == CUDA_SUCCESS)
+        result = mapped(piece, at, size, offset);
+    drop_unused(piece);
+    return result;
 }
 
 int cuMemMap(address at, size_t size, size_t offset, handle memory, flags64 flags) {
@@ -166,9 +184,9 @@ int cuMemMap(address at, size_t size, size_t offset, handle memory, flags64 flag
     piece = piece_by_handle(memory);
     if (piece != NULL)
         result = map(piece, at, size, offset, flags);
-    else
-        result = driver.cuMemMap(at, size, offset, memory, flags);
     unlock_write(&table.lock);
+    if (piece == NULL)
+        result = driver.cuMemMap(at, size, offset, memory, flags);
     gate_leave();
     return result;
 }

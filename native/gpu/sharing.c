@@ -102,9 +102,21 @@ int cuMemGetHandleForAddressRange(void *shared, address at, size_t size, number 
 }
 
 /*
- * A multicast group binds memory for good. Such a call may wait for what another thread does for
- * another device, so the lock is not held then.
+ * A multicast group of another process's has a handle of ours here. Calls for groups may wait for
+ * what another thread does for another device, so the lock is not held then.
  */
+static handle real_of(handle group) {
+    const struct piece *piece;
+
+    lock_read(&table.lock);
+    piece = piece_by_handle(group);
+    if (piece != NULL)
+        group = piece->real;
+    unlock_read(&table.lock);
+    return group;
+}
+
+/* A group binds memory for good. */
 static handle bound(handle memory) {
     struct piece *piece;
 
@@ -124,13 +136,33 @@ static void bound_at(address at, size_t size) {
     unlock_write(&table.lock);
 }
 
+int cuMulticastAddDevice(handle group, int device) {
+    int result;
+
+    REAL(cuMulticastAddDevice);
+    gate_enter();
+    result = driver.cuMulticastAddDevice(real_of(group), device);
+    gate_leave();
+    return result;
+}
+
+int cuMulticastUnbind(handle group, int device, size_t at, size_t size) {
+    int result;
+
+    REAL(cuMulticastUnbind);
+    gate_enter();
+    result = driver.cuMulticastUnbind(real_of(group), device, at, size);
+    gate_leave();
+    return result;
+}
+
 int cuMulticastBindMem(handle group, size_t at, handle memory, size_t from, size_t size,
                        flags64 flags) {
     int result;
 
     REAL(cuMulticastBindMem);
     gate_enter();
-    result = driver.cuMulticastBindMem(group, at, bound(memory), from, size, flags);
+    result = driver.cuMulticastBindMem(real_of(group), at, bound(memory), from, size, flags);
     gate_leave();
     return result;
 }
@@ -141,7 +173,8 @@ int cuMulticastBindMem_v2(handle group, int device, size_t at, handle memory, si
 
     REAL(cuMulticastBindMem_v2);
     gate_enter();
-    result = driver.cuMulticastBindMem_v2(group, device, at, bound(memory), from, size, flags);
+    result = driver.cuMulticastBindMem_v2(real_of(group), device, at, bound(memory), from, size,
+                                          flags);
     gate_leave();
     return result;
 }
@@ -152,7 +185,7 @@ int cuMulticastBindAddr(handle group, size_t at, address memory, size_t size, fl
     REAL(cuMulticastBindAddr);
     gate_enter();
     bound_at(memory, size);
-    result = driver.cuMulticastBindAddr(group, at, memory, size, flags);
+    result = driver.cuMulticastBindAddr(real_of(group), at, memory, size, flags);
     gate_leave();
     return result;
 }
@@ -164,7 +197,7 @@ int cuMulticastBindAddr_v2(handle group, int device, size_t at, address memory, 
     REAL(cuMulticastBindAddr_v2);
     gate_enter();
     bound_at(memory, size);
-    result = driver.cuMulticastBindAddr_v2(group, device, at, memory, size, flags);
+    result = driver.cuMulticastBindAddr_v2(real_of(group), device, at, memory, size, flags);
     gate_leave();
     return result;
 }

@@ -169,7 +169,7 @@ void remove_range(struct range *range) {
 }
 
 bool is_unused(const struct piece *piece) {
-    return piece->users == 0 && piece->ranges == NULL;
+    return piece->users == 0 && piece->calls == 0 && piece->ranges == NULL;
 }
 
 void remove_piece(struct piece *piece) {

@@ -26,6 +26,7 @@ struct piece {
     int device;          /* -1: on none, or unknown */
     unsigned int kept;   /* why it stays with the driver, enum thaw_gpu_left, or MOVABLE */
     unsigned int users;  /* handles that the program holds: it may release each once */
+    unsigned int calls;  /* under way for it without the lock: it stays until they are over */
     struct range *ranges; /* where it is mapped, linked */
     bool out;            /* the engine has got a descriptor of it, since the gate was closed */
     bool away;           /* it has been unmapped and released, and was not given back yet */
@@ -61,7 +62,7 @@ struct range *add_range(struct piece *piece, address at, uint64_t size, uint64_t
 /* The piece loses the range, but stays, even without any. */
 void remove_range(struct range *range);
 
-/* One that nobody holds and that is mapped nowhere goes; its real handle is the caller's. */
+/* One that nobody needs and that is mapped nowhere goes; its real handle is the caller's. */
 bool is_unused(const struct piece *piece);
 void remove_piece(struct piece *piece);
 

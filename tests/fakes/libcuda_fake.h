@@ -153,9 +153,23 @@ struct access { /* CUmemAccessDesc */
     int flags;
 };
 
+/* What all processes share of a multicast group. */
+struct group {
+    unsigned wanted;          /* devices; 0: it is none, but memory */
+    atomic_uint added, bound; /* GPUs, by bit: own.gpus */
+};
+
+/* Behind the end of memory's file: what it is. The file of a group ends with it, too. */
+struct about {
+    char mark[16];
+    unsigned char uuid[16];
+    uint64_t size;
+};
+
 struct handle {
     unsigned long long id;
     size_t size;
+    struct group *group; /* NULL: it is memory */
     int references, mappings; /* of the program; of addresses */
     int fd;                   /* -1 while it is away */
     void *away;               /* where it is then */
@@ -180,6 +194,10 @@ struct handle *handle_of(uint64_t id);
 void settle(struct handle *handle); /* it goes when neither the program nor an address has it */
 bool overlaps_mapping(uintptr_t at, size_t size);
 int memory_file(size_t size, int device, bool rdma);
+int new_handle(uint64_t *id, size_t size, const struct properties *properties, int fd,
+               bool imported);
+void find_group(struct handle *handle); /* that its file tells of, if it does */
+void await_group(uint64_t id); /* until all of its devices were added, if it is one */
 size_t granularity(void); /* of VMM memory: GRANULARITY, or what THAW_FAKE_GRANULARITY says */
 int protection_of(const struct mapping *mapping);
 void watch_over_memory(void); /* from now on others may have it moved */

@@ -59,6 +59,7 @@ CALL(cuMemMap, uint64_t at, size_t size, size_t offset, uint64_t id, unsigned lo
     ENTER();
     if (flags != 0)
         return INVALID_VALUE;
+    await_group(id);
     lock_tables();
     result = map(at, size, offset, handle_of(id));
     unlock_tables();

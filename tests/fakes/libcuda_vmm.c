@@ -1,6 +1,7 @@
 /*
  * VMM memory: addresses and memory apart. Memory is a memfd, which travels to other processes and
- * lives for as long as anybody has it; behind its end stands what it is (struct about).
+ * lives for as long as anybody has it; behind its end stands what it is (struct about). A multicast
+ * group is such a file, too: libcuda_multicast.c.
  */
 #define _GNU_SOURCE
 
@@ -22,11 +23,6 @@ struct range {
     struct range *next;
 };
 
-struct about {
-    char mark[16];
-    unsigned char uuid[16];
-    uint64_t size;
-};
 static const char about_mark[16] = "fake GPU memory";
 
 struct handle *handles;
@@ -135,8 +131,8 @@ void settle(struct handle *handle) {
     free(handle);
 }
 
-static int make(uint64_t *id, size_t size, const struct properties *properties, int fd,
-                bool imported) {
+int new_handle(uint64_t *id, size_t size, const struct properties *properties, int fd,
+               bool imported) {
     struct handle *handle = calloc(1, sizeof(*handle));
 
     if (handle == NULL)
@@ -146,6 +142,7 @@ static int make(uint64_t *id, size_t size, const struct properties *properties, 
     handle->fd = fd;
     handle->imported = imported;
     handle->references = 1;
+    find_group(handle);
     lock_tables();
     handle->id = *id = ++last_id + 0x1000;
     handle->next = handles;
@@ -193,7 +190,7 @@ CALL(cuMemCreate, uint64_t *handle, size_t size, const struct properties *proper
         return OUT_OF_MEMORY;
     fd = memory_file(size, on_device ? properties->location.id : 0, properties->rdma != 0);
     if (fd >= 0) {
-        result = make(handle, size, properties, fd, false);
+        result = new_handle(handle, size, properties, fd, false);
         if (result == SUCCESS)
             return SUCCESS;
         close(fd);
@@ -272,7 +269,7 @@ CALL(cuMemImportFromShareableHandle, uint64_t *id, void *given, int type) {
     if (properties.location.id < 0)
         return INVALID_DEVICE;
     fd = fcntl((int)(intptr_t)given, F_DUPFD_CLOEXEC, 0);
-    return fd >= 0 ? make(id, about.size, &properties, fd, true) : OPERATING_SYSTEM;
+    return fd >= 0 ? new_handle(id, about.size, &properties, fd, true) : OPERATING_SYSTEM;
 }
 
 CALL(cuMemRetainAllocationHandle, uint64_t *id, void *at) {

@@ -6,6 +6,7 @@
 
 #include "allocations.h"
 #include "captures.h"
+#include "counted.h"
 #include "entries.h"
 #include "gate.h"
 #include "lock.h"
@@ -58,6 +59,7 @@ static void forget(context which) {
         }
     unlock_write(&lock);
     end_captures_of(which);
+    count_out_of(which);
     free_all_of(which);
 }
 

@@ -8,11 +8,15 @@
 #include "system.h"
 
 #define FIRST ((size_t)1024) /* entries; a power of two */
+#define MOST ((1U << 12) - 1) /* opened so often or more often: it stays */
 
 struct entry {
-    address at; /* 0: empty */
-    uint64_t size : 56, kind : 8;
+    address at;      /* 0: empty */
+    context context; /* that it goes with; NULL: with none that is known */
+    uint64_t size : 48, kind : 4, opened : 12; /* `opened`: so often, and not closed */
 };
+
+_Static_assert(THAW_GPU_LEFT_KINDS <= 16, "the bits of struct entry");
 
 static struct entry *entries;
 static size_t room, used;
@@ -63,22 +67,58 @@ static void take_out(size_t hole) {
             hole = n;
         }
     }
-    entries[hole].at = 0;
+    entries[hole] = (struct entry){0};
+}
+
+/* With the lock, and room. */
+static void put(size_t n, struct entry entry) {
+    if (entries[n].at == 0)
+        used++;
+    else
+        bytes[entries[n].kind] -= entries[n].size;
+    entries[n] = entry;
+    bytes[entry.kind] += entry.size;
+}
+
+static struct entry made(address at, uint64_t size, enum thaw_gpu_left kind) {
+    return (struct entry){.at = at, .size = size & (UINT64_MAX >> 16), .kind = kind & 0xf};
 }
 
 void count_in(address at, uint64_t size, enum thaw_gpu_left kind) {
     lock_write(&lock);
+    if (at != 0 && size > 0 && grow())
+        put(find(at), made(at, size, kind));
+    unlock_write(&lock);
+}
+
+/* Opened in more than one context, it goes with none: it is better to count too much. */
+static void open_again(struct entry *entry, context here) {
+    if (entry->opened < MOST)
+        entry->opened++;
+    if (entry->context != here)
+        entry->context = NULL;
+}
+
+void count_opened(address at, uint64_t size, context here) {
+    lock_write(&lock);
     if (at != 0 && size > 0 && grow()) {
+        struct entry fresh = made(at, size, THAW_GPU_LEFT_IMPORTED);
         size_t n = find(at);
 
-        if (entries[n].at == 0)
-            used++;
+        fresh.context = here;
+        fresh.opened = 1;
+        if (entries[n].opened > 0)
+            open_again(&entries[n], here);
         else
-            bytes[entries[n].kind] -= entries[n].size;
-        entries[n] = (struct entry){at, size & (UINT64_MAX >> 8), (uint64_t)kind & 0xff};
-        bytes[kind] += entries[n].size;
+            put(n, fresh);
     }
     unlock_write(&lock);
+}
+
+/* With the lock. */
+static void drop(size_t n) {
+    bytes[entries[n].kind] -= entries[n].size;
+    take_out(n);
 }
 
 void count_out(address at) {
@@ -86,11 +126,21 @@ void count_out(address at) {
     if (at != 0 && room > 0) {
         size_t n = find(at);
 
-        if (entries[n].at != 0) {
-            bytes[entries[n].kind] -= entries[n].size;
-            take_out(n);
-        }
+        if (entries[n].opened > 1 && entries[n].opened < MOST)
+            entries[n].opened--;
+        else if (entries[n].at != 0 && entries[n].opened < MOST)
+            drop(n);
     }
+    unlock_write(&lock);
+}
+
+void count_out_of(context gone) {
+    lock_write(&lock);
+    for (size_t n = 0; n < room;)
+        if (entries[n].at != 0 && entries[n].context == gone && gone != NULL)
+            drop(n); /* and look at what has moved up */
+        else
+            n++;
     unlock_write(&lock);
 }
 
@@ -99,9 +149,9 @@ void count_as(address at, enum thaw_gpu_left kind) {
     if (at != 0 && room > 0) {
         struct entry *entry = &entries[find(at)];
 
-        if (entry->at != 0) {
+        if (entry->at != 0 && entry->opened == 0) {
             bytes[entry->kind] -= entry->size;
-            entry->kind = (uint64_t)kind & 0xff;
+            entry->kind = kind & 0xf;
             bytes[kind] += entry->size;
         }
     }

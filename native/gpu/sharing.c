@@ -3,6 +3,7 @@
  * handed out cannot be moved: the others would go on with what they have. What it has got cannot
  * even be restored by the driver.
  */
+#include "contexts.h"
 #include "control.h"
 #include "counted.h"
 #include "entries.h"
@@ -286,33 +287,42 @@ int cuIpcGetMemHandle(struct ipc_handle *ipc, address at) {
 }
 
 /* Inside the gate, which is left. */
-static int opened(int result, const address *at) {
+static int opened(int result, const address *at, context here) {
     if (result == CUDA_SUCCESS) {
         size_t size;
 
         base_of(*at, &size);
-        count_in(*at, size > 0 ? size : 1, THAW_GPU_LEFT_IMPORTED);
+        count_opened(*at, size > 0 ? size : 1, here);
     }
     gate_leave();
     return result;
 }
 
+/* What is opened in a context is closed when that goes. */
+static context here(void) {
+    context current;
+    int device;
+
+    return context_here(&current, &device) ? current : NULL;
+}
+
 int cuIpcOpenMemHandle(address *at, struct ipc_handle ipc, number flags) {
     REAL(cuIpcOpenMemHandle);
     gate_enter();
-    return opened(driver.cuIpcOpenMemHandle(at, ipc, flags), at);
+    return opened(driver.cuIpcOpenMemHandle(at, ipc, flags), at, here());
 }
 
 int cuIpcOpenMemHandle_v2(address *at, struct ipc_handle ipc, number flags) {
     REAL(cuIpcOpenMemHandle_v2);
     gate_enter();
-    return opened(driver.cuIpcOpenMemHandle_v2(at, ipc, flags), at);
+    return opened(driver.cuIpcOpenMemHandle_v2(at, ipc, flags), at, here());
 }
 
+/* A pool belongs to a device, not to a context. */
 int cuMemPoolImportPointer(address *at, void *pool, void *data) {
     REAL(cuMemPoolImportPointer);
     gate_enter();
-    return opened(driver.cuMemPoolImportPointer(at, pool, data), at);
+    return opened(driver.cuMemPoolImportPointer(at, pool, data), at, NULL);
 }
 
 int cuIpcCloseMemHandle(address at) {

@@ -4,6 +4,7 @@
 #include "libcuda_fake.h"
 
 #include <string.h>
+#include <unistd.h>
 
 bool rdma_capable(void) {
     return !is_so("no-rdma");
@@ -199,24 +200,7 @@ CALL(cuIpcGetMemHandle, void *handle, uintptr_t at) {
     (void)context;
     if (!look(at, &seen) || seen.vmm || seen.host || seen.managed || seen.pool)
         return INVALID_VALUE;
-    memset(handle, 0, 64);
-    memcpy(handle, &seen.start, sizeof(seen.start));
+    memcpy(handle, &(struct ipc){seen.start, seen.size, (uint64_t)getpid(), {0}},
+           sizeof(struct ipc));
     return SUCCESS;
-}
-
-/* As the real one answers within the process that the memory is of; others are not in this world. */
-struct ipc {
-    char bytes[64];
-};
-
-CALL(cuIpcOpenMemHandle_v2, uintptr_t *at, struct ipc handle, unsigned flags) {
-    ENTER_CONTEXT(context);
-    (void)context, (void)at, (void)handle, (void)flags;
-    return INVALID_CONTEXT;
-}
-
-CALL(cuIpcCloseMemHandle, uintptr_t at) {
-    ENTER_CONTEXT(context);
-    (void)context, (void)at;
-    return INVALID_VALUE;
 }

@@ -122,7 +122,12 @@ void note_init(void);
 
 #define GRANULARITY ((size_t)2 << 20)
 
-enum kind { LINEAR, POOLED, MANAGED, REGISTERED };
+enum kind { LINEAR, POOLED, MANAGED, REGISTERED, OPENED };
+
+struct ipc { /* CUipcMemHandle */
+    uint64_t start, size, pid;
+    uint64_t more[5];
+};
 
 struct piece {
     uintptr_t at;
@@ -132,6 +137,8 @@ struct piece {
     int device;
     struct context *context;
     unsigned long long id;
+    struct ipc ipc; /* that it was opened by, */
+    int opened;     /* so often */
     struct piece *next;
 };
 

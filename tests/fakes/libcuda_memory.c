@@ -261,6 +261,58 @@ CALL(cuMemHostUnregister, void *at) {
     return piece != NULL ? drop(piece) : HOST_MEMORY_NOT_REGISTERED;
 }
 
+/* ---- memory of other processes -------------------------------------------------------------- */
+
+/* Counts it up or down; NULL: it is none, or none any more. */
+static struct piece *open_again(uintptr_t at, const struct ipc *ipc, int by) {
+    struct piece *piece;
+
+    lock_tables();
+    for (piece = pieces; piece != NULL; piece = piece->next)
+        if (piece->kind == OPENED &&
+            (ipc != NULL ? memcmp(&piece->ipc, ipc, sizeof(*ipc)) == 0 : piece->at == at)) {
+            piece->opened += by;
+            break;
+        }
+    unlock_tables();
+    return piece;
+}
+
+/* As the real one answers in the process that the memory is of. What is in it is not shared. */
+CALL(cuIpcOpenMemHandle_v2, uintptr_t *at, struct ipc ipc, unsigned flags) {
+    struct piece *piece;
+    int result;
+
+    ENTER_CONTEXT(context);
+    if (flags != 1 || ipc.pid == (uint64_t)getpid())
+        return INVALID_CONTEXT;
+    piece = open_again(0, &ipc, 1);
+    if (piece != NULL) {
+        *at = piece->at;
+        return SUCCESS;
+    }
+    result = allocate(context, at, ipc.size, OPENED);
+    if (result == SUCCESS) {
+        lock_tables();
+        piece = piece_at(*at);
+        piece->ipc = ipc;
+        piece->opened = 1;
+        unlock_tables();
+    }
+    return result;
+}
+
+CALL(cuIpcCloseMemHandle, uintptr_t at) {
+    const struct piece *piece;
+
+    ENTER_CONTEXT(context);
+    (void)context;
+    piece = open_again(at, NULL, -1);
+    if (piece == NULL)
+        return INVALID_VALUE;
+    return piece->opened > 0 ? SUCCESS : drop(take(at, 1U << OPENED));
+}
+
 /* ---- who gets at it ------------------------------------------------------------------------- */
 
 static bool piece_accessible(const struct piece *piece, int device) {

@@ -1,6 +1,11 @@
 /*
  * See drain.h. cuCtxSynchronize knows no limit, so it is called in a thread of its own; what it
  * waits for may be waiting for the program, which waits at the gate.
+ *
+ * Once the gate is open again, the thread must not touch another context: the program may destroy
+ * it, or begin to capture one of its streams, which a cuCtxSynchronize would spoil. So the thread
+ * says when it goes on, before it asks whether it may; and whoever has it stop then leaves the gate
+ * closed for as long as it may take to get into the driver.
  */
 #include "drain.h"
 
@@ -13,8 +18,11 @@
 
 #define MOST 256
 #define RELAXED 2 /* CU_STREAM_CAPTURE_MODE_RELAXED: no capture of another thread's is in the way */
+#define INTO_DRIVER UINT64_C(100000000) /* nanoseconds; it takes some microseconds */
 
 static _Atomic uint32_t waiting; /* 1: the thread is at it */
+static _Atomic uint64_t begun;   /* when it went on to the last context */
+static atomic_bool abandoned;    /* nobody wants to know any more: it stops before the next one */
 static atomic_int answered;
 static unsigned long thread;
 static bool started;
@@ -32,6 +40,12 @@ static int wait_for(context one) {
     return result == CUDA_CONTEXT_IS_DESTROYED ? CUDA_SUCCESS : result;
 }
 
+/* In this order, and by abandon() in the other: one of the two sees the other. */
+static bool may_go_on(void) {
+    atomic_store(&begun, system_nanoseconds());
+    return !atomic_load(&abandoned);
+}
+
 static void *synchronize(void *data) {
     context list[MOST];
     size_t count = contexts_known(list, MOST);
@@ -42,7 +56,7 @@ static void *synchronize(void *data) {
         driver.cuThreadExchangeStreamCaptureMode(&mode);
     if (count > MOST)
         result = CUDA_NOT_SUPPORTED;
-    for (size_t n = 0; n < count && result == CUDA_SUCCESS; n++)
+    for (size_t n = 0; n < count && result == CUDA_SUCCESS && may_go_on(); n++)
         result = wait_for(list[n]);
     atomic_store(&answered, result);
     atomic_store(&waiting, 0);
@@ -65,17 +79,29 @@ static bool over(uint64_t until) {
     return true;
 }
 
+/* From here on it does nothing but wait where it waits already. */
+static void abandon(void) {
+    atomic_store(&abandoned, true);
+    over(atomic_load(&begun) + INTO_DRIVER);
+}
+
 bool drain(uint64_t nanoseconds, int *result) {
     uint64_t until = system_nanoseconds() + nanoseconds;
 
     if (!over(until))
         return false;
+    atomic_store(&abandoned, false);
+    atomic_store(&begun, system_nanoseconds());
     atomic_store(&waiting, 1);
     started = start_thread(synchronize, NULL, &thread);
-    if (!started)
+    if (!started) {
         atomic_store(&waiting, 0);
-    if (!started || !over(until))
         return false;
+    }
+    if (!over(until)) {
+        abandon();
+        return false;
+    }
     *result = atomic_load(&answered);
     return true;
 }

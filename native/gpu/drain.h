@@ -6,6 +6,7 @@
 
 /*
  * True: all contexts have, or one has answered an error (*result); false: not in time. Then a
- * thread may still be waiting, and the next call waits for that one first.
+ * thread may still be waiting for one context, but for no further one, and the next call waits for
+ * that thread first. With the gate closed.
  */
 bool drain(uint64_t nanoseconds, int *result);

@@ -321,7 +321,10 @@ CALL(cuCtxSynchronize, void) {
     ENTER();
     if (current() == NULL)
         return SUCCESS;
-    return capture_forbids(current()) ? CAPTURE_UNSUPPORTED : drain_context(current());
+    if (!capture_forbids(current()))
+        return drain_context(current());
+    spoil_captures(current());
+    return CAPTURE_UNSUPPORTED;
 }
 
 CALL(cuCtxEnablePeerAccess, struct context *peer, unsigned flags) {

@@ -35,7 +35,8 @@ enum {
     HOST_MEMORY_ALREADY_REGISTERED = 712,
     HOST_MEMORY_NOT_REGISTERED = 713,
     NOT_SUPPORTED = 801,
-    CAPTURE_UNSUPPORTED = 900
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901
 };
 
 /* ---- the world: libcuda_world.c ------------------------------------------------------------ */
@@ -248,6 +249,7 @@ struct stream {
     uint64_t asked; /* pieces of work, ever */
     struct graph *capture; /* of what is asked for now */
     int mode;              /* of the capture */
+    bool spoilt;           /* it is no good any more */
     bool ended;            /* it stays in the list, as others may be looking at it */
     pthread_mutex_t turn;  /* held by who does its work */
     struct stream *next;
@@ -270,3 +272,4 @@ int drain_stream(struct stream *stream);
 /* Whether a capture is under way that forbids to wait for this context; NULL: to make or free memory. */
 bool capture_forbids(const struct context *context);
 int drain_context(const struct context *context); /* NULL: of all */
+void spoil_captures(const struct context *context);

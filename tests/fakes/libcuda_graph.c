@@ -20,6 +20,13 @@ bool capture_forbids(const struct context *context) {
     return under_way && (context != NULL || thread_mode != RELAXED);
 }
 
+void spoil_captures(const struct context *context) {
+    pthread_mutex_lock(&stream_guard);
+    for (struct stream *stream = streams; stream != NULL; stream = stream->next)
+        stream->spoilt |= stream->capture != NULL && stream->context == context;
+    pthread_mutex_unlock(&stream_guard);
+}
+
 CALL(cuThreadExchangeStreamCaptureMode, int *mode) {
     int before = thread_mode;
 
@@ -38,6 +45,7 @@ static int begin_capture(const char *call, struct stream *stream, int mode) {
         mode > RELAXED)
         return INVALID_VALUE;
     stream->mode = mode;
+    stream->spoilt = false;
     stream->capture = calloc(1, sizeof(*stream->capture));
     if (stream->capture == NULL)
         return OUT_OF_MEMORY;
@@ -61,9 +69,9 @@ static int end_capture(const char *call, struct stream *stream, struct graph **g
     ENTER_AS(call);
     if (!is_stream(stream) || stream->capture == NULL)
         return INVALID_VALUE;
-    *graph = stream->capture;
+    *graph = stream->spoilt ? NULL : stream->capture;
     stream->capture = NULL;
-    return SUCCESS;
+    return stream->spoilt ? CAPTURE_INVALIDATED : SUCCESS;
 }
 
 CALL(cuStreamEndCapture, struct stream *stream, struct graph **graph) {

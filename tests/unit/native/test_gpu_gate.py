@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import pytest
 from fakes.cuda import FakeCuda
 from fakes.gpu import Program
 from fakes.gpu_conversation import LIBRARY, Conversation
+from fakes.gpu_script import Script, script
+from fakes.settled import eventually
 
 from shim.gpu.memory.wire import Answer, Kind, State, Status
 
@@ -149,3 +152,59 @@ def test_a_capture_is_waited_for(cuda: FakeCuda, program: Program, library: Conv
     assert library.hold().state is State.HELD
     assert not library.ask(Kind.OPEN).status
     assert program.ask("replay") == "replayed"
+
+
+CAPTURES = """
+alloc(2 << 20)
+for device in 0, 1:
+    call("cuDevicePrimaryCtxRetain", byref(context), device)
+call("cuDevicePrimaryCtxRetain", byref(context), on)
+call("cuCtxSetCurrent", context)
+stream, graph = c_void_p(), c_void_p()
+call("cuStreamCreate", byref(stream), 1)
+stop("ready")
+call("cuStreamBeginCapture_v2", stream, 2)
+stop("capturing")
+call("cuStreamEndCapture", stream, byref(graph))
+"""
+
+
+def threads(program: Script) -> int:
+    return len(os.listdir(f"/proc/{program.pid}/task"))
+
+
+def refused(program: Script, milliseconds: int) -> None:
+    """Hold it for too short a time; it begins to capture a stream then."""
+    with Conversation(program.pid) as library:
+        answer = library.hold(milliseconds)
+        assert (answer.status, answer.state) == (Status.BUSY, State.RUNNING)
+        program.go_on()
+        program.reach("capturing")
+
+
+@pytest.mark.parametrize("stage", ["cuCtxSynchronize", "cuThreadExchangeStreamCaptureMode"])
+def test_nothing_is_waited_for_once_a_hold_was_refused(cuda: FakeCuda, stage: str) -> None:
+    """A capture that the program has begun since would be spoilt.
+
+    The library's thread is in the first of two contexts, or has not got that far.
+    """
+    with script(cuda, f"on = 1{CAPTURES}") as program:
+        program.reach("ready")
+        before = threads(program)
+        with cuda.held(stage):
+            refused(program, 300)
+        eventually(lambda: threads(program) == before)
+        program.go_on()
+        program.end()
+
+
+def test_a_refused_hold_leaves_nobody_about_to_wait(cuda: FakeCuda) -> None:
+    """Who has been let go on to a context gets into the driver before the program goes on."""
+    with script(cuda, f"on = 0{CAPTURES}") as program:
+        program.reach("ready")
+        before = threads(program)
+        cuda.delay("cuCtxPushCurrent_v2", QUIET)
+        refused(program, 10)
+        eventually(lambda: threads(program) == before)
+        program.go_on()
+        program.end()

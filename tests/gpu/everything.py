@@ -3,8 +3,9 @@
     python -m gpu.everything GIB CACHE PORT [DEVICE]
 
 GIB of random numbers and a graph (worker.py), CACHE GiB of zeros that nobody has touched, numbers
-on several streams, pinned host memory that goes to the GPU and comes back, many small tensors, and
-a child, started by spawn, with a quarter of GIB of its own.
+on several streams, pinned host memory that goes to the GPU and comes back, many small tensors, a
+graph that is changed each time (changing.py), and a child, started by spawn, with a quarter of GIB
+of its own.
 
     GET /health               200, once both are warm
     GET /first                what the graph gives, for who wants an answer soon
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 from gpu.answering import serve
+from gpu.changing import Changing
 from gpu.model import untouched
 from gpu.worker import State, sums
 
@@ -41,6 +43,7 @@ class Everything:
         self._small = [torch.full((n + 1,), n, device=device) for n in range(SMALL)]
         self._streams = [torch.cuda.Stream() for _ in range(STREAMS)] if device == "cuda" else []
         self._each = [torch.randn(1 << 20, device=device) for _ in self._streams]
+        self._changing = Changing() if device == "cuda" else None
 
     def first(self) -> dict[str, Any]:
         """What does not take long."""
@@ -54,6 +57,7 @@ class Everything:
             "small": sum(int(one.sum()) for one in self._small),
             "streams": self._on_streams(),
             "pinned": self._there_and_back(),
+            "changed": self._changing.check() if self._changing is not None else [],
         }
 
     def _on_streams(self) -> list[int]:

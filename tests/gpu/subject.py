@@ -81,7 +81,7 @@ def transformers(shape: str, tokens: int, device: str = "cuda", cache: float = 0
 def everything(gib: float, cache: float, device: str, *, expandable: bool = False) -> Subject:
     """everything.py; with `expandable` PyTorch maps its memory itself, piece by piece."""
     words = ("-m", "gpu.everything", f"{gib:g}", f"{cache:g}", str(PORT), device)
-    same = ("memory", "graph", "cache", "small", "streams", "pinned", "second")
+    same = ("memory", "graph", "cache", "small", "streams", "pinned", "changed", "second")
     chosen = dict.fromkeys(_ALLOCATOR, "expandable_segments:True") if expandable else {}
     kind = "expandable" if expandable else "everything"
     return Subject(f"{kind}-{gib:g}g", words, same, first="/first", environment=chosen)

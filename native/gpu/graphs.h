@@ -60,7 +60,11 @@
 #define TEXTURES(X)                                                                                \
     X(cuTexObjectCreate, cuTexObjectCreate, 5000, STREAM_ANY,                                      \
       (unsigned long long *texture, const void *memory, const void *how, const void *view),        \
-      (texture, memory, how, view))
+      (texture, memory, how, view))                                                                \
+    X(cuTexRefSetAddress_v2, cuTexRefSetAddress, 3020, STREAM_ANY,                                 \
+      (size_t *offset, void *texture, address at, size_t size), (offset, texture, at, size))       \
+    X(cuTexRefSetAddress2D_v3, cuTexRefSetAddress2D, 4010, STREAM_ANY,                             \
+      (void *texture, const void *array, address at, size_t pitch), (texture, array, at, pitch))
 
 #define GRAPHS(X) GRAPH_NODES(X) GRAPHS_READY(X) TEXTURES(X)
 

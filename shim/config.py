@@ -124,6 +124,14 @@ TABLE = (
         "cuFile's compatibility mode, to try it.",
     ),
     Key(
+        "gpu.begin",
+        str,
+        "sandbox",
+        "When a restore takes memory of GPUs. sandbox: as soon as a pod's sandbox is there, on a "
+        "node with no other GPUs than the snapshot needs, and nobody on them; container: not "
+        "before a container has been given them.",
+    ),
+    Key(
         "gpu.wait",
         float,
         10.0,
@@ -216,6 +224,7 @@ WORDS = {
     "gpu.pages": ("huge", "small"),
     "gpu.memory": ("library", "driver"),
     "gpu.storage": ("auto", "ring", "cufile"),
+    "gpu.begin": ("sandbox", "container"),
     "policy.namespaces": ("own", "any"),
 }
 LIMITS = {

@@ -5,8 +5,8 @@
     engine.py undo FILE   remove what an engine that died had made (see work.Work.remember)
 
 One that is started for a pod's sandbox is told first what to read ahead; it is asked again if the
-first container was not the one that the snapshot is of. One that has waited until a worker is warm
-is then asked to dump it.
+first container was not the one that the snapshot is of, and told to give way if that has a GPU.
+One that has waited until a worker is warm is then asked to dump it.
 
 It may import what it likes and take the memory it needs. It ends, with everything it has started,
 when the daemon closes the socket or dies.
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 SOCKET_FD = 3
 STREAMS = 8  # descriptors that may come with a request
+_TOLD = ("read-ahead", "give-way")  # want no answer
 
 
 def main(arguments: list[str]) -> int:
@@ -135,9 +136,13 @@ def _preload(requests: _Requests) -> None:
 def _serve(requests: _Requests, daemon: socket.socket, begun: Begun) -> int:
     while True:
         request, fds = requests.next()
-        if request["verb"] == "read-ahead":  # wants no answer; what is wrong, the restore will say
+        if request["verb"] == "read-ahead":  # what is wrong, the restore will say
             begun.adoption.start(Config(request["config"]))  # before we volunteer to be killed
             begun.ahead.begin(request, begun.device.expect)
+            continue
+        if request["verb"] == "give-way":
+            if "device" in vars(begun):
+                begun.device.close()
             continue
         if "ahead" in vars(begun):
             begun.ahead.called()
@@ -181,7 +186,7 @@ class _Requests:
         self._receive()
         line, _, self._buffer = self._buffer.partition(b"\n")
         request: dict[str, Any] = json.loads(line)
-        if request["verb"] == "read-ahead":
+        if request["verb"] in _TOLD:
             return request, ()  # has none: they are the next request's
         fds, self._fds = self._fds, []
         return request, tuple(fds)

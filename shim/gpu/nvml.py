@@ -168,7 +168,7 @@ def _told(ask: Callable[[Any], Any], handle: Any, otherwise: Any) -> Any:
 
 
 def _processes(handle: Any) -> tuple[int, ...]:
-    """Only for people: whatever keeps NVML from listing them, the GPU can be used."""
+    """Whatever keeps NVML from listing them, the GPU can be used."""
     import pynvml
 
     try:

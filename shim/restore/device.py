@@ -135,7 +135,7 @@ class Device:
         return {"cuda": " ".join(words)} | ({"gpu": moved} if moved else {})
 
     def close(self) -> None:
-        """Let go of GPU memory that no process was given."""
+        """Let go of GPU memory that no process was given; `judge` would begin anew."""
         if self._memory is not None:
             self._memory.close()
 

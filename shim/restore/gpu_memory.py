@@ -2,7 +2,8 @@
 
 It is filled while CRIU and the driver work (gpu/memory/resume.py), on the GPUs that the container
 has. These are known once there is a container; before, if the node has no others than those that
-the snapshot needs. Then nothing is lost by beginning with the sandbox, as soon as there is room.
+the snapshot needs. Then nothing is lost by beginning with the sandbox, as soon as there is room and
+nobody has work there: such a GPU may be somebody else's, and our pod may get none.
 
 CRIU does not wait for it (the driver's first context and the making took 0.5 seconds on an H100):
 there is a last moment, when all processes are there and none has run, and `ready` is asked then.
@@ -11,6 +12,7 @@ there is a last moment, when all processes are there and none has run, and `read
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -30,6 +32,7 @@ from shim.snapshot.snapshot import Snapshot
 
 GIB = 1 << 30
 _PAUSE = 0.05  # seconds between two looks at a GPU's memory
+_LONG_PAUSE = 0.5  # where there is enough, but somebody uses it, too: he may stay
 
 
 class GpuMemory:
@@ -41,6 +44,7 @@ class GpuMemory:
         self._node = node
         self._cached = partial(client.of, config)
         self._storage = Storage(config.text("gpu.storage"))
+        self._at_once = config.text("gpu.begin") == "sandbox"
         self._stored: Stored | None = None
         self._refill: Refill | None = None
         self._enough = threading.Event()  # of trying early
@@ -102,7 +106,7 @@ class GpuMemory:
         return f"{sizes}{rate}{whence}{''.join(spans)}"
 
     def close(self) -> None:
-        """Let go of all that nobody was given."""
+        """Let go of all that nobody was given; `judge` would begin anew."""
         self._end_early()
         refill, self._refill = self._refill, None
         if refill is not None:
@@ -139,18 +143,36 @@ class GpuMemory:
         try:
             refill = self._new()
             refill.prefetch()
-            here = self._node.gpus()
-            gpus = certain(self._snapshot.config, here)
-            while gpus and not self._enough.is_set():
-                free = {gpu.uuid: gpu.free for gpu in here}
-                needed = self._snapshot.config.gpu.needed
-                if all(free.get(gpus[uuid], 0) >= size for uuid, size in needed.items()):
-                    refill.begin(gpus)
-                    return
-                self._enough.wait(_PAUSE)
-                here = self._node.now()
+            if self._at_once:
+                self._begin_early(refill)
         except (ThawError, OSError, ValueError):
             pass  # none of it matters before there is a container
+
+    def _begin_early(self, refill: Refill) -> None:
+        here = self._node.gpus()  # with who uses them, as of `anew`
+        gpus = certain(self._snapshot.config, here)
+        while gpus and not self._enough.is_set():
+            room = self._has_room(gpus, here)
+            if room and not self._is_used(here):
+                refill.begin(gpus)
+                return
+            self._enough.wait(_LONG_PAUSE if room else _PAUSE)
+            here = self._node.now()
+            if self._has_room(gpus, here):
+                here = self._node.anew()
+
+    def _has_room(self, gpus: Mapping[str, str], here: Sequence[Gpu]) -> bool:
+        free = {gpu.uuid: gpu.free for gpu in here}
+        needed = self._snapshot.config.gpu.needed
+        return all(free.get(gpus[uuid], 0) >= size for uuid, size in needed.items())
+
+    def _is_used(self, here: Sequence[Gpu]) -> bool:
+        """By somebody who has nothing to do with us; as far as NVML knows."""
+        pids = {pid for gpu in here for pid in gpu.processes} - {os.getpid()}
+        assert self._stored is not None, "there is a refill"
+        if pids and (cached := self._cached(self._snapshot, self._stored)) is not None:
+            pids.discard(cached.holder())
+        return bool(pids)
 
 
 def certain(snapshot: SnapshotConfig, node: Sequence[Gpu]) -> dict[str, str]:

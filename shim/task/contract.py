@@ -52,7 +52,7 @@ def agree(container: str, spec: dict[str, Any], folder: str, config: Config) -> 
     asked = annotations_of(spec)
     notes = _heeded(container, spec, folder, config)
     # Before a name is derived, and the same whether it boots cold or is restored: both compare.
-    gpus = _has_gpus(spec, notes, config)
+    gpus = has_gpus(spec, notes, config)
     if gpus or is_annotated(notes):
         from shim.gpu.spec import make_checkpointable
 
@@ -75,7 +75,7 @@ def provide_library(
     from shim.gpu.given import may_be_several
 
     preload.take(spec)
-    if not _has_gpus(spec, notes, config) or not preload.is_wanted(notes, config):
+    if not has_gpus(spec, notes, config) or not preload.is_wanted(notes, config):
         return
     several = may_be_several(spec, config.text("BinaryName"))
     if not preload.is_wanted(notes, config, several=several):
@@ -91,15 +91,15 @@ def provide_library(
         log.warning("no GPU memory library", container=container, because=error)
 
 
-def _has_gpus(spec: dict[str, Any], notes: Mapping[str, str], config: Config) -> bool:
+def has_gpus(spec: dict[str, Any], notes: Mapping[str, str], config: Config) -> bool:
     """Who has any can be meant by `thaw checkpoint` without an annotation; sandboxes never are."""
     if notes.get(CONTAINER_TYPE) == "sandbox":
         return False
     if not mentions_gpus(spec):
         return False
-    from shim.gpu.given import has_gpus
+    from shim.gpu import given
 
-    return has_gpus(spec, config.text("BinaryName"))
+    return given.has_gpus(spec, config.text("BinaryName"))
 
 
 def mentions_gpus(spec: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from shim.errors import ThawError
 from shim.runc import Runc
 from shim.task import options
 from shim.task.container import Container, remove_state
-from shim.task.contract import agree
+from shim.task.contract import agree, has_gpus
 from shim.task.restoration import Restoration
 from shim.task.rootfs import Rootfs
 from shim.task.source import Origins, origins_of
@@ -49,6 +49,8 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
         origins = origins_of(request.id, request.checkpoint, notes, config)
         if origins.source is None:  # nobody else would end what may have its GPU's memory by now
             host.engines.cool(asked)
+        if host.engines.spare and has_gpus(spec, notes, config):
+            host.engines.give_way(but=origins.source.name if origins.source is not None else "")
         steer_criu(spec, _criu_config(folder))
         bundle.save(spec)
         container = _assemble(host, request, bundle, config, spec, folder, origins, notes)

@@ -95,6 +95,10 @@ class Engine:
         except OSError:
             pass
 
+    def give_way(self) -> None:
+        """Let it take no GPU memory before it is asked, and let go of what it has."""
+        self.tell({"verb": "give-way"})
+
     def listen(self) -> dict[str, Any] | None:
         """What it says next without being asked; None when it has ended, or shall."""
         try:
@@ -208,6 +212,21 @@ class Engines:
                 spare = self._spare.pop(name, None)
             if spare is not None:
                 spare.let_go()
+
+    @property
+    def spare(self) -> bool:
+        """Whether there are any."""
+        return bool(self._spare)
+
+    def give_way(self, but: str) -> None:
+        """A container gets a GPU: what those for other snapshots have taken of it is let go.
+
+        They take it again once there is a container for them.
+        """
+        with self._lock:
+            spare = [spare for name, spare in self._spare.items() if name != but]
+        for one in spare:
+            one.engine.give_way()
 
     def take(self, env: Mapping[str, str], name: str) -> Engine:
         """The spare one for that snapshot, or a new one."""

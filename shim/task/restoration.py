@@ -24,6 +24,7 @@ from shim.errors import (
     Unfit,
 )
 from shim.reference import AUTO
+from shim.task.contract import has_gpus
 from shim.task.dumping import is_marked, unmark
 from shim.task.engine import Engine
 from shim.task.process import Console
@@ -132,11 +133,14 @@ class Restoration:
         if undone is not None:
             log.error("a restore could not be undone", container=container.id, undo=undone)
 
-    def _hand_on(self) -> None:
+    def _hand_on(self, container: Container) -> None:
         """Leave the engine, and what it has read ahead, to the container that is meant."""
         engine, self._engine = self._engine, None
         self._over = True
         if engine is not None:
+            spec = container.bundle.spec()
+            if has_gpus(spec, annotations_of(spec), container.config):
+                engine.give_way()
             self._host.engines.give_back(engine, self._source.name)
 
     def _ask(self, container: Container, deadline: float | None) -> dict[str, Any]:
@@ -175,7 +179,7 @@ class Restoration:
             return
         if isinstance(error, OtherContainer) and not self._cancelled:
             log.info("another container is meant", container=container.id, error=error.message)
-            self._hand_on()
+            self._hand_on(container)
             return
         self.unfit = isinstance(error, Unfit)
         if self._engine is not None:

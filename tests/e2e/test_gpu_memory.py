@@ -13,17 +13,20 @@ from typing import NamedTuple
 
 import pytest
 from bed.fetch import criu
+from bed.images import HOST_IMAGE
 from bed.lane import Installation
 from bed.pod import Container, Pod
 from fakes import gpu
 from fakes.cuda import PASS
 from fakes.nvml import H100, machine
 from gate import configured, gate
-from gpus import PORT, GpuLane, ask, booted, removed, running
+from gpus import PORT, GpuLane, ask, booted, device, removed, running
 from stored import path_of
 from workers import (
     FAIL,
+    PYTHON,
     SNAPSHOT,
+    USR,
     awaited_lines,
     checkpoint,
     children,
@@ -170,6 +173,30 @@ def test_restored_and_again(lane: GpuLane, snapshot: Made, strict: Pod) -> None:
         assert sums(container) == other
         ask(container, "alloc", "2M")
         ask(container, "free", "2")
+
+
+def test_another_container_has_the_gpu_first(lane: GpuLane, snapshot: Made) -> None:
+    """With all of its memory: what was taken with the sandbox is let go, and taken again later."""
+    lane.cuda.trace()
+    notes = {f"{SNAPSHOT}.app": NAME, **FAIL}
+    with lane.pod("both", annotations=notes) as pod:
+        pieces = len(MADE) - 1
+        wait_until(lambda: lane.cuda.count("cuMemCreate") >= pieces, "memory for the restore")
+        let_go = lane.cuda.count("cuMemRelease")
+        with removed(first(lane, pod).start()):
+            wait_until(
+                lambda: lane.cuda.count("cuMemRelease") >= let_go + pieces, "it to be let go"
+            )
+        container = lane.program(pod).start()
+        assert outcome(lane, container).message == "restored"
+        assert sums(container) == snapshot.sums
+    assert lane.cuda.count("cuMemCreate") >= 2 * pieces
+
+
+def first(lane: GpuLane, pod: Pod) -> Container:
+    """A container with the same GPU, before the worker."""
+    words = [PYTHON, "-ISuc", "input()"]
+    return pod.container("first", HOST_IMAGE, words, mounts=[USR], devices=[device(lane.node)])
 
 
 def test_through_a_file(lane: GpuLane, snapshot: Made, tmp_path: Path) -> None:

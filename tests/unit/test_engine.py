@@ -53,6 +53,18 @@ shim.restore.engine.restore = other
 sys.exit(engine.main([]))
 """
 
+EARLY = """
+import sys
+from shim import engine
+from shim.restore import bulk, device
+import shim.restore.engine
+closed = []
+device.Device.close = lambda self: closed.append(self)
+bulk.ReadAhead.begin = lambda self, request, opened: None
+engine._answer = lambda request, fds, begun: {"closed": len(closed), "fds": len(fds)}
+sys.exit(engine.main([]))
+"""
+
 
 class Daemon:
     """The other end of the socket."""
@@ -196,6 +208,24 @@ def test_it_stays_for_the_container_that_is_meant(tmp_path: Path) -> None:
         assert answer["error"]["class"] == "OtherContainer"
     assert daemon.ask(request(tmp_path)) == {}
     assert daemon.process.wait(PATIENCE) == 0
+    daemon.close()
+
+
+def test_it_gives_way_and_is_asked_later(tmp_path: Path) -> None:
+    """Another container of the pod gets the GPU: told twice, or before there is anything to let go,
+    nothing happens.
+    """
+    daemon = Daemon(EARLY)
+    way = json.dumps({"verb": "give-way"}).encode() + b"\n"
+    daemon.socket.sendall(way)
+    ahead = {"verb": "read-ahead", "name": "one", "config": {"snapshots": str(tmp_path)}}
+    daemon.socket.sendall(json.dumps(ahead).encode() + b"\n" + way + way)
+    read, write = os.pipe()
+    line = json.dumps(request(tmp_path)).encode() + b"\n"
+    socket.send_fds(daemon.socket, [line], [write])
+    assert json.loads(daemon.socket.recv(4096)) == {"closed": 2, "fds": 1}
+    os.close(read)
+    os.close(write)
     daemon.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 
 import pytest
@@ -24,6 +25,17 @@ def test_a_holder_that_hangs(config: Config, monkeypatch: pytest.MonkeyPatch) ->
         pytest.raises(Unavailable, match=r"no cache answers at .*: timed out"),
     ):
         list(client.ask(config, {"verb": "list"}))
+
+
+def test_who_holds_it(config: Config, stores: snapshots.Store) -> None:
+    snapshot = saved(stores, "one", [pattern("x", 1)])
+    found = stored(snapshot)
+    assert found is not None
+    cached = client.of(config, snapshot, found)
+    assert cached is not None
+    with closing(listening(wire.socket_path(config))):
+        assert cached.holder() == os.getpid()
+    assert cached.holder() == 0
 
 
 def test_without_a_holder(config: Config, stores: snapshots.Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from shim.gpu.memory.device import Memory
 from shim.gpu.memory.making import Delivered
 from shim.gpu.node import Node
 from shim.gpu.nvml import Gpu
+from shim.restore import gpu_memory
 from shim.restore.gpu_memory import GpuMemory, certain
 from shim.snapshot.config import Gpu as Kind
 from shim.snapshot.config import SnapshotConfig
@@ -97,8 +99,8 @@ class FakeNode(Node):
         return self.now()
 
 
-def of(snapshot: Snapshot, cuda: FakeCuda, node: FakeNode) -> GpuMemory:
-    return GpuMemory(Config({"gpu.library": cuda.library}), snapshot, node)
+def of(snapshot: Snapshot, cuda: FakeCuda, node: FakeNode, **more: Any) -> GpuMemory:
+    return GpuMemory(Config({"gpu.library": cuda.library, **more}), snapshot, node)
 
 
 def bring_back(memory: GpuMemory, program: Program) -> None:
@@ -202,6 +204,95 @@ def test_not_before_there_is_room(snapshot: Snapshot, cuda: FakeCuda, program: P
     node.there = machine(H100)
     bring_back(memory, program)
     memory.close()
+
+
+def test_not_while_somebody_is_on_it(
+    snapshot: Snapshot, cuda: FakeCuda, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room, but it may be another pod's GPU."""
+    monkeypatch.setattr(gpu_memory, "_LONG_PAUSE", 0.01)
+    before = made(cuda)
+    node = FakeNode(replace(H100, processes=(1,)))
+    memory = of(snapshot, cuda, node)
+    memory.expect()
+    eventually(lambda: node.asked >= 4)
+    assert made(cuda) == before
+    node.there = machine(H100)
+    eventually(lambda: made(cuda) > before)
+    bring_back(memory, program)
+    memory.close()
+    assert made(cuda) == before + 1
+
+
+def test_the_container_has_it_all_the_same(
+    snapshot: Snapshot, cuda: FakeCuda, program: Program, whole: str
+) -> None:
+    """Several may share one."""
+    memory = of(snapshot, cuda, FakeNode(replace(H100, processes=(1,))))
+    memory.expect()
+    bring_back(memory, program)
+    memory.close()
+    assert program.ask("sum 1") == whole
+
+
+@pytest.mark.parametrize("processes", [(os.getpid(),), (4711,), (4711, os.getpid())])
+def test_who_does_not_count(
+    snapshot: Snapshot, cuda: FakeCuda, program: Program, processes: tuple[int, ...]
+) -> None:
+    """This process, and the one that has the node's cache."""
+
+    class Cache:
+        def has(self) -> bool:
+            return False
+
+        def fill(self, wanted: object, made: object) -> None:
+            pass
+
+        def holder(self) -> int:
+            return 4711
+
+        def cancel(self) -> None:
+            pass
+
+        def offer(self) -> None:
+            pass
+
+    before = made(cuda)
+    memory = of(snapshot, cuda, FakeNode(replace(H100, processes=processes)))
+    memory._cached = lambda *_: cast("Any", Cache())  # type: ignore[assignment]
+    memory.expect()
+    eventually(lambda: made(cuda) > before)
+    bring_back(memory, program)
+    memory.close()
+
+
+def test_not_before_there_is_a_container(
+    snapshot: Snapshot, cuda: FakeCuda, program: Program, whole: str
+) -> None:
+    """If the operator wants it so."""
+    before = made(cuda)
+    node = FakeNode(H100)
+    memory = of(snapshot, cuda, node, **{"gpu.begin": "container"})
+    memory.expect()
+    memory._end_early()
+    assert (made(cuda), node.asked) == (before, 0)
+    bring_back(memory, program)
+    memory.close()
+    assert program.ask("sum 1") == whole
+
+
+def test_it_gives_way(snapshot: Snapshot, cuda: FakeCuda, program: Program, whole: str) -> None:
+    """Another container has the GPU first; after it, it is made once more."""
+    before = made(cuda)
+    memory = of(snapshot, cuda, FakeNode(H100))
+    memory.expect()
+    eventually(lambda: made(cuda) > before)
+    memory.close()
+    assert cuda.count("cuMemRelease") >= 1
+    bring_back(memory, program)
+    memory.close()
+    assert made(cuda) == before + 2
+    assert program.ask("sum 1") == whole
 
 
 def test_begun_on_another(snapshot: Snapshot, cuda: FakeCuda, program: Program) -> None:

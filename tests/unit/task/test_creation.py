@@ -20,12 +20,19 @@ from shim.errors import (
     RuntimeFailed,
 )
 from shim.proto import task_pb as pb
+from shim.task.engine import Engine
 
 FOREVER = ("sleep", "1000")
 SNAPSHOT = "thaw.dev/snapshot"
 ON_FAILURE = "thaw.dev/on-failure"
 NAME = "io.kubernetes.cri.container-name"
 TYPE = "io.kubernetes.cri.container-type"
+GPU = {
+    "linux": {
+        "namespaces": [{"type": "pid"}, {"type": "mount"}],
+        "devices": [{"path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0}],
+    }
+}
 
 
 def annotated(pod: Pod, **notes: str) -> dict[str, Any]:
@@ -143,6 +150,35 @@ def test_a_container_that_is_not_restored_leaves_no_engine(
     container = pod.create("c", *FOREVER, spec=annotated(pod, **notes))
     assert container.restoration is None
     assert name not in engines._spare
+
+
+@pytest.mark.parametrize(
+    ("gpu", "notes", "told"),
+    [
+        (True, {}, ["warm"]),
+        (False, {}, []),
+        (True, {SNAPSHOT: "other"}, ["warm"]),
+        (True, {SNAPSHOT: "warm"}, []),
+    ],
+)
+def test_another_container_gets_the_gpu(
+    pod: Pod,
+    plays: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: bool,
+    notes: dict[str, str],
+    told: list[str],
+) -> None:
+    """Before it boots, or is restored itself, what was taken with the sandbox is let go."""
+    pod.snapshot("other")
+    engines, seen = pod.node.host.engines, []
+    monkeypatch.setattr(Engine, "give_way", lambda engine: seen.append(engine.pid))
+    sandbox = {SNAPSHOT + ".main": "warm", TYPE: "sandbox"}
+    pod.create("s", *FOREVER, spec=annotated(pod, **sandbox))
+    names = {spare.engine.pid: name for name, spare in engines._spare.items()}
+    spec = annotated(pod, **notes, **{TYPE: "container", NAME: "first"})
+    pod.create("c", *FOREVER, spec=spec | (GPU if gpu else {}))
+    assert [names[pid] for pid in seen] == told
 
 
 def test_a_container_that_must_not_boot_cold_leaves_no_engine_either(pod: Pod, plays: Any) -> None:

@@ -26,6 +26,7 @@ from shim.errors import (
 from shim.proto import events_pb as pb
 from shim.proto import task_pb
 from shim.task.container import Container
+from shim.task.engine import Engine
 from shim.task.restoration import Restoration
 from shim.task.state import CREATED, RUNNING, STOPPED
 
@@ -188,6 +189,25 @@ def test_a_snapshot_of_another_container_of_the_pod(
     lines = [line for line in logged().splitlines() if "OOM" not in line]
     assert lines
     assert not [line for line in lines if "level=info" not in line]
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_it_may_have_a_gpu_itself(
+    pod: Pod, plays: Any, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    """And needs all of its memory, of which some was taken for the one that is meant."""
+    told: list[int] = []
+    monkeypatch.setattr(Engine, "give_way", lambda engine: told.append(engine.pid))
+    plays.fail("restore", "OtherContainer", "the snapshot is of container 'worker'")
+    container = annotated(pod, STRICT)
+    own = container.pids()
+    if gpu:
+        spec = container.bundle.spec()
+        device = {"path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0}
+        spec.setdefault("linux", {})["devices"] = [device]
+        container.bundle.save(spec)
+    pod.start("c")
+    assert told == (own if gpu else [])
 
 
 def test_a_cold_boot_that_fails_too(pod: Pod, plays: Any) -> None:

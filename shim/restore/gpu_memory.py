@@ -32,7 +32,7 @@ from shim.snapshot.snapshot import Snapshot
 
 GIB = 1 << 30
 _PAUSE = 0.05  # seconds between two looks at a GPU's memory
-_LONG_PAUSE = 0.5  # where there is enough, but somebody uses it, too: he may stay
+_LONG_PAUSE = 0.5  # at most, where there is enough and somebody uses it, too: he may stay
 
 
 class GpuMemory:
@@ -151,12 +151,14 @@ class GpuMemory:
     def _begin_early(self, refill: Refill) -> None:
         here = self._node.gpus()  # with who uses them, as of `anew`
         gpus = certain(self._snapshot.config, here)
+        pause = _PAUSE
         while gpus and not self._enough.is_set():
             room = self._has_room(gpus, here)
             if room and not self._is_used(here):
                 refill.begin(gpus)
                 return
-            self._enough.wait(_LONG_PAUSE if room else _PAUSE)
+            self._enough.wait(pause)
+            pause = min(2 * pause, _LONG_PAUSE) if room else _PAUSE
             here = self._node.now()
             if self._has_room(gpus, here):
                 here = self._node.anew()

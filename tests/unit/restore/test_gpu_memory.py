@@ -25,7 +25,6 @@ from shim.gpu.memory.device import Memory
 from shim.gpu.memory.making import Delivered
 from shim.gpu.node import Node
 from shim.gpu.nvml import Gpu
-from shim.restore import gpu_memory
 from shim.restore.gpu_memory import GpuMemory, certain
 from shim.snapshot.config import Gpu as Kind
 from shim.snapshot.config import SnapshotConfig
@@ -206,11 +205,8 @@ def test_not_before_there_is_room(snapshot: Snapshot, cuda: FakeCuda, program: P
     memory.close()
 
 
-def test_not_while_somebody_is_on_it(
-    snapshot: Snapshot, cuda: FakeCuda, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_not_while_somebody_is_on_it(snapshot: Snapshot, cuda: FakeCuda, program: Program) -> None:
     """There is room, but it may be another pod's GPU."""
-    monkeypatch.setattr(gpu_memory, "_LONG_PAUSE", 0.01)
     before = made(cuda)
     node = FakeNode(replace(H100, processes=(1,)))
     memory = of(snapshot, cuda, node)

@@ -168,7 +168,10 @@ def _told(ask: Callable[[Any], Any], handle: Any, otherwise: Any) -> Any:
 
 
 def _processes(handle: Any) -> tuple[int, ...]:
-    """Whatever keeps NVML from listing them, the GPU can be used."""
+    """Their pids as our pid namespace has them, without those that it does not see (NVIDIA's open
+    kernel modules, gpu_rmapi.c: gpuGetProcWithObject). Whatever keeps NVML from listing them, the
+    GPU can be used.
+    """
     import pynvml
 
     try:

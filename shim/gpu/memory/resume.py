@@ -1,9 +1,9 @@
 """GPU memory made and filled anew while CRIU and the driver work, then handed to processes.
 
 Begun as soon as it is known on which GPUs: for a node whose GPUs are just those that the snapshot
-needs that is when the sandbox is made, for others when the container is. Reading begins even
-earlier. A process that has not got all of its memory never gets to use it: its library holds its
-GPU work until all processes have theirs.
+needs, with nobody on them, that is when the sandbox is made, for others when the container is.
+Reading begins even earlier. A process that has not got all of its memory never gets to use it: its
+library holds its GPU work until all processes have theirs.
 
 Where the node's cache has it, its holder makes the memory and fills it: it has a context on the GPU
 already, and we need none. Otherwise filling begins with the first region: they are made in the

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from shim import log
 from shim.cache.wire import (
     BATCH,
     key_of,
+    peer,
     raise_error,
     receive,
     receive_files,
@@ -36,7 +36,6 @@ _ASKING = 1.0  # seconds for an answer that needs no work
 _WAITING = 120.0  # seconds for the next word: memory of what is dropped is given back first
 _FILLING = 15.0  # seconds for a fill, and one more for every GiB: it does 20 and more in one
 _GIB = 1 << 30
-_PEER = struct.Struct("3i")  # struct ucred: pid, user, group
 _START = "systemctl start thaw-cache; cache.size must not be 0"
 
 
@@ -63,16 +62,6 @@ class Cached:
                 return (receive(sock) or {}).get("here") is True
         except (OSError, ValueError):
             return False
-
-    def holder(self) -> int:
-        """The holder's pid; 0 if there is none, or it is in another pid namespace."""
-        try:
-            with closing(_connected(self._address, _ASKING)) as sock:
-                told = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-        except OSError:
-            return 0
-        pid: int = _PEER.unpack(told)[0]
-        return pid
 
     def fill(self, wanted: Sequence[Wanted], made: Callable[[], None]) -> list[Delivered] | None:
         """Have regions made and filled; all of them, by number, once all is in its place.
@@ -136,6 +125,18 @@ def of(config: Config, snapshot: Snapshot, stored: Stored) -> Cached | None:
     if config.number("cache.size") <= 0:
         return None
     return Cached(socket_path(config), key_of(snapshot.path, stored), snapshot.path)
+
+
+def holder(config: Config) -> int:
+    """The holder's pid; 0 if there is none, shall be none, or it is in another pid namespace."""
+    if config.number("cache.size") <= 0:
+        return 0
+    try:
+        with closing(_connected(socket_path(config), _ASKING)) as sock:
+            pid, _ = peer(sock)
+    except OSError:
+        return 0
+    return pid
 
 
 def ask(config: Config, message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

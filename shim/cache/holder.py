@@ -15,7 +15,6 @@ import fcntl
 import os
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ from shim.cache.pinned import PinnedMemory
 from shim.cache.reading import Reading
 from shim.cache.segments import SEGMENT, Segment
 from shim.cache.store import HUGE, Store
-from shim.cache.wire import as_error, receive, send, socket_path
+from shim.cache.wire import as_error, peer, receive, send, socket_path
 from shim.config import Config, load
 from shim.errors import FailedPrecondition, GpuFailed, InvalidArgument, ThawError
 from shim.gpu.memory.making import Wanted
@@ -41,7 +40,6 @@ _PATIENCE = 10.0  # seconds for what somebody is about to say
 _BETWEEN = 60.0  # seconds between two looks for what has changed
 _LOOK = 0.2  # seconds between two words about how far something is
 _PAUSE = 1.0  # seconds without accepting when that was refused
-_PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _MOST_READERS = 8
 
 Reply = Callable[[Mapping[str, Any]], None]
@@ -218,8 +216,7 @@ class Holder:
 
 def _check_peer(connection: socket.socket) -> None:
     """Raise OSError unless it is root (or whoever we are)."""
-    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    _, uid, _ = _PEER.unpack(told)
+    _, uid = peer(connection)
     if uid not in (0, os.geteuid()):
         raise PermissionError(f"user {uid} has no business with the cache")
 

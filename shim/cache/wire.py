@@ -40,11 +40,21 @@ from shim.lean.digests import sha256
 MOST = 4 << 20  # bytes of a message
 BATCH = 200  # descriptors in a message; the kernel takes 253 (SCM_MAX_FD)
 _LENGTH = struct.Struct("<I")
+_PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
 def socket_path(config: Config) -> str:
     """Where the holder listens."""
     return os.path.join(config.text("state"), "cache.sock")
+
+
+def peer(sock: socket.socket) -> tuple[int, int]:
+    """Pid and user of whoever has connected, or listens where we have. Raises OSError.
+
+    The pid is 0 if it is not in our pid namespace.
+    """
+    pid, user, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return pid, user
 
 
 def key_of(path: Path, stored: Stored) -> str:

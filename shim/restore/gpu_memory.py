@@ -43,6 +43,7 @@ class GpuMemory:
         self._open = partial(Memory.open, config.text("gpu.library"))
         self._node = node
         self._cached = partial(client.of, config)
+        self._holder = partial(client.holder, config)
         self._storage = Storage(config.text("gpu.storage"))
         self._at_once = config.text("gpu.begin") == "sandbox"
         self._stored: Stored | None = None
@@ -171,10 +172,7 @@ class GpuMemory:
     def _is_used(self, here: Sequence[Gpu]) -> bool:
         """By somebody who has nothing to do with us; as far as NVML knows."""
         pids = {pid for gpu in here for pid in gpu.processes} - {os.getpid()}
-        assert self._stored is not None, "there is a refill"
-        if pids and (cached := self._cached(self._snapshot, self._stored)) is not None:
-            pids.discard(cached.holder())
-        return bool(pids)
+        return bool(pids and pids - {self._holder()})
 
 
 def certain(snapshot: SnapshotConfig, node: Sequence[Gpu]) -> dict[str, str]:

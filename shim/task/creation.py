@@ -49,8 +49,10 @@ def create(host: Host, request: CreateTaskRequest) -> Container:
         origins = origins_of(request.id, request.checkpoint, notes, config)
         if origins.source is None:  # nobody else would end what may have its GPU's memory by now
             host.engines.cool(asked)
-        if host.engines.spare and has_gpus(spec, notes, config):
-            host.engines.give_way(but=origins.source.name if origins.source is not None else "")
+        others = host.engines.others(origins.source.name if origins.source is not None else "")
+        if others and has_gpus(spec, notes, config):
+            for engine in others:
+                engine.give_way()
         steer_criu(spec, _criu_config(folder))
         bundle.save(spec)
         container = _assemble(host, request, bundle, config, spec, folder, origins, notes)

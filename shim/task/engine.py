@@ -96,7 +96,10 @@ class Engine:
             pass
 
     def give_way(self) -> None:
-        """Let it take no GPU memory before it is asked, and let go of what it has."""
+        """Let it take no GPU memory before it is asked, and let go of what it has.
+
+        Another container gets the GPU first.
+        """
         self.tell({"verb": "give-way"})
 
     def listen(self) -> dict[str, Any] | None:
@@ -213,20 +216,10 @@ class Engines:
             if spare is not None:
                 spare.let_go()
 
-    @property
-    def spare(self) -> bool:
-        """Whether there are any."""
-        return bool(self._spare)
-
-    def give_way(self, but: str) -> None:
-        """A container gets a GPU: what those for other snapshots have taken of it is let go.
-
-        They take it again once there is a container for them.
-        """
+    def others(self, name: str) -> list[Engine]:
+        """Those that wait for a container of any other snapshot."""
         with self._lock:
-            spare = [spare for name, spare in self._spare.items() if name != but]
-        for one in spare:
-            one.engine.give_way()
+            return [spare.engine for other, spare in self._spare.items() if other != name]
 
     def take(self, env: Mapping[str, str], name: str) -> Engine:
         """The spare one for that snapshot, or a new one."""

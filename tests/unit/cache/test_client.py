@@ -27,15 +27,11 @@ def test_a_holder_that_hangs(config: Config, monkeypatch: pytest.MonkeyPatch) ->
         list(client.ask(config, {"verb": "list"}))
 
 
-def test_who_holds_it(config: Config, stores: snapshots.Store) -> None:
-    snapshot = saved(stores, "one", [pattern("x", 1)])
-    found = stored(snapshot)
-    assert found is not None
-    cached = client.of(config, snapshot, found)
-    assert cached is not None
+def test_who_holds_it(config: Config) -> None:
     with closing(listening(wire.socket_path(config))):
-        assert cached.holder() == os.getpid()
-    assert cached.holder() == 0
+        assert client.holder(config) == os.getpid()
+        assert client.holder(Config({"state": config.text("state")})) == 0, "there shall be none"
+    assert client.holder(config) == 0
 
 
 def test_without_a_holder(config: Config, stores: snapshots.Store) -> None:

@@ -33,6 +33,19 @@ size, zero = c_size_t(2 * MIB), c_uint64(0)
 """
 
 
+def imported_until_gone(cuda: FakeCuda, body: str, place: str) -> None:
+    """The group counts as imported at that place, and nothing does once it is gone."""
+    with script(cuda, body) as program:
+        program.reach(place)
+        with Conversation(program.pid) as library:
+            assert library.about().left == {"imported": 2 * MIB}
+            program.go_on()
+            program.reach("gone")
+            assert library.about().left == {}
+        program.go_on()
+        program.end()
+
+
 @pytest.mark.parametrize(
     "bind",
     [
@@ -58,15 +71,7 @@ call("cuMemRelease", group)
 assert cuda.cuMulticastAddDevice(group, 0) == 1
 stop("gone")
 """
-    with script(cuda, body) as program:
-        program.reach("bound")
-        with Conversation(program.pid) as library:
-            assert library.about().left == {"imported": 2 * MIB}
-            program.go_on()
-            program.reach("gone")
-            assert library.about().left == {}
-        program.go_on()
-        program.end()
+    imported_until_gone(cuda, body, "bound")
 
 
 @pytest.mark.parametrize("handle", ["own", "group"])
@@ -103,12 +108,4 @@ stop("mapped")
 call("cuMemUnmap", windows[0], size)
 stop("gone")
 """
-    with script(cuda, body) as program:
-        program.reach("mapped")
-        with Conversation(program.pid) as library:
-            assert library.about().left == {"imported": 2 * MIB}
-            program.go_on()
-            program.reach("gone")
-            assert library.about().left == {}
-        program.go_on()
-        program.end()
+    imported_until_gone(cuda, body, "mapped")

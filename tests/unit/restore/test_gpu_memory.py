@@ -236,26 +236,9 @@ def test_who_does_not_count(
     snapshot: Snapshot, cuda: FakeCuda, program: Program, processes: tuple[int, ...]
 ) -> None:
     """This process, and the one that has the node's cache."""
-
-    class Cache:
-        def has(self) -> bool:
-            return False
-
-        def fill(self, wanted: object, made: object) -> None:
-            pass
-
-        def holder(self) -> int:
-            return 4711
-
-        def cancel(self) -> None:
-            pass
-
-        def offer(self) -> None:
-            pass
-
     before = made(cuda)
     memory = of(snapshot, cuda, FakeNode(replace(H100, processes=processes)))
-    memory._cached = lambda *_: cast("Any", Cache())  # type: ignore[assignment]
+    memory._holder = lambda: 4711  # type: ignore[assignment]
     memory.expect()
     eventually(lambda: made(cuda) > before)
     bring_back(memory, program)
